@@ -1,0 +1,296 @@
+"""What goes in and what comes out: `Prompt`, `Prediction`, `RefinementReport` (numpy only).
+
+Coordinates are pixels (x, y) in the frame of the original image; pixel (0, 0) covers [0, 1) x [0, 1). Boxes are XYXY.
+Arrays held by these values are private copies and read-only, so a value never changes after it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refinesam.errors import PromptError
+
+__all__ = ["BoolArray", "FloatArray", "Prediction", "Prompt", "RefinementReport"]
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+# How negative clicks were answered: there were none, by a model trained on them, or training-free by subtraction.
+NegativeAnswer = Literal["none", "trained", "subtracted"]
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
+
+
+def _numbers(value: ArrayLike, what: str) -> FloatArray:
+    try:
+        array = np.array(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"{what} must be numbers, got {value!r}.") from error
+    if array.size and not np.isfinite(array).all():
+        raise PromptError(f"{what} must be finite, got {array.tolist()}.")
+    return array
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Prompt:
+    """Where the object is: points, a box, a mask, or any mix of them.
+
+    Attributes:
+        points: (N, 2) float32, pixel (x, y); N may be 0.
+        labels: (N,) int64, 1 = on the object, 0 = not on the object.
+        box: (4,) float32 XYXY, or None. Corners may come in any order; they are stored sorted.
+        mask: (H, W) bool in the image's frame, a rough mask of the object, or None.
+        mask_logits: (h, w) float32, low-resolution logits of an earlier prediction of the same model, or None.
+
+    Raises:
+        PromptError: wrong shapes, labels other than 0 and 1, NaN, an empty box, or nothing given at all.
+
+    >>> Prompt(points=[[580, 350]]).labels.tolist()
+    [1]
+    >>> Prompt(box=[10, 20, 110, 220]).box.tolist()
+    [10.0, 20.0, 110.0, 220.0]
+    """
+
+    points: FloatArray
+    labels: IntArray
+    box: FloatArray | None
+    mask: BoolArray | None
+    mask_logits: FloatArray | None
+
+    def __init__(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        mask_logits: ArrayLike | None = None,
+    ) -> None:
+        """Check and copy what was given; labels default to 1 for every point."""
+        points_array, labels_array = _points_and_labels(points, labels)
+        values = {
+            "points": points_array,
+            "labels": labels_array,
+            "box": None if box is None else _box(box),
+            "mask": None if mask is None else _mask(mask),
+            "mask_logits": None if mask_logits is None else _mask_logits(mask_logits),
+        }
+        if mask is not None and mask_logits is not None:
+            raise PromptError("Give a mask or mask_logits, not both: the model has one mask input.")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if not len(points_array) and box is None and mask is None and mask_logits is None:
+            raise PromptError("The prompt is empty: give at least one point, a box or a mask.")
+
+    def __repr__(self) -> str:
+        """Show only what was given."""
+        parts = []
+        if len(self.points):
+            parts.append(f"points={self.points.tolist()}, labels={self.labels.tolist()}")
+        if self.box is not None:
+            parts.append(f"box={self.box.tolist()}")
+        if self.mask is not None:
+            parts.append(f"mask=<{self.mask.shape[0]}x{self.mask.shape[1]}>")
+        if self.mask_logits is not None:
+            parts.append(f"mask_logits=<{self.mask_logits.shape[0]}x{self.mask_logits.shape[1]}>")
+        return f"Prompt({', '.join(parts)})"
+
+    @property
+    def positive_points(self) -> FloatArray:
+        """(P, 2) float32, the points on the object."""
+        return self.points[self.labels == 1]
+
+    @property
+    def negative_points(self) -> FloatArray:
+        """(M, 2) float32, the points not on the object."""
+        return self.points[self.labels == 0]
+
+    def with_points(self, points: ArrayLike, labels: ArrayLike | None = None) -> Prompt:
+        """Return this prompt with further points appended; labels default to 1."""
+        more, more_labels = _points_and_labels(points, labels)
+        return Prompt(
+            points=np.concatenate([self.points, more]),
+            labels=np.concatenate([self.labels, more_labels]),
+            box=self.box,
+            mask=self.mask,
+            mask_logits=self.mask_logits,
+        )
+
+    def check_inside(self, image_hw: tuple[int, int]) -> None:
+        """Raise PromptError unless the prompt lies in an image of (height, width).
+
+        Points must lie in [0, W) x [0, H). A box may reach over the border but must overlap the image.
+        """
+        height, width = image_hw
+        frame = f"the image (width {width}, height {height})"
+        for x, y in self.points.tolist():
+            if not (0 <= x < width and 0 <= y < height):
+                raise PromptError(
+                    f"Point ({x:g}, {y:g}) is outside {frame}. Points are pixel (x, y): column first, then row."
+                )
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box.tolist()
+            if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+                raise PromptError(
+                    f"Box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies wholly outside {frame}. "
+                    "Boxes are x0, y0, x1, y1 in pixels."
+                )
+        if self.mask is not None and self.mask.shape != (height, width):
+            raise PromptError(
+                f"The mask prompt has shape {self.mask.shape}, {frame} needs {(height, width)}. "
+                "For logits of an earlier prediction use mask_logits."
+            )
+
+
+def _points_and_labels(points: ArrayLike | None, labels: ArrayLike | None) -> tuple[FloatArray, IntArray]:
+    if points is None:
+        if labels is not None and np.size(labels):  # type: ignore[arg-type]
+            raise PromptError(f"Labels {labels!r} were given without points.")
+        return _frozen(np.zeros((0, 2), np.float32)), _frozen(np.zeros(0, np.int64))
+    array = _numbers(points, "Points")
+    if array.size == 0:
+        array = array.reshape(0, 2)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise PromptError(f"Points must have shape (N, 2), one (x, y) each, got shape {array.shape}.")
+    if labels is None:
+        return _frozen(array), _frozen(np.ones(len(array), np.int64))
+    label_numbers = np.asarray(_numbers(labels, "Labels"))
+    if label_numbers.shape != (len(array),):
+        raise PromptError(
+            f"{len(array)} point(s) need labels of shape ({len(array)},), got shape {label_numbers.shape}."
+        )
+    if not np.isin(label_numbers, (0, 1)).all():
+        raise PromptError(
+            f"Labels must be 1 (on the object) or 0 (not on the object), got {label_numbers.tolist()}."
+        )
+    return _frozen(array), _frozen(label_numbers.astype(np.int64))
+
+
+def _box(box: ArrayLike) -> FloatArray:
+    array = _numbers(box, "A box")
+    if array.shape == (1, 4):
+        array = array[0]
+    if array.shape != (4,):
+        raise PromptError(f"A box is four numbers x0, y0, x1, y1, got shape {array.shape}. One box per prompt.")
+    x0, x1 = sorted(array[[0, 2]].tolist())
+    y0, y1 = sorted(array[[1, 3]].tolist())
+    if x0 == x1 or y0 == y1:
+        raise PromptError(f"Box {array.tolist()} has no area: x0 < x1 and y0 < y1 are needed.")
+    return _frozen(np.array([x0, y0, x1, y1], np.float32))
+
+
+def _mask(mask: ArrayLike) -> BoolArray:
+    array = np.array(mask)
+    if array.ndim != 2 or array.size == 0:
+        raise PromptError(f"A mask prompt must have shape (H, W) and pixels, got shape {array.shape}.")
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise PromptError("A mask prompt holds True/False or 1/0; for logits of a prediction use mask_logits.")
+    return _frozen(array.astype(np.bool_))
+
+
+def _mask_logits(mask_logits: ArrayLike) -> FloatArray:
+    array = _numbers(mask_logits, "mask_logits")
+    if array.ndim != 2 or array.size == 0:
+        raise PromptError(
+            f"mask_logits must have shape (h, w), one mask of an earlier prediction, got shape {array.shape}."
+        )
+    return _frozen(array)
+
+
+@dataclass(frozen=True, eq=False)
+class RefinementReport:
+    """What Adaptive Mask Refinement saw, did and decided (source paper, section XI).
+
+    Attributes:
+        kappa: number of connected components of the first mask.
+        compactness: Q = 4 pi Area / Perimeter^2 of the first mask, 0 when it is empty.
+        strategy: "centre", "boundary", or "none" when nothing could be tried.
+        rule: name of the rule that chose the strategy.
+        points: (N, 2) float32, the generated points of the last iteration, pixel (x, y).
+        score_before: predicted IoU of the first mask.
+        score_after: predicted IoU of the best refined mask, NaN when none was made.
+        kept: "first" or "refined".
+        reason: one sentence that says why.
+        iterations: refinement passes that were decoded.
+        rejected: (H, W) bool, the candidate that was not kept, or None when there was none.
+    """
+
+    kappa: int
+    compactness: float
+    strategy: Literal["centre", "boundary", "none"]
+    rule: str
+    points: FloatArray
+    score_before: float
+    score_after: float
+    kept: Literal["first", "refined"]
+    reason: str
+    iterations: int = 1
+    rejected: BoolArray | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values for JSON; the rejected mask is left out."""
+        return {
+            "kappa": self.kappa,
+            "compactness": self.compactness,
+            "strategy": self.strategy,
+            "rule": self.rule,
+            "points": self.points.tolist(),
+            "score_before": self.score_before,
+            "score_after": None if np.isnan(self.score_after) else self.score_after,
+            "kept": self.kept,
+            "reason": self.reason,
+            "iterations": self.iterations,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The masks for one prompt, and how they were obtained.
+
+    Attributes:
+        masks: (C, H, W) bool, in the image's frame.
+        iou_predictions: (C,) float32, the model's own estimate of each mask's IoU.
+        low_res_logits: (C, h, w) float32, in the model's frame; one of them can be a later prompt's mask_logits.
+        prompt: the prompt that was answered.
+        refinement: the report of Adaptive Mask Refinement, None when it was not asked for.
+        negatives: how negative clicks were answered: "none" were given, by a model "trained" on them, or
+            "subtracted": decoded as objects of their own and taken away in logit space.
+    """
+
+    masks: BoolArray
+    iou_predictions: FloatArray
+    low_res_logits: FloatArray
+    prompt: Prompt
+    refinement: RefinementReport | None = None
+    negatives: NegativeAnswer = "none"
+
+    @property
+    def best(self) -> int:
+        """Index of the mask with the highest predicted IoU."""
+        return int(np.argmax(self.iou_predictions))
+
+    @property
+    def mask(self) -> BoolArray:
+        """(H, W) bool, the mask with the highest predicted IoU."""
+        return self.masks[self.best]
+
+    @property
+    def score(self) -> float:
+        """Predicted IoU of `mask`."""
+        return float(self.iou_predictions[self.best])
+
+    @property
+    def logits(self) -> FloatArray:
+        """(h, w) float32, low-resolution logits of `mask`."""
+        return self.low_res_logits[self.best]
+
+    def with_refinement(self, report: RefinementReport) -> Prediction:
+        """Return the same masks with a refinement report attached."""
+        return replace(self, refinement=report)
