@@ -1,0 +1,1 @@
+"""Promptable segmentation models: EfficientSAM as released, Segment Anything, and our hybrid."""

@@ -1,0 +1,93 @@
+"""The table of model variants, over one dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from refinesam.errors import WeightsError
+
+__all__ = ["CONFIGS", "PIXEL_MEAN", "PIXEL_STD", "Capabilities", "ModelConfig", "config_named"]
+
+# Mean and standard deviation of RGB in 0..255, the same for every variant (SAM's constants; EfficientSAM's times 255).
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model can be asked.
+
+    Attributes:
+        negative_points: a click "not on the object" was trained.
+        mask_prompt: low-resolution logits of an earlier prediction can be fed back.
+        max_points: most points in a prompt, a box counting as two; None means any number.
+        input_size: side in pixels of the square that the image encoder sees.
+    """
+
+    negative_points: bool
+    mask_prompt: bool
+    max_points: int | None
+    input_size: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model variant.
+
+    Attributes:
+        family: "efficientsam" (released layout), "sam" (Segment Anything) or "hybrid" (ours: a convolutional stem under
+            a ViT, prompts also drawn into dense maps, high-resolution features in the mask decoder).
+        width, depth, heads: of the image encoder's transformer blocks.
+        input_size: side in pixels of the square input.
+        pos_grid: side of the grid of the stored position embedding.
+        global_blocks: SAM only, the blocks that attend over the whole image; the others use 14x14 windows.
+        stem_widths: hybrid only, channels at strides 2, 4 and 8.
+    """
+
+    name: str
+    family: Literal["efficientsam", "sam", "hybrid"]
+    width: int
+    depth: int
+    heads: int
+    input_size: int = 1024
+    pos_grid: int = 14
+    global_blocks: tuple[int, ...] = ()
+    stem_widths: tuple[int, int, int] = (24, 48, 96)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the variant was trained to answer."""
+        trained = self.family != "efficientsam"
+        return Capabilities(
+            negative_points=trained,
+            mask_prompt=trained,
+            # The released prompt encoder always sees six points, padded; more were never trained.
+            max_points=None if trained else 6,
+            input_size=self.input_size,
+        )
+
+
+CONFIGS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        ModelConfig("efficientsam_ti", "efficientsam", width=192, depth=12, heads=3),
+        ModelConfig("efficientsam_s", "efficientsam", width=384, depth=12, heads=6),
+        ModelConfig("sam_vit_b", "sam", width=768, depth=12, heads=12, pos_grid=64, global_blocks=(2, 5, 8, 11)),
+        ModelConfig("sam_vit_l", "sam", width=1024, depth=24, heads=16, pos_grid=64, global_blocks=(5, 11, 17, 23)),
+        ModelConfig("sam_vit_h", "sam", width=1280, depth=32, heads=16, pos_grid=64, global_blocks=(7, 15, 23, 31)),
+        ModelConfig("hybrid_ti", "hybrid", width=192, depth=8, heads=3, input_size=256, pos_grid=16),
+    )
+}
+
+
+def config_named(name: str) -> ModelConfig:
+    """Return the variant of that name.
+
+    Raises:
+        WeightsError: there is no such variant.
+    """
+    try:
+        return CONFIGS[name]
+    except KeyError:
+        raise WeightsError(f"There is no model variant {name!r}; known are {', '.join(CONFIGS)}.") from None

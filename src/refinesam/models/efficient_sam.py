@@ -1,0 +1,87 @@
+"""The light models: the released EfficientSAM, and our hybrid under the same interface."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from refinesam.models.config import ModelConfig
+from refinesam.models.image_encoder import PATCH_SIZE, HybridEncoder, ImageFeatures, ViTEncoder
+from refinesam.models.mask_decoder import EfficientSamMaskDecoder, HybridMaskDecoder
+from refinesam.models.prompt_encoder import DrawnPromptEncoder, EfficientSamPromptEncoder
+
+__all__ = ["EfficientSam", "HybridSam"]
+
+
+class EfficientSam(nn.Module):
+    """EfficientSAM in the layout of the released checkpoints (Xiong et al., CVPR 2024)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ViTEncoder(config)
+        self.prompt_encoder = EfficientSamPromptEncoder()
+        self.mask_decoder = EfficientSamMaskDecoder()
+
+    def encode(self, pixels: Tensor) -> ImageFeatures:
+        """Encode normalised pixels (B, 3, S, S)."""
+        features: ImageFeatures = self.image_encoder(pixels)
+        return features
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        points: Tensor,
+        labels: Tensor,
+        mask_logits: Tensor | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode prompts.
+
+        Args:
+            features: of B images.
+            points: (B, P, T, 2) in pixels of the model's input.
+            labels: (B, P, T); 1 on, 0 not on the object, 2 / 3 box corners, -1 padding.
+            mask_logits: must be None, the released models have no mask prompt.
+            multimask_output: three masks, or one.
+
+        Returns:
+            Logits (B, P, C, S/4, S/4) and predicted IoUs (B, P, C).
+        """
+        if mask_logits is not None:
+            raise ValueError(f"{self.config.name} takes no mask prompt.")
+        side = features.embedding.shape[-1]
+        sparse = self.prompt_encoder(points, labels, side * PATCH_SIZE)
+        image_pe = self.prompt_encoder.pe_layer.grid(side)
+        logits, iou = self.mask_decoder(features, image_pe, sparse, multimask_output)
+        return logits, iou
+
+
+class HybridSam(nn.Module):
+    """Our model: convolutional stem under a ViT, drawn prompts, negative clicks and mask prompts."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = HybridEncoder(config)
+        self.prompt_encoder = DrawnPromptEncoder()
+        self.mask_decoder = HybridMaskDecoder()
+
+    def encode(self, pixels: Tensor) -> ImageFeatures:
+        """Encode normalised pixels (B, 3, S, S)."""
+        features: ImageFeatures = self.image_encoder(pixels)
+        return features
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        points: Tensor,
+        labels: Tensor,
+        mask_logits: Tensor | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode prompts as `EfficientSam.decode`; mask_logits may be (B, P, S/4, S/4)."""
+        side = features.embedding.shape[-1]
+        sparse, dense = self.prompt_encoder(points, labels, mask_logits, side * PATCH_SIZE)
+        image_pe = self.prompt_encoder.pe_layer.grid(side)
+        logits, iou = self.mask_decoder(features, image_pe, sparse, dense, multimask_output)
+        return logits, iou

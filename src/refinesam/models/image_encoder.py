@@ -1,0 +1,127 @@
+"""Light image encoders: EfficientSAM's plain ViT and our hybrid of a convolutional stem and a ViT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from refinesam.models.config import ModelConfig
+from refinesam.models.layers import Block, CachedPosEmbed, neck
+
+__all__ = ["HybridEncoder", "ImageFeatures", "ViTEncoder"]
+
+EMBED_DIM = 256
+PATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the mask decoder needs of an image.
+
+    Attributes:
+        embedding: (B, 256, S/16, S/16) for an input of side S.
+        high_res: further maps from coarse to fine; hybrid: (B, 64, S/8, S/8) and (B, 32, S/4, S/4); others: none.
+    """
+
+    embedding: Tensor
+    high_res: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the maps occupy."""
+        return sum(t.numel() * t.element_size() for t in (self.embedding, *self.high_res))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, linearly embedded."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, S/16, S/16, C)."""
+        return self.proj(x).permute(0, 2, 3, 1)
+
+
+class ViTEncoder(nn.Module):
+    """EfficientSAM's image encoder: a plain ViT with global attention in every block, then SAM's neck."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config.width)
+        # The released checkpoints keep the slot of ImageNet's class token in front.
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, config.pos_grid**2 + 1, config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.neck = neck(config.width, EMBED_DIM)
+        self._cached = CachedPosEmbed()
+        self._pos_grid = config.pos_grid
+
+    def forward(self, pixels: Tensor) -> ImageFeatures:
+        """Encode normalised pixels (B, 3, S, S), S a multiple of 16."""
+        x = self.patch_embed(pixels)
+        grid = x.shape[1]
+        pos = self.pos_embed[:, 1:].unflatten(1, (self._pos_grid, self._pos_grid))
+        x = (x + self._cached.get(pos, grid)).flatten(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        x = x.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+        return ImageFeatures(self.neck(x))
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution, GroupNorm, GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+            nn.GroupNorm(8, out_channels),
+            nn.GELU(),
+        )
+
+
+class ResidualConvBlock(ConvBlock):
+    """`ConvBlock` around which the input is added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + super().forward(x)
+
+
+class HybridEncoder(nn.Module):
+    """A convolutional stem (strides 2, 4, 8, 16) under ViT blocks: local features first, global context on top.
+
+    The source paper's future work names it ("fuse lightweight CNN blocks with compact ViT layers"). The stem's maps at
+    strides 8 and 4 go to the mask decoder.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        half, quarter, eighth = config.stem_widths
+        self.stem2 = ConvBlock(3, half, stride=2)
+        self.stem4 = nn.Sequential(ConvBlock(half, quarter, stride=2), ResidualConvBlock(quarter))
+        self.stem8 = nn.Sequential(ConvBlock(quarter, eighth, stride=2), ResidualConvBlock(eighth))
+        self.stem16 = nn.Conv2d(eighth, config.width, 3, stride=2, padding=1)
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, config.pos_grid, config.pos_grid, config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.neck = neck(config.width, EMBED_DIM)
+        self.high_res8 = nn.Conv2d(eighth, 64, 1)
+        self.high_res4 = nn.Conv2d(quarter, 32, 1)
+        self._cached = CachedPosEmbed()
+
+    def forward(self, pixels: Tensor) -> ImageFeatures:
+        """Encode normalised pixels (B, 3, S, S), S a multiple of 16."""
+        quarter = self.stem4(self.stem2(pixels))
+        eighth = self.stem8(quarter)
+        x = self.stem16(eighth).permute(0, 2, 3, 1)
+        grid = x.shape[1]
+        x = (x + self._cached.get(self.pos_embed, grid)).flatten(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        x = x.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+        return ImageFeatures(self.neck(x), (self.high_res8(eighth), self.high_res4(quarter)))

@@ -1,0 +1,120 @@
+"""Layers that the model families share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Attention", "Block", "LayerNorm2d", "Mlp", "resize_pos_embed"]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of (B, C, H, W) maps."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with global attention."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, mlp_ratio * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def neck(width: int, out_channels: int) -> nn.Sequential:
+    """SAM's neck: 1x1 and 3x3 convolutions without bias, each followed by LayerNorm2d."""
+    return nn.Sequential(
+        nn.Conv2d(width, out_channels, 1, bias=False),
+        LayerNorm2d(out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        LayerNorm2d(out_channels),
+    )
+
+
+def resize_pos_embed(pos_embed: Tensor, grid: int) -> Tensor:
+    """Resize a square position embedding by bicubic interpolation.
+
+    Args:
+        pos_embed: (1, g, g, C).
+        grid: side of the wanted grid.
+
+    Returns:
+        (1, grid, grid, C).
+    """
+    if pos_embed.shape[1] == grid:
+        return pos_embed
+    # In float32 whatever the model's dtype: bicubic weights lose too much in half precision.
+    resized = F.interpolate(
+        pos_embed.permute(0, 3, 1, 2).float(), size=(grid, grid), mode="bicubic", align_corners=False
+    )
+    return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)
+
+
+class CachedPosEmbed:
+    """Remembers the last resized position embedding, so that it is interpolated once and not per call."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._value: Tensor | None = None
+
+    def get(self, pos_embed: Tensor, grid: int) -> Tensor:
+        """Return `resize_pos_embed(pos_embed, grid)`, computed anew only when the parameter changed.
+
+        A parameter that is being trained is resized every time: its gradient has to flow.
+        """
+        if pos_embed.requires_grad and torch.is_grad_enabled():
+            return resize_pos_embed(pos_embed, grid)
+        key = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device, grid)
+        if self._value is None or key != self._key:
+            value = resize_pos_embed(pos_embed.detach(), grid)
+            # Value before key: a concurrent reader then recomputes at worst.
+            self._value, self._key = value, key
+            return value
+        return self._value

@@ -1,0 +1,167 @@
+"""Mask decoders: tokens for masks and IoU through the two-way transformer, hypernetworks onto upscaled features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refinesam.models.image_encoder import ImageFeatures
+from refinesam.models.layers import LayerNorm2d
+from refinesam.models.transformer import EfficientSamMlp, Flavour, TwoWayTransformer
+
+__all__ = ["EfficientSamMaskDecoder", "HybridMaskDecoder", "SamMaskDecoder"]
+
+EMBED_DIM = 256
+MULTIMASK_OUTPUTS = 3
+
+
+class SamHead(nn.Module):
+    """SAM's MLP head: three linear layers with ReLU."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, out)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., out)."""
+        first, second, last = self.layers
+        return last(F.relu(second(F.relu(first(x)))))
+
+
+class MaskDecoder(nn.Module):
+    """What the three decoders share; a subclass upscales the image features to stride 4.
+
+    Token 0 makes the single mask for an unambiguous prompt where the family trained one, tokens 1 to 3 the multimask
+    output.
+    """
+
+    def __init__(self, flavour: Flavour, single_mask_token: bool = True) -> None:
+        super().__init__()
+        self.single_mask_token = single_mask_token
+        masks = MULTIMASK_OUTPUTS + single_mask_token
+        self.transformer = TwoWayTransformer(EMBED_DIM, flavour=flavour)
+        self.iou_token = nn.Embedding(1, EMBED_DIM)
+        self.mask_tokens = nn.Embedding(masks, EMBED_DIM)
+        if flavour == "sam":
+            self.output_hypernetworks_mlps = nn.ModuleList(SamHead(EMBED_DIM, EMBED_DIM, 32) for _ in range(masks))
+            self.iou_prediction_head: nn.Module = SamHead(EMBED_DIM, 256, masks)
+        else:
+            self.output_hypernetworks_mlps = nn.ModuleList(
+                EfficientSamMlp(EMBED_DIM, EMBED_DIM, 32, layers=2) for _ in range(masks)
+            )
+            self.iou_prediction_head = EfficientSamMlp(EMBED_DIM, 256, masks, layers=2)
+
+    def tokens_with(self, sparse: Tensor) -> Tensor:
+        """Put the IoU and mask tokens in front of prompt tokens (B, P, T, C)."""
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        return torch.cat([own.expand(*sparse.shape[:2], -1, -1), sparse], dim=2)
+
+    def heads(self, tokens: Tensor, upscaled: Tensor, multimask_output: bool) -> tuple[Tensor, Tensor]:
+        """Turn tokens (B, P, T, C) and upscaled features (B, P, 32, h, w) into masks and IoU predictions.
+
+        Returns:
+            Logits (B, P, C, h, w) and predicted IoUs (B, P, C); C is 3, or 1 without `multimask_output`.
+        """
+        chosen = range(len(self.output_hypernetworks_mlps))
+        if self.single_mask_token:
+            chosen = chosen[1:] if multimask_output else chosen[:1]
+        iou = self.iou_prediction_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
+        # Only the masks that are asked for are made.
+        weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen], dim=2)
+        logits = (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
+        if not multimask_output and not self.single_mask_token:
+            best = iou.argmax(dim=-1, keepdim=True)
+            logits = logits.take_along_dim(best[..., None, None], dim=2)
+            iou = iou.take_along_dim(best, dim=2)
+        return logits, iou
+
+
+def _as_tokens(maps: Tensor) -> Tensor:
+    return maps.flatten(-2).transpose(-1, -2)
+
+
+def _as_maps(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, P, N, C) tokens -> (B * P, C, h, w) maps of the size of `like`."""
+    return tokens.flatten(0, 1).transpose(1, 2).unflatten(-1, like.shape[-2:])
+
+
+class SamMaskDecoder(MaskDecoder):
+    """SAM's mask decoder."""
+
+    def __init__(self) -> None:
+        super().__init__("sam")
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(EMBED_DIM, 64, 2, stride=2),
+            LayerNorm2d(64),
+            nn.GELU(),
+            nn.ConvTranspose2d(64, 32, 2, stride=2),
+            nn.GELU(),
+        )
+
+    def forward(
+        self, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Decode prompts: sparse tokens (B, P, T, 256), dense (B or 1, P or 1, 256, h, w), image_pe (N, 256)."""
+        embedding = features.embedding
+        image = _as_tokens(embedding.unsqueeze(1) + dense)
+        tokens, image = self.transformer(image, image_pe, self.tokens_with(sparse))
+        upscaled = self.output_upscaling(_as_maps(image, embedding))
+        return self.heads(tokens, upscaled.unflatten(0, sparse.shape[:2]), multimask_output)
+
+
+class EfficientSamMaskDecoder(MaskDecoder):
+    """The released EfficientSAM's mask decoder."""
+
+    def __init__(self) -> None:
+        super().__init__("efficientsam")
+        self.final_output_upscaling_layers = nn.ModuleList(
+            [
+                nn.Sequential(nn.ConvTranspose2d(EMBED_DIM, 64, 2, stride=2), nn.GroupNorm(1, 64), nn.GELU()),
+                nn.Sequential(nn.ConvTranspose2d(64, 32, 2, stride=2), nn.Identity(), nn.GELU()),
+            ]
+        )
+
+    def forward(
+        self, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Decode sparse prompt tokens (B, P, T, 256) on an image; image_pe is (N, 256)."""
+        embedding = features.embedding
+        tokens, image = self.transformer(_as_tokens(embedding).unsqueeze(1), image_pe, self.tokens_with(sparse))
+        upscaled = _as_maps(image, embedding)
+        for layer in self.final_output_upscaling_layers:
+            upscaled = layer(upscaled)
+        return self.heads(tokens, upscaled.unflatten(0, sparse.shape[:2]), multimask_output)
+
+
+class HybridMaskDecoder(MaskDecoder):
+    """Our mask decoder: EfficientSAM's, with the stem's and the drawn prompts' maps added while upscaling."""
+
+    def __init__(self) -> None:
+        super().__init__("efficientsam", single_mask_token=False)
+        self.upscale8 = nn.ConvTranspose2d(EMBED_DIM, 64, 2, stride=2)
+        self.fuse8 = nn.Sequential(nn.GroupNorm(1, 64), nn.GELU())
+        self.upscale4 = nn.ConvTranspose2d(64, 32, 2, stride=2)
+        # Separable: a full 3x3 convolution here would cost as much per prompt as the whole transformer.
+        self.fuse4 = nn.Sequential(nn.GELU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 32, 1), nn.GELU())
+
+    def forward(
+        self,
+        features: ImageFeatures,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: tuple[Tensor, Tensor, Tensor],
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode prompts: sparse tokens (B, P, T, 256), dense maps (B * P, C, side, side) at strides 16, 8, 4."""
+        batch_prompts = sparse.shape[:2]
+        dense16, dense8, dense4 = (d.unflatten(0, batch_prompts) for d in dense)
+        embedding = features.embedding
+        high8, high4 = features.high_res
+        image = _as_tokens(embedding.unsqueeze(1) + dense16)
+        tokens, image = self.transformer(image, image_pe, self.tokens_with(sparse))
+        x = self.upscale8(_as_maps(image, embedding))
+        x = self.fuse8(x + (high8.unsqueeze(1) + dense8).flatten(0, 1))
+        x = self.upscale4(x)
+        x = self.fuse4(x + (high4.unsqueeze(1) + dense4).flatten(0, 1))
+        return self.heads(tokens, x.unflatten(0, batch_prompts), multimask_output)
