@@ -55,8 +55,6 @@ class MissingExtraError(RefineSAMError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         """Name the package that is missing and the extra that installs it."""
-        super().__init__(
-            f'{package} is needed here and is not installed: pip install "refinesam[{extra}]".'
-        )
+        super().__init__(f'{package} is needed here and is not installed: pip install "refinesam[{extra}]".')
         self.package = package
         self.extra = extra

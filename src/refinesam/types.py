@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from refinesam.errors import PromptError
 
-__all__ = ["BoolArray", "FloatArray", "Prediction", "Prompt", "RefinementReport"]
+__all__ = ["BoolArray", "Capabilities", "FloatArray", "Prediction", "Prompt", "RefinementReport"]
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
@@ -37,6 +37,23 @@ def _numbers(value: ArrayLike, what: str) -> FloatArray:
     if array.size and not np.isfinite(array).all():
         raise PromptError(f"{what} must be finite, got {array.tolist()}.")
     return array
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model can be asked.
+
+    Attributes:
+        negative_points: a click "not on the object" was trained.
+        mask_prompt: low-resolution logits of an earlier prediction can be fed back.
+        max_points: most points in a prompt, a box counting as two; None means any number.
+        input_size: side in pixels of the square that the image encoder sees.
+    """
+
+    negative_points: bool
+    mask_prompt: bool
+    max_points: int | None
+    input_size: int
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -105,12 +122,12 @@ class Prompt:
     @property
     def positive_points(self) -> FloatArray:
         """(P, 2) float32, the points on the object."""
-        return self.points[self.labels == 1]
+        return np.asarray(self.points[self.labels == 1])
 
     @property
     def negative_points(self) -> FloatArray:
         """(M, 2) float32, the points not on the object."""
-        return self.points[self.labels == 0]
+        return np.asarray(self.points[self.labels == 0])
 
     def with_points(self, points: ArrayLike, labels: ArrayLike | None = None) -> Prompt:
         """Return this prompt with further points appended; labels default to 1."""
@@ -151,7 +168,7 @@ class Prompt:
 
 def _points_and_labels(points: ArrayLike | None, labels: ArrayLike | None) -> tuple[FloatArray, IntArray]:
     if points is None:
-        if labels is not None and np.size(labels):  # type: ignore[arg-type]
+        if labels is not None and np.size(labels):
             raise PromptError(f"Labels {labels!r} were given without points.")
         return _frozen(np.zeros((0, 2), np.float32)), _frozen(np.zeros(0, np.int64))
     array = _numbers(points, "Points")
@@ -167,9 +184,7 @@ def _points_and_labels(points: ArrayLike | None, labels: ArrayLike | None) -> tu
             f"{len(array)} point(s) need labels of shape ({len(array)},), got shape {label_numbers.shape}."
         )
     if not np.isin(label_numbers, (0, 1)).all():
-        raise PromptError(
-            f"Labels must be 1 (on the object) or 0 (not on the object), got {label_numbers.tolist()}."
-        )
+        raise PromptError(f"Labels must be 1 (on the object) or 0 (not on the object), got {label_numbers.tolist()}.")
     return _frozen(array), _frozen(label_numbers.astype(np.int64))
 
 
@@ -279,7 +294,7 @@ class Prediction:
     @property
     def mask(self) -> BoolArray:
         """(H, W) bool, the mask with the highest predicted IoU."""
-        return self.masks[self.best]
+        return np.asarray(self.masks[self.best])
 
     @property
     def score(self) -> float:
@@ -289,7 +304,7 @@ class Prediction:
     @property
     def logits(self) -> FloatArray:
         """(h, w) float32, low-resolution logits of `mask`."""
-        return self.low_res_logits[self.best]
+        return np.asarray(self.low_res_logits[self.best])
 
     def with_refinement(self, report: RefinementReport) -> Prediction:
         """Return the same masks with a refinement report attached."""

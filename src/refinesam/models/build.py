@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refinesam.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
 from refinesam.models.efficient_sam import EfficientSam, HybridSam
-from refinesam.models.image_encoder import ImageFeatures
+from refinesam.models.promptable import PromptableModel
+from refinesam.models.sam import Sam
 
-__all__ = ["PromptableModel", "build_model", "normalise"]
+__all__ = ["build_model", "normalise"]
 
-
-class PromptableModel(Protocol):
-    """What every model family offers to the predictor and to training."""
-
-    config: ModelConfig
-
-    def encode(self, pixels: Tensor) -> ImageFeatures:
-        """Encode normalised pixels (B, 3, S, S)."""
-        ...
-
-    def decode(
-        self,
-        features: ImageFeatures,
-        points: Tensor,
-        labels: Tensor,
-        mask_logits: Tensor | None = None,
-        multimask_output: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Decode prompts into logits (B, P, C, S/4, S/4) and predicted IoUs (B, P, C)."""
-        ...
+_FAMILIES: dict[str, type[PromptableModel]] = {"efficientsam": EfficientSam, "sam": Sam, "hybrid": HybridSam}
 
 
-def build_model(config: ModelConfig) -> nn.Module:
-    """Build a model with random weights; it is a `PromptableModel`."""
-    return HybridSam(config) if config.family == "hybrid" else EfficientSam(config)
+def build_model(config: ModelConfig) -> PromptableModel:
+    """Build a model with random weights."""
+    return _FAMILIES[config.family](config)
 
 
 def normalise(pixels: Tensor) -> Tensor:

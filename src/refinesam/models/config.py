@@ -6,29 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from refinesam.errors import WeightsError
+from refinesam.types import Capabilities
 
-__all__ = ["CONFIGS", "PIXEL_MEAN", "PIXEL_STD", "Capabilities", "ModelConfig", "config_named"]
+__all__ = ["CONFIGS", "PIXEL_MEAN", "PIXEL_STD", "ModelConfig", "config_named"]
 
 # Mean and standard deviation of RGB in 0..255, the same for every variant (SAM's constants; EfficientSAM's times 255).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a model can be asked.
-
-    Attributes:
-        negative_points: a click "not on the object" was trained.
-        mask_prompt: low-resolution logits of an earlier prediction can be fed back.
-        max_points: most points in a prompt, a box counting as two; None means any number.
-        input_size: side in pixels of the square that the image encoder sees.
-    """
-
-    negative_points: bool
-    mask_prompt: bool
-    max_points: int | None
-    input_size: int
 
 
 @dataclass(frozen=True)

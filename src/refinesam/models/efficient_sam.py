@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from refinesam.models.config import ModelConfig
 from refinesam.models.image_encoder import PATCH_SIZE, HybridEncoder, ImageFeatures, ViTEncoder
 from refinesam.models.mask_decoder import EfficientSamMaskDecoder, HybridMaskDecoder
 from refinesam.models.prompt_encoder import DrawnPromptEncoder, EfficientSamPromptEncoder
+from refinesam.models.promptable import PromptableModel
 
 __all__ = ["EfficientSam", "HybridSam"]
 
 
-class EfficientSam(nn.Module):
+class EfficientSam(PromptableModel):
     """EfficientSAM in the layout of the released checkpoints (Xiong et al., CVPR 2024)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.image_encoder = ViTEncoder(config)
         self.prompt_encoder = EfficientSamPromptEncoder()
         self.mask_decoder = EfficientSamMaskDecoder()
-
-    def encode(self, pixels: Tensor) -> ImageFeatures:
-        """Encode normalised pixels (B, 3, S, S)."""
-        features: ImageFeatures = self.image_encoder(pixels)
-        return features
 
     def decode(
         self,
@@ -35,18 +30,7 @@ class EfficientSam(nn.Module):
         mask_logits: Tensor | None = None,
         multimask_output: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Decode prompts.
-
-        Args:
-            features: of B images.
-            points: (B, P, T, 2) in pixels of the model's input.
-            labels: (B, P, T); 1 on, 0 not on the object, 2 / 3 box corners, -1 padding.
-            mask_logits: must be None, the released models have no mask prompt.
-            multimask_output: three masks, or one.
-
-        Returns:
-            Logits (B, P, C, S/4, S/4) and predicted IoUs (B, P, C).
-        """
+        """Decode prompts as `PromptableModel.decode`; mask_logits must be None."""
         if mask_logits is not None:
             raise ValueError(f"{self.config.name} takes no mask prompt.")
         side = features.embedding.shape[-1]
@@ -56,20 +40,14 @@ class EfficientSam(nn.Module):
         return logits, iou
 
 
-class HybridSam(nn.Module):
+class HybridSam(PromptableModel):
     """Our model: convolutional stem under a ViT, drawn prompts, negative clicks and mask prompts."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.image_encoder = HybridEncoder(config)
         self.prompt_encoder = DrawnPromptEncoder()
         self.mask_decoder = HybridMaskDecoder()
-
-    def encode(self, pixels: Tensor) -> ImageFeatures:
-        """Encode normalised pixels (B, 3, S, S)."""
-        features: ImageFeatures = self.image_encoder(pixels)
-        return features
 
     def decode(
         self,
@@ -79,7 +57,7 @@ class HybridSam(nn.Module):
         mask_logits: Tensor | None = None,
         multimask_output: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Decode prompts as `EfficientSam.decode`; mask_logits may be (B, P, S/4, S/4)."""
+        """Decode prompts as `PromptableModel.decode`."""
         side = features.embedding.shape[-1]
         sparse, dense = self.prompt_encoder(points, labels, mask_logits, side * PATCH_SIZE)
         image_pe = self.prompt_encoder.pe_layer.grid(side)

@@ -90,7 +90,7 @@ class ResidualConvBlock(ConvBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x + super().forward(x)
+        return x + super().forward(x)  # type: ignore[no-untyped-call]
 
 
 class HybridEncoder(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,21 +102,24 @@ def resize_pos_embed(pos_embed: Tensor, grid: int) -> Tensor:
 class CachedPosEmbed:
     """Remembers the last resized position embedding, so that it is interpolated once and not per call."""
 
-    def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
-        self._value: Tensor | None = None
+    def __init__(self, resize: Callable[[Tensor, int], Tensor] = resize_pos_embed) -> None:
+        self._resize = resize
+        self._entry: tuple[tuple[object, ...], Tensor, Tensor] | None = None
 
     def get(self, pos_embed: Tensor, grid: int) -> Tensor:
-        """Return `resize_pos_embed(pos_embed, grid)`, computed anew only when the parameter changed.
+        """Return `resize(pos_embed, grid)`, computed anew only when the parameter changed.
 
         A parameter that is being trained is resized every time: its gradient has to flow.
         """
         if pos_embed.requires_grad and torch.is_grad_enabled():
-            return resize_pos_embed(pos_embed, grid)
-        key = (pos_embed.data_ptr(), pos_embed._version, pos_embed.dtype, pos_embed.device, grid)
-        if self._value is None or key != self._key:
-            value = resize_pos_embed(pos_embed.detach(), grid)
-            # Value before key: a concurrent reader then recomputes at worst.
-            self._value, self._key = value, key
-            return value
-        return self._value
+            return self._resize(pos_embed, grid)
+        version = -1 if pos_embed.is_inference() else pos_embed._version
+        key = (pos_embed.data_ptr(), version, pos_embed.dtype, pos_embed.device, grid)
+        entry = self._entry
+        if entry is None or entry[0] != key:
+            # An ordinary tensor even in inference mode: autograd may meet it later.
+            with torch.inference_mode(False), torch.no_grad():
+                source = pos_embed.detach()
+                # Replaced as one, for concurrent readers. It keeps the source: no other tensor gets that address.
+                entry = self._entry = (key, source, self._resize(source, grid))
+        return entry[2]

@@ -143,7 +143,9 @@ class HybridMaskDecoder(MaskDecoder):
         self.fuse8 = nn.Sequential(nn.GroupNorm(1, 64), nn.GELU())
         self.upscale4 = nn.ConvTranspose2d(64, 32, 2, stride=2)
         # Separable: a full 3x3 convolution here would cost as much per prompt as the whole transformer.
-        self.fuse4 = nn.Sequential(nn.GELU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 32, 1), nn.GELU())
+        self.fuse4 = nn.Sequential(
+            nn.GELU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 32, 1), nn.GELU()
+        )
 
     def forward(
         self,

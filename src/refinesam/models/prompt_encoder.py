@@ -84,7 +84,7 @@ class SparsePromptEncoder(nn.Module):
 
     def embed_points(self, points: Tensor, labels: Tensor, input_size: int) -> Tensor:
         """Embed points (B, P, T, 2) in input pixels with labels (B, P, T) as tokens (B, P, T, 256)."""
-        by_label = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])
+        by_label = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
         position = self.pe_layer((points + 0.5) / input_size)
         position = position.masked_fill((labels == PADDING).unsqueeze(-1), 0.0)
         return position + by_label[labels + 1]
@@ -121,7 +121,7 @@ class DrawnPromptEncoder(SparsePromptEncoder):
     pixels the user pointed at.
     """
 
-    # Standard deviations of a drawn click, in pixels of the stride-4 map: one to hit the spot, one for its surroundings.
+    # Standard deviations of a drawn click in stride-4 pixels: one to hit the spot, one for its surroundings.
     click_sigmas = (1.5, 6.0)
 
     def __init__(self) -> None:

@@ -39,7 +39,8 @@ class CrossAttention(nn.Module):
         q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v))
         prompts = max(q.shape[1], k.shape[1])
         # Flat batches take the fused kernel; five dimensions would not.
-        out = F.scaled_dot_product_attention(*(self._flat(t, prompts) for t in (q, k, v)))
+        q, k, v = self._flat(q, prompts), self._flat(k, prompts), self._flat(v, prompts)
+        out = F.scaled_dot_product_attention(q, k, v)
         batch = out.shape[0] // prompts
         out = out.transpose(1, 2).reshape(batch, prompts, out.shape[2], -1)
         return self.out_proj(out)
@@ -93,9 +94,7 @@ class TwoWayBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.cross_attn_token_to_image = CrossAttention(width, heads, downsample_rate=2)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = (
-            SamMlp(width, mlp_width) if flavour == "sam" else EfficientSamMlp(width, mlp_width, width, layers=1)
-        )
+        self.mlp = SamMlp(width, mlp_width) if flavour == "sam" else EfficientSamMlp(width, mlp_width, width, layers=1)
         self.norm3 = nn.LayerNorm(width)
         self.norm4 = nn.LayerNorm(width)
         self.cross_attn_image_to_token = CrossAttention(width, heads, downsample_rate=2)
