@@ -1,0 +1,308 @@
+"""From a weights file to a model, and back.
+
+Four kinds of files are read: refinesam's own safetensors, EfficientSAM's `{"model": state_dict}`, a zip archive holding
+one of these, and a plain state dict as Segment Anything has it. Nothing that a file holds is ever executed, and every
+tensor has to fit: no key is skipped, none is left at random.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from refinesam.errors import WeightsError
+from refinesam.files import replacing
+from refinesam.models.build import build_model
+from refinesam.models.config import CONFIGS, ModelConfig, config_named
+from refinesam.models.image_encoder import PATCH_SIZE
+from refinesam.models.promptable import PromptableModel
+from refinesam.registry import WeightsSource, find_entry, weights_path
+
+__all__ = ["load_model", "save_weights"]
+
+METADATA_KEY = "refinesam"
+# SAM's ViT-H has 2.6 GB; an archive that promises more than this is no model of ours.
+LARGEST_ARCHIVE_MEMBER = 4 << 30
+NAMES_IN_A_MESSAGE = 4
+
+
+def save_weights(model: PromptableModel, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a model's weights, its variant and its input size as safetensors, atomically.
+
+    Args:
+        model: made by `refinesam.models.build.build_model`.
+        path: is replaced; missing folders are made.
+        dtype: of the stored tensors; `load_model` gives float32 again.
+
+    Raises:
+        WeightsError: a weight is NaN or infinite, or too large for `dtype`.
+    """
+    config = model.config
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    if broken := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
+        raise WeightsError(
+            f"The model cannot be written to {path}: NaN or infinity as {dtype} in {_some(broken)}. "
+            "Save with dtype=torch.float32 if the numbers are only too large, else train again from an earlier state."
+        )
+    described = {"variant": config.name, "input_size": config.input_size}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(described)})
+
+
+def load_model(weights: WeightsSource) -> PromptableModel:
+    """Load a model in evaluation mode: float32, on the CPU, parameters ready to be trained.
+
+    The variant is told by the file's own metadata, else by the registered name, else by the keys and shapes.
+
+    Args:
+        weights: a name of `refinesam.registry.REGISTRY`, which is downloaded where needed, or the path of a file.
+
+    Returns:
+        A `refinesam.models.build.PromptableModel`; it does not depend on the file afterwards.
+
+    Raises:
+        WeightsError: unknown or damaged weights, a file that is none, or one whose keys, shapes or numbers don't fit.
+    """
+    entry = find_entry(weights)
+    path = weights_path(weights)
+    state, config = _read(path)
+    if config is None:
+        config = config_named(entry.variant) if entry else _recognised(path, state)
+    model = _uninitialised_model(config)
+    _check_fit(path, config.name, state, _shapes_of(model))
+    model.load_state_dict(_float32(path, state), strict=True, assign=True)
+    return model.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
+    """Return a file's state dict, and its configuration where the file tells it. The content counts, not the suffix."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error}). Check that it is a file you may read.") from error
+    if not start:
+        raise WeightsError(f"{path} is empty. Download or copy it again.")
+    # A safetensors file begins with the length of its JSON header, eight bytes.
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _state_dict(path, _read_torch(path)), None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = _described(path, file.metadata() or {})
+            return {key: file.get_tensor(key) for key in file.keys()}, config  # noqa: SIM118  # it is no dict
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file ({error}). Download or copy it again.") from error
+
+
+def _described(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
+    if METADATA_KEY not in metadata:
+        raise WeightsError(
+            f"{path} does not say which model it is for: its metadata has no {METADATA_KEY!r}. "
+            "Write it with refinesam.weights.save_weights."
+        )
+    try:
+        described = json.loads(metadata[METADATA_KEY])
+        variant, input_size = described["variant"], described["input_size"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(
+            f"The metadata of {path} is {metadata[METADATA_KEY]!r}; it needs a variant and an input_size. "
+            "Write the file with refinesam.weights.save_weights."
+        ) from error
+    if variant not in tuple(CONFIGS):  # Compared, not hashed: it may be anything that JSON can hold.
+        raise WeightsError(
+            f"{path} is for the model variant {variant!r}; this refinesam knows {', '.join(CONFIGS)}. "
+            "Perhaps a later version wrote it."
+        )
+    if type(input_size) is not int or input_size <= 0 or input_size % PATCH_SIZE:
+        raise WeightsError(
+            f"{path} gives the input size {input_size!r}; a positive multiple of {PATCH_SIZE} is needed."
+        )
+    return replace(CONFIGS[variant], input_size=input_size)
+
+
+def _read_torch(path: Path) -> object:
+    """Read what torch.save wrote, or the only .pt or .pth file of an archive."""
+    source: Path | io.BytesIO = path
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                source = _archived_weights(path, archive)
+        # weights_only: an unpickler that makes tensors and plain containers and calls nothing else.
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # Damaged bytes may make the readers raise anything.
+        raise WeightsError(_why_unreadable(path, error)) from error
+
+
+def _archived_weights(path: Path, archive: zipfile.ZipFile) -> Path | io.BytesIO:
+    """Return the weights file inside an archive, or the archive itself where it is one (torch.save writes zip too)."""
+    names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise WeightsError(f"{path} is a TorchScript program. Give the state dict it was made from (.pt or .pth).")
+    if any(name.endswith("/data.pkl") for name in names):
+        return path
+    # Nothing is unpacked to disk, but an archive that tries to leave its folder deserves no trust.
+    if outside := [name for name in names if name[:1] in "/\\" or ".." in re.split(r"[/\\]", name) or name[1:2] == ":"]:
+        raise WeightsError(f"{path} was refused: {_some(outside)} in it points outside of the archive.")
+    members = [
+        member
+        for member in archive.infolist()
+        # macOS adds a folder of dotfiles with the same suffixes.
+        if PurePosixPath(member.filename).suffix in (".pt", ".pth")
+        and not PurePosixPath(member.filename).name.startswith(".")
+    ]
+    if len(members) != 1:
+        raise WeightsError(
+            f"{path} is an archive with {len(members)} weights files ({_some(names) or 'it is empty'}); exactly one "
+            ".pt or .pth file is needed. Unpack it and give the path of the file you mean."
+        )
+    if members[0].file_size > LARGEST_ARCHIVE_MEMBER:
+        raise WeightsError(
+            f"{path} was refused: {members[0].filename} in it takes {members[0].file_size:,} bytes. Unpack it yourself."
+        )
+    return io.BytesIO(archive.read(members[0]))
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    # torch's own messages advise weights_only=False: exactly what nobody should do with a file that was refused.
+    if wanted := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"{path} was refused: it holds a program, not only tensors (it asks for {wanted[1]}). "
+            "Loading it could run anything. Get the weights from a source you trust, as a plain state dict."
+        )
+    damaged = isinstance(error, RuntimeError | EOFError | OSError | zipfile.BadZipFile)
+    if damaged and "weights_only" not in str(error):
+        reason = str(error).partition(". ")[0] or "it ends too early"
+        return f"{path} cannot be read, perhaps it is truncated or damaged ({reason}). Download or copy it again."
+    return (
+        f"{path} is not a weights file ({type(error).__name__} while reading it). "
+        "A .safetensors file of refinesam or a .pt or .pth file with a state dict is needed."
+    )
+
+
+def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and "optimizer" in content:
+        raise WeightsError(
+            f"{path} is a checkpoint of an unfinished training. Give the weights.safetensors that the training writes "
+            "beside it, or finish the training first."
+        )
+    if isinstance(content, Mapping) and set(content) == {"model"}:
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(
+            f"{path} holds {_kind(content)}; a state dict (names and tensors) or {{'model': state dict}} is needed."
+        )
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{path} is no state dict: {key!r} in it is {_kind(value)}; tensors by name are needed.")
+    return dict(content)
+
+
+def _kind(value: object) -> str:
+    return "nothing" if isinstance(value, Mapping) and not value else f"an object of type {type(value).__name__}"
+
+
+def _recognised(path: Path, state: Mapping[str, Tensor]) -> ModelConfig:
+    """Return the variant that the keys and shapes are of, or the nearest; `_check_fit` then tells the difference."""
+    found = {key: tensor.shape for key, tensor in state.items()}
+    common: dict[str, float] = {}
+    for name in CONFIGS:
+        wanted = _shapes_of_variant(name)
+        if found == wanted:
+            return CONFIGS[name]
+        common[name] = len(found.items() & wanted.items()) / max(len(wanted), len(found))
+    nearest = max(common, key=lambda name: common[name])
+    if not common[nearest]:
+        raise WeightsError(
+            f"{path} holds none of the known models ({', '.join(CONFIGS)}): not one of its {len(found)} tensors "
+            f"({_some(found)}) fits any."
+        )
+    return CONFIGS[nearest]
+
+
+def _check_fit(path: Path, variant: str, state: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    """Raise WeightsError unless keys and shapes are exactly those of the variant."""
+    reshaped = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(shape)}"
+        for key, shape in wanted.items()
+        if key in state and state[key].shape != shape
+    ]
+    differences = {
+        "missing": [key for key in wanted if key not in state],
+        "unexpected": [key for key in state if key not in wanted],
+        "wrong shapes": reshaped,
+    }
+    listed = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
+    if listed:
+        raise WeightsError(f"{path} does not fit {variant}. {listed}. Give weights made for {variant}.")
+
+
+def _float32(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return float32 copies, emptying `state`, so that a large model is never in memory twice."""
+    copies = {}
+    for key in list(state):
+        tensor = state.pop(key).detach()
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise WeightsError(f"{path} is broken: {key} is {tensor.dtype}, {tensor.layout}; dense floats are needed.")
+        # A copy in any case: what torch reads may be mapped from the file, or shared between two keys.
+        copies[key] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if not _is_finite(copies[key]):
+            raise WeightsError(f"{path} is broken: {key} holds NaN or infinity. Download it again, or train it again.")
+    return copies
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # NaN goes through aminmax, which unlike isfinite needs no second array.
+    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leaves tensors as they are where modules would fill them with random numbers.
+
+    Every one of them is replaced by the file's. Filling them takes ten times as long as loading, and would move the
+    caller's random number generator. (The meta device does the same but imports 800 modules for it.)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
+def _uninitialised_model(config: ModelConfig) -> PromptableModel:
+    with _SkipInit():
+        return build_model(config)
+
+
+def _shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+@cache
+def _shapes_of_variant(name: str) -> dict[str, torch.Size]:
+    return _shapes_of(_uninitialised_model(CONFIGS[name]))
+
+
+def _some(names: Iterable[str]) -> str:
+    """Join the first few names, and say how many there are further."""
+    names = list(names)
+    more = len(names) - NAMES_IN_A_MESSAGE
+    return ", ".join(names[:NAMES_IN_A_MESSAGE]) + (f" and {more} more" if more > 0 else "")
