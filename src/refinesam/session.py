@@ -1,0 +1,261 @@
+"""`Session`: a loaded model and a bounded cache of image embeddings; `EncodedImage`: a handle to one of them.
+
+Numpy only: the model is known as a protocol, so a server or a test can bring its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinesam import amr
+from refinesam.errors import ImageError, PromptError
+from refinesam.types import BoolArray, Capabilities, FloatArray, Prediction, Prompt
+
+__all__ = ["EmbeddingCache", "EncodedImage", "Features", "SegmentationModel", "Session"]
+
+DEFAULT_CACHE_BYTES = 512 * 2**20
+
+
+class Features(Protocol):
+    """An image's embedding, opaque but for its size."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        ...
+
+
+class SegmentationModel(Protocol):
+    """What a session needs of a model. Every method may be called from several threads at once."""
+
+    name: str
+    capabilities: Capabilities
+
+    def encode(self, image: NDArray[np.uint8]) -> Features:
+        """Encode (H, W, 3) RGB."""
+        ...
+
+    def decode(
+        self, features: Features, image_hw: tuple[int, int], prompt: Prompt, multimask_output: bool
+    ) -> tuple[FloatArray, FloatArray]:
+        """Decode one prompt into low-resolution logits (C, h, w) and predicted IoUs (C,)."""
+        ...
+
+    def upsample(self, low_res_logits: FloatArray, image_hw: tuple[int, int]) -> BoolArray:
+        """Turn low-resolution logits (C, h, w) into masks (C, H, W)."""
+        ...
+
+    def value_at(self, low_res_logits: FloatArray, image_hw: tuple[int, int], points: FloatArray) -> FloatArray:
+        """Read logits (C, h, w) at image points (N, 2): (C, N)."""
+        ...
+
+
+class EmbeddingCache:
+    """Least-recently-used features by key, never more than `capacity` bytes; each key is computed once at a time."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.misses = 0
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, Features] = OrderedDict()
+        self._running: dict[str, Future[Features]] = {}
+        self._nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return self._nbytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str, compute: Any) -> Features:
+        """Return the features of a key; `compute()` makes them when they are not here.
+
+        Threads that ask for a key that is being computed wait for it and share the result, or its error.
+        """
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+            running = self._running.get(key)
+            if running is None:
+                mine: Future[Features] = Future()
+                self._running[key] = mine
+                self.misses += 1
+        if running is not None:
+            return running.result()
+        try:
+            features: Features = compute()
+        except BaseException as error:
+            with self._lock:
+                del self._running[key]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._running[key]
+            self._insert(key, features)
+        mine.set_result(features)
+        return features
+
+    def _insert(self, key: str, features: Features) -> None:
+        size = features.nbytes
+        if size > self.capacity:
+            return
+        while self._nbytes + size > self.capacity:
+            _, old = self._entries.popitem(last=False)
+            self._nbytes -= old.nbytes
+        self._entries[key] = features
+        self._nbytes += size
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._nbytes = 0
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """One image's embedding; immutable, safe to share between threads.
+
+    Attributes:
+        image_hw: height and width of the original image, the frame of prompts and masks.
+        key: digest of the image's content.
+    """
+
+    image_hw: tuple[int, int]
+    key: str
+    features: Features = field(repr=False)
+    model: SegmentationModel = field(repr=False)
+
+    def predict(self, prompt: Prompt, multimask_output: bool = True) -> Prediction:
+        """Segment what the prompt points at.
+
+        Args:
+            prompt: points, a box, a mask, or any mix, in this image's pixels.
+            multimask_output: three masks of an ambiguous prompt (whole, part, subpart), or one.
+
+        Raises:
+            PromptError: the prompt lies outside the image, or the model can't take it.
+        """
+        prompt.check_inside(self.image_hw)
+        subtract = self._check_capabilities(prompt)
+        if subtract:
+            logits, iou = self._decode_subtracting(prompt, multimask_output)
+        else:
+            logits, iou = self.model.decode(self.features, self.image_hw, prompt, multimask_output)
+        return Prediction(
+            masks=self.model.upsample(logits, self.image_hw),
+            iou_predictions=iou,
+            low_res_logits=logits,
+            prompt=prompt,
+            negatives="subtracted" if subtract else "trained" if len(prompt.negative_points) else "none",
+        )
+
+    def refine(self, prediction: Prediction, config: amr.AMRConfig | None = None) -> Prediction:
+        """Apply Adaptive Mask Refinement to a prediction made on this image.
+
+        Args:
+            prediction: of this image.
+            config: how; None means the default.
+
+        Returns:
+            The better of the first mask and the refined one; `.refinement` says what was seen and done.
+        """
+        max_points = self.model.capabilities.max_points
+        if max_points is not None and not self.model.capabilities.negative_points:
+            # Negative clicks are decoded apart and take none of the model's slots.
+            max_points += len(prediction.prompt.negative_points)
+        return amr.refine(prediction, self.predict, config or amr.AMRConfig(), max_points=max_points)
+
+    def _check_capabilities(self, prompt: Prompt) -> bool:
+        """Raise PromptError for what the model can't take; return whether negative clicks have to be subtracted."""
+        can, name = self.model.capabilities, self.model.name
+        has_mask = prompt.mask is not None or prompt.mask_logits is not None
+        if has_mask and not can.mask_prompt:
+            raise PromptError(f"{name} takes no mask prompt. Leave the mask out, or use 'builtin' or a SAM model.")
+        if not len(prompt.positive_points) and prompt.box is None and not has_mask:
+            raise PromptError("Negative clicks alone name no object: add a positive click or a box.")
+        subtract = bool(len(prompt.negative_points)) and not can.negative_points
+        count = len(prompt.positive_points if subtract else prompt.points) + 2 * (prompt.box is not None)
+        if can.max_points is not None and count > can.max_points:
+            raise PromptError(
+                f"The prompt has {count} points (a box counts as two); {name} takes at most {can.max_points}. "
+                "Use fewer, or a model without this limit such as 'builtin'."
+            )
+        return subtract
+
+    def _decode_subtracting(self, prompt: Prompt, multimask_output: bool) -> tuple[FloatArray, FloatArray]:
+        """Answer negative clicks without training: what each of them points at is taken away in logit space.
+
+        The masks at a negative click are decoded as objects of their own. The best of those that cover no positive
+        click is removed: min(mask, -object). If all of them cover one, each pixel goes to the surer of the two:
+        min(mask, mask - object).
+        """
+        positive = Prompt(points=prompt.positive_points, box=prompt.box)
+        logits, iou = self.model.decode(self.features, self.image_hw, positive, multimask_output)
+        for point in prompt.negative_points:
+            others, other_iou = self.model.decode(self.features, self.image_hw, Prompt(points=[point]), True)
+            values = self.model.value_at(others, self.image_hw, prompt.positive_points)
+            apart = np.array([not (row > 0).any() for row in values])
+            chosen = int(np.argmax(np.where(apart, other_iou, other_iou - 10)))
+            taken = -others[chosen] if apart[chosen] else logits - np.maximum(others[chosen], 0)
+            logits = np.minimum(logits, taken)
+        return logits, iou
+
+
+class Session:
+    """A loaded model and its cache of image embeddings. Thread-safe; holds no current image.
+
+    Attributes:
+        model: the model.
+        cache: embeddings by image content.
+    """
+
+    def __init__(self, model: SegmentationModel, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        """Wrap a model; `refinesam.load` makes one by name."""
+        self.model = model
+        self.cache = EmbeddingCache(cache_bytes)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model can be asked."""
+        return self.model.capabilities
+
+    def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
+        """Encode an image, or find it in the cache by its content.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; `refinesam.as_rgb` makes one of anything else.
+
+        Raises:
+            ImageError: wrong shape or dtype.
+        """
+        shape, dtype = np.shape(image), getattr(image, "dtype", None)
+        if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+            got = type(image).__name__ if dtype is None else f"{dtype} {shape}"
+            raise ImageError(f"encode needs a (H, W, 3) uint8 RGB array, got {got}. Convert it with refinesam.as_rgb.")
+        if not image.size:
+            raise ImageError(f"The image is empty: shape {image.shape}. Give one with pixels.")
+        contiguous = np.ascontiguousarray(image)
+        digest = hashlib.blake2b(contiguous.data, digest_size=16)
+        digest.update(repr(contiguous.shape).encode())
+        key = digest.hexdigest()
+        features = self.cache.get(key, lambda: self.model.encode(contiguous))
+        return EncodedImage((image.shape[0], image.shape[1]), key, features, self.model)
+
+    def segment_everything(self, image: NDArray[np.uint8] | EncodedImage, **settings: Any) -> list[Prediction]:
+        """Segment everything in an image; settings as for `AutomaticMaskGenerator`."""
+        # Deferred: the generator stands above the session and imports torch.
+        from refinesam.automatic import AutomaticMaskGenerator
+
+        return AutomaticMaskGenerator(self, **settings).generate(image)

@@ -1,0 +1,222 @@
+"""Session, EncodedImage and the cache, over a model made of arithmetic."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fakes import FakeFeatures, FloodModel
+from refinesam.errors import ImageError, PromptError
+from refinesam.session import EmbeddingCache, Session
+from refinesam.types import Prompt
+
+
+def patches(seed: int = 0, height: int = 24, width: int = 32) -> np.ndarray:
+    """Four patches of distinct red values."""
+    values = np.random.default_rng(seed).permutation(256)[:4].astype(np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2, 0], image[: height // 2, width // 2 :, 0] = values[:2]
+    image[height // 2 :, : width // 2, 0], image[height // 2 :, width // 2 :, 0] = values[2:]
+    return image
+
+
+def test_predict_answers_in_the_images_own_frame() -> None:
+    image = patches()
+    prediction = Session(FloodModel()).encode(image).predict(Prompt(points=[[3, 4]]))
+    assert prediction.masks.shape == (3, 24, 32)
+    assert prediction.masks.dtype == bool
+    assert (prediction.mask == (image[..., 0] == image[4, 3, 0])).all()
+    assert prediction.score == pytest.approx(0.9)
+    assert prediction.negatives == "none"
+
+
+def test_single_mask_on_request() -> None:
+    prediction = Session(FloodModel()).encode(patches()).predict(Prompt(points=[[3, 4]]), multimask_output=False)
+    assert prediction.masks.shape == (1, 24, 32)
+    assert prediction.iou_predictions.shape == (1,)
+
+
+def test_cache_is_keyed_by_content_not_by_object() -> None:
+    model = FloodModel()
+    session = Session(model)
+    image = patches()
+    first = session.encode(image)
+    assert session.encode(image.copy()).key == first.key
+    assert session.encode(np.asfortranarray(image)).key == first.key
+    assert model.encoded == 1
+    image[0, 0, 0] ^= 1
+    assert session.encode(image).key != first.key
+    assert model.encoded == 2
+
+
+def test_same_bytes_of_another_shape_are_another_image() -> None:
+    model = FloodModel()
+    session = Session(model)
+    flat = np.zeros((4, 6, 3), np.uint8)
+    assert session.encode(flat).key != session.encode(flat.reshape(6, 4, 3)).key
+    assert model.encoded == 2
+
+
+def test_a_handle_outlives_its_cache_entry() -> None:
+    session = Session(FloodModel(), cache_bytes=24 * 32)
+    image = patches(1)
+    handle = session.encode(image)
+    session.encode(patches(2))
+    assert len(session.cache) == 1
+    assert (handle.predict(Prompt(points=[[0, 0]])).mask == (image[..., 0] == image[0, 0, 0])).all()
+
+
+def test_cache_never_exceeds_its_bytes_and_drops_the_least_recently_used() -> None:
+    cache = EmbeddingCache(100)
+    sizes = {"a": 40, "b": 40, "c": 40, "huge": 101}
+
+    def get(key: str) -> None:
+        cache.get(key, lambda: FakeFeatures(np.zeros(sizes[key], np.uint8)))
+        assert cache.nbytes <= 100
+
+    for key in ("a", "b", "a", "c", "huge"):
+        get(key)
+    assert cache.misses == 4
+    get("a")
+    get("c")
+    assert cache.misses == 4
+    get("b")
+    assert cache.misses == 5
+
+
+def test_threads_that_want_one_image_share_one_encode() -> None:
+    release = threading.Event()
+    calls = []
+
+    def compute() -> FakeFeatures:
+        calls.append(1)
+        release.wait(5)
+        return FakeFeatures(np.zeros(1, np.uint8))
+
+    cache = EmbeddingCache(10)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(cache.get, "key", compute) for _ in range(8)]
+        release.set()
+        found = {id(f.result()) for f in futures}
+    assert len(calls) == 1
+    assert len(found) == 1
+
+
+def test_a_failed_encode_is_not_remembered() -> None:
+    cache = EmbeddingCache(10)
+
+    def fail() -> FakeFeatures:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        cache.get("key", fail)
+    assert cache.get("key", lambda: FakeFeatures(np.zeros(1, np.uint8))).nbytes == 1
+
+
+def test_many_threads_many_images_equal_serial_answers() -> None:
+    session = Session(FloodModel(), cache_bytes=3 * 24 * 32)
+    images = [patches(seed) for seed in range(6)]
+    rng = np.random.default_rng(0)
+    jobs = [(int(rng.integers(6)), (int(rng.integers(32)), int(rng.integers(24)))) for _ in range(400)]
+
+    def run(job: tuple[int, tuple[int, int]]) -> np.ndarray:
+        return session.encode(images[job[0]]).predict(Prompt(points=[job[1]])).mask
+
+    with ThreadPoolExecutor(8) as pool:
+        masks = list(pool.map(run, jobs))
+    for (index, (x, y)), mask in zip(jobs, masks, strict=True):
+        red = images[index][..., 0]
+        assert (mask == (red == red[y, x])).all()
+    assert session.cache.nbytes <= 3 * 24 * 32
+
+
+def test_negative_click_is_subtracted_where_it_was_not_trained() -> None:
+    image = patches()
+    encoded = Session(FloodModel()).encode(image)
+    prediction = encoded.predict(Prompt(points=[[3, 4]], labels=[1], box=None).with_points([[20, 4]], [0]))
+    assert prediction.negatives == "subtracted"
+    assert (prediction.mask == (image[..., 0] == image[4, 3, 0])).all()
+    boxed = encoded.predict(Prompt(points=[[20, 4]], labels=[0], box=[0, 0, 32, 12]))
+    expected = np.zeros((24, 32), bool)
+    expected[:12, :16] = True
+    assert (boxed.mask == expected).all()
+
+
+def test_negative_click_inside_the_clicked_object_removes_at_least_its_spot() -> None:
+    encoded = Session(FloodModel()).encode(patches())
+    prediction = encoded.predict(Prompt(points=[[3, 4], [5, 5]], labels=[1, 0]))
+    assert prediction.negatives == "subtracted"
+    assert not prediction.mask[5, 5]
+
+
+def test_negative_click_goes_to_a_model_that_was_trained_on_it() -> None:
+    model = FloodModel(negative_points=True)
+    prompt = Prompt(points=[[3, 4], [20, 4]], labels=[1, 0])
+    assert Session(model).encode(patches()).predict(prompt).negatives == "trained"
+    assert model.decoded == [prompt]
+
+
+SIX = [[i, i] for i in range(6)]
+BAD_PROMPTS = {
+    "seven points": (Prompt(points=[*SIX, [7, 7]]), "at most 6"),
+    "box and five points": (Prompt(points=SIX[:5], box=[0, 0, 5, 5]), "box counts as two"),
+    "negative clicks alone": (Prompt(points=[[1, 1]], labels=[0]), "add a positive click"),
+    "mask without mask prompt": (Prompt(mask=np.ones((24, 32), bool)), "takes no mask prompt"),
+    "logits without mask prompt": (Prompt(mask_logits=np.ones((24, 32))), "takes no mask prompt"),
+    "x too large": (Prompt(points=[[32, 0]]), "outside the image"),
+    "y too large": (Prompt(points=[[0, 24]]), "column first"),
+    "negative coordinate": (Prompt(points=[[-1, 3]]), "outside the image"),
+    "box outside": (Prompt(box=[40, 0, 50, 5]), "wholly outside"),
+    "mask of another size": (Prompt(points=[[1, 1]], mask=np.ones((5, 5), bool)), "needs"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+def test_prompts_the_model_cannot_take(name: str) -> None:
+    prompt, words = BAD_PROMPTS[name]
+    encoded = Session(FloodModel()).encode(patches())
+    with pytest.raises(PromptError, match=words):
+        encoded.predict(prompt)
+
+
+def test_six_points_are_allowed_and_negatives_beside_them() -> None:
+    encoded = Session(FloodModel()).encode(patches())
+    encoded.predict(Prompt(points=SIX))
+    encoded.predict(Prompt(points=[*SIX, [30, 20]], labels=[1] * 6 + [0]))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        [[0, 0, 0]],
+        None,
+    ],
+)
+def test_encode_refuses_what_is_not_rgb_uint8(image: object) -> None:
+    with pytest.raises(ImageError):
+        Session(FloodModel()).encode(image)
+
+
+def test_refine_reports_and_never_lowers_the_score() -> None:
+    encoded = Session(FloodModel()).encode(patches())
+    prediction = encoded.predict(Prompt(points=[[3, 4]]))
+    refined = encoded.refine(prediction)
+    assert refined.refinement is not None
+    assert refined.refinement.kappa == 1
+    assert refined.score >= prediction.score
+
+
+def test_refine_leaves_room_for_the_models_point_limit() -> None:
+    encoded = Session(FloodModel()).encode(patches())
+    refined = encoded.refine(encoded.predict(Prompt(points=SIX)))
+    assert refined.refinement is not None
+    assert refined.refinement.strategy == "none"
+    with_negative = Prompt(points=[*SIX[:5], [30, 20]], labels=[1] * 5 + [0])
+    assert encoded.refine(encoded.predict(with_negative)).refinement.iterations == 1

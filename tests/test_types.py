@@ -1,0 +1,69 @@
+"""Prompt checks what it is given; values don't change after they were made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refinesam.errors import PromptError
+from refinesam.types import Prompt
+
+BAD_PROMPTS = {
+    "nothing": ({}, "empty"),
+    "no points": ({"points": []}, "empty"),
+    "labels alone": ({"labels": [1]}, "without points"),
+    "flat points": ({"points": [1, 2]}, r"\(N, 2\)"),
+    "three coordinates": ({"points": [[1, 2, 3]]}, r"\(N, 2\)"),
+    "ragged points": ({"points": [[1, 2], [3]]}, "must be numbers"),
+    "words": ({"points": [["a", "b"]]}, "must be numbers"),
+    "NaN point": ({"points": [[np.nan, 1]]}, "finite"),
+    "infinite point": ({"points": [[np.inf, 1]]}, "finite"),
+    "too few labels": ({"points": [[1, 2], [3, 4]], "labels": [1]}, "need labels of shape"),
+    "label 2": ({"points": [[1, 2]], "labels": [2]}, "must be 1"),
+    "label 0.5": ({"points": [[1, 2]], "labels": [0.5]}, "must be 1"),
+    "label -1": ({"points": [[1, 2]], "labels": [-1]}, "must be 1"),
+    "two boxes": ({"box": [[0, 0, 1, 1], [2, 2, 3, 3]]}, "four numbers"),
+    "three numbers": ({"box": [0, 0, 1]}, "four numbers"),
+    "box without width": ({"box": [3, 0, 3, 5]}, "no area"),
+    "NaN box": ({"box": [0, 0, np.nan, 1]}, "finite"),
+    "flat mask": ({"mask": [True, False]}, r"\(H, W\)"),
+    "empty mask": ({"mask": np.zeros((0, 4), bool)}, r"\(H, W\)"),
+    "logits as mask": ({"mask": [[-3.0, 4.0]]}, "use mask_logits"),
+    "three-dimensional logits": ({"mask_logits": np.zeros((1, 4, 4))}, "one mask"),
+    "NaN logits": ({"mask_logits": [[np.nan]]}, "finite"),
+    "mask and logits": ({"mask": [[True]], "mask_logits": [[1.0]]}, "not both"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+def test_bad_prompts_say_what_is_wrong(name: str) -> None:
+    arguments, words = BAD_PROMPTS[name]
+    with pytest.raises(PromptError, match=words):
+        Prompt(**arguments)
+
+
+def test_box_corners_in_any_order() -> None:
+    assert Prompt(box=[9, 8, 1, 2]).box.tolist() == [1, 2, 9, 8]
+
+
+def test_values_are_private_and_read_only() -> None:
+    points = np.array([[1.0, 2.0]])
+    prompt = Prompt(points=points)
+    points[0, 0] = 50
+    assert prompt.points.tolist() == [[1, 2]]
+    with pytest.raises(ValueError, match="read-only"):
+        prompt.points[0, 0] = 7
+
+
+def test_with_points_appends() -> None:
+    prompt = Prompt(points=[[1, 2]], box=[0, 0, 5, 5]).with_points([[3, 4]], [0])
+    assert prompt.points.tolist() == [[1, 2], [3, 4]]
+    assert prompt.labels.tolist() == [1, 0]
+    assert prompt.box.tolist() == [0, 0, 5, 5]
+    assert prompt.positive_points.tolist() == [[1, 2]]
+    assert prompt.negative_points.tolist() == [[3, 4]]
+
+
+def test_repr_shows_only_what_was_given() -> None:
+    assert repr(Prompt(points=[[1, 2]])) == "Prompt(points=[[1.0, 2.0]], labels=[1])"
+    assert repr(Prompt(mask=np.ones((2, 3), bool))) == "Prompt(mask=<2x3>)"
