@@ -1,0 +1,1 @@
+"""Evaluation: COCO-format data, prompts by protocol, metrics."""

@@ -1,0 +1,252 @@
+"""The results of an evaluation: one record per object, what could not be evaluated, and their summary."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from refinesam.amr import AMRConfig
+from refinesam.errors import ConfigError, DatasetError
+from refinesam.evaluation.metrics import (
+    SIZES,
+    MeanIoU,
+    Size,
+    bootstrap_interval,
+    mean_or_none,
+    paired_change,
+    size_of,
+)
+from refinesam.files import write_json
+
+__all__ = ["Evaluation", "Failure", "ObjectRecord", "RefinedRecord", "mean_over_sources"]
+
+
+@dataclass(frozen=True)
+class RefinedRecord:
+    """What Adaptive Mask Refinement made of one object.
+
+    Attributes:
+        iou: of the mask that it returned.
+        predicted_iou: of that mask.
+        rejected_iou: of the candidate that it decoded and did not keep, None when there was none.
+        strategy: "centre", "boundary" or "none".
+        kappa: connected components of the first mask.
+        compactness: Q = 4 pi Area / Perimeter^2 of the first mask.
+        kept: "first" or "refined".
+        milliseconds: time it took.
+    """
+
+    iou: float
+    predicted_iou: float
+    rejected_iou: float | None
+    strategy: str
+    kappa: int
+    compactness: float
+    kept: str
+    milliseconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One object's result; IoUs are against its ground truth in the image's own pixels.
+
+    Attributes:
+        image_id: of the annotation file.
+        annotation_id: of the annotation file.
+        category_id: of the annotation file.
+        area: ground-truth pixels.
+        ious: of every mask that the model returned.
+        predicted_ious: the model's estimate of each.
+        chosen: index of the mask with the highest predicted IoU, the one that counts.
+        refined: with refinement, None without.
+        milliseconds: time that decoding took, upsampling included.
+    """
+
+    image_id: int
+    annotation_id: int
+    category_id: int
+    area: int
+    ious: tuple[float, ...]
+    predicted_ious: tuple[float, ...]
+    chosen: int
+    refined: RefinedRecord | None
+    milliseconds: float = field(compare=False)
+
+    @property
+    def iou(self) -> float:
+        """Of the chosen mask."""
+        return self.ious[self.chosen]
+
+    @property
+    def oracle_iou(self) -> float:
+        """Of the best of the masks."""
+        return max(self.ious)
+
+    @property
+    def size(self) -> Size:
+        """COCO's size, by mask area."""
+        return size_of(self.area)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image, or one object of it, that could not be evaluated.
+
+    Attributes:
+        image_id: of the annotation file.
+        file_name: of the image.
+        annotation_id: of the object; None when the whole image failed.
+        objects: how many objects are missing from the results because of it.
+        reason: what was wrong.
+    """
+
+    image_id: int
+    file_name: str
+    annotation_id: int | None
+    objects: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All records of one protocol on one folder, in the folder's order, and what could not be evaluated.
+
+    Attributes:
+        protocol: how objects were prompted.
+        seed: of the clicks.
+        refine: settings of Adaptive Mask Refinement, None without it.
+        categories: names by id.
+        records: one per object.
+        failures: images and objects that are missing from `records`.
+        encode_milliseconds: one per image; a session that finds the image in its cache is timed as such.
+    """
+
+    protocol: str
+    seed: int
+    refine: AMRConfig | None
+    categories: Mapping[int, str]
+    records: tuple[ObjectRecord, ...]
+    failures: tuple[Failure, ...]
+    encode_milliseconds: tuple[float, ...] = field(compare=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain Python values for JSON, None where there is nothing to average.
+
+        Means run over objects. Intervals are 95 % bootstrap intervals over images. `change` is refined - baseline of
+        the same objects; `miou_refined_oracle` takes the best of first, refined and rejected mask.
+        """
+        ious: dict[int, list[float]] = defaultdict(list)
+        changes: dict[int, list[float]] = defaultdict(list)
+        refined = [record.refined for record in self.records if record.refined]
+        for record in self.records:
+            ious[record.image_id].append(record.iou)
+            if record.refined:
+                changes[record.image_id].append(record.refined.iou - record.iou)
+        change = paired_change(changes)
+        return {
+            "protocol": self.protocol,
+            "seed": self.seed,
+            "refine": None if self.refine is None else asdict(self.refine),
+            "images": len(ious),
+            **asdict(_mean_iou(self.records)),
+            "miou_interval": _listed(bootstrap_interval(list(ious.values()))),
+            "miou_refined_oracle": mean_or_none([_refined_oracle(record) for record in self.records if record.refined]),
+            "change": None if change is None else {**asdict(change), "interval": _listed(change.interval)},
+            "kept_refined": mean_or_none([float(one.kept == "refined") for one in refined]),
+            "per_size": {size: asdict(_mean_iou([r for r in self.records if r.size == size])) for size in SIZES},
+            "per_category": self._per_category(),
+            "failures": [asdict(failure) for failure in self.failures],
+            "objects_failed": sum(failure.objects for failure in self.failures),
+            "median_milliseconds": {
+                "encode": _median(self.encode_milliseconds),
+                "decode": _median([record.milliseconds for record in self.records]),
+                "refine": _median([one.milliseconds for one in refined]),
+            },
+        }
+
+    def _per_category(self) -> list[dict[str, Any]]:
+        groups: dict[int, list[ObjectRecord]] = defaultdict(list)
+        for record in self.records:
+            groups[record.category_id].append(record)
+        return [
+            {"id": number, "name": self.categories.get(number, str(number)), **asdict(_mean_iou(groups[number]))}
+            for number in sorted(groups)
+        ]
+
+    def to_json(self, path: str | Path) -> None:
+        """Write {"summary": ..., "records": [...]}; the file appears whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        records = [{**asdict(r), "iou": r.iou, "oracle_iou": r.oracle_iou, "size": r.size} for r in self.records]
+        write_json(path, _without_nan({"summary": self.summary(), "records": records}), indent=1)
+
+
+def mean_over_sources(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Return means over sources, every source counting the same however many objects it has.
+
+    Args:
+        evaluations: by the source's name, all of one protocol.
+
+    Returns:
+        Plain Python values for JSON: `protocol`, `sources` (how many), and the means of `miou`, `miou_oracle` and
+        `miou_refined` (None unless every source was refined).
+
+    Raises:
+        ConfigError: no evaluation, or different protocols.
+        DatasetError: a source without results, which a mean must not hide.
+    """
+    protocols = sorted({evaluation.protocol for evaluation in evaluations.values()})
+    if len(protocols) != 1:
+        raise ConfigError(f"A mean over sources needs evaluations of one protocol, got {protocols or 'none'}.")
+    means = {source: _mean_iou(evaluation.records) for source, evaluation in evaluations.items()}
+    for source, mean in means.items():
+        if mean.miou is None:
+            raise DatasetError(f"Source {source!r} has no result: see the failures of its evaluation, or leave it out.")
+    values = {
+        name: [getattr(mean, name) for mean in means.values()] for name in ("miou", "miou_oracle", "miou_refined")
+    }
+    return {
+        "protocol": protocols[0],
+        "sources": len(means),
+        **{name: None if None in column else fmean(column) for name, column in values.items()},
+    }
+
+
+def _mean_iou(records: Sequence[ObjectRecord]) -> MeanIoU:
+    return MeanIoU(
+        objects=len(records),
+        miou=mean_or_none([record.iou for record in records]),
+        miou_oracle=mean_or_none([record.oracle_iou for record in records]),
+        miou_refined=mean_or_none([record.refined.iou for record in records if record.refined]),
+    )
+
+
+def _refined_oracle(record: ObjectRecord) -> float:
+    """Return the IoU if the choice between first, refined and rejected mask were always right."""
+    if record.refined is None:
+        return record.iou
+    return max(iou for iou in (record.iou, record.refined.iou, record.refined.rejected_iou) if iou is not None)
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _median(milliseconds: Sequence[float]) -> float | None:
+    return round(median(milliseconds), 3) if milliseconds else None
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinities, which a broken model predicts and JSON lacks, by None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Training: finetuning of promptable segmentation models on COCO-format data."""

@@ -1,0 +1,129 @@
+"""The settings of a finetuning run, read from TOML and checked."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from refinesam.errors import ConfigError, MissingExtraError
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+except ImportError as error:
+    raise MissingExtraError("pydantic", "train") from error
+
+__all__ = ["DataConfig", "FinetuneConfig", "ModelSection", "OptimConfig", "PromptConfig", "read_config"]
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """Which model, and from what it starts.
+
+    Attributes:
+        variant: a name of `refinesam.models.config.CONFIGS`.
+        input_size: side of the square input, a multiple of 16; 0 means the variant's own.
+        init: weights to start from: a name or a file as `refinesam.load` takes it; empty means at random.
+    """
+
+    variant: str = "hybrid_ti"
+    input_size: Annotated[int, Field(ge=0, multiple_of=16)] = 0
+    init: str = ""
+
+
+class DataConfig(_Section):
+    """Where images and masks come from: `root/SOURCE/images`, `root/SOURCE/instances_{train,val}.json`.
+
+    Attributes:
+        sources: folder names under the root.
+        sampling_power: a source with n images is drawn with weight n ** sampling_power; 0 draws all alike.
+        zoom_probability: share of samples that crop around one object; the others see (nearly) the whole image.
+        workers: processes that prepare samples; 0 prepares them in the training process.
+        val_images: images of each source that the validation during training looks at.
+    """
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    sampling_power: Annotated[float, Field(ge=0)] = 0.5
+    zoom_probability: Probability = 0.5
+    workers: Annotated[int, Field(ge=0)] = 1
+    val_images: Annotated[int, Field(ge=0)] = 6
+
+
+class PromptConfig(_Section):
+    """How users are simulated.
+
+    Attributes:
+        per_image: prompts for each image and step.
+        box_probability: share of first prompts that are a box; the others are clicks.
+        box_and_clicks_probability: share of boxes that come with clicks.
+        negative_probability: share of first prompts with one or two negative clicks.
+        max_clicks: most positive clicks in a first prompt; fewer are likelier.
+        correction_probability: chance that a step has a second round, with a click where the first mask is wrong.
+        logits_only_probability: chance that a second round has the earlier logits and nothing else.
+    """
+
+    per_image: Positive = 4
+    box_probability: Probability = 0.4
+    box_and_clicks_probability: Probability = 0.15
+    negative_probability: Probability = 0.25
+    max_clicks: Positive = 5
+    correction_probability: Probability = 0.5
+    logits_only_probability: Probability = 0.1
+
+
+class OptimConfig(_Section):
+    """AdamW, warm-up and decay of the learning rate, moving average of the weights."""
+
+    steps: Positive
+    batch_size: Positive = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 8e-4
+    final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 300
+    schedule: Literal["cosine", "linear"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    focal_weight: Annotated[float, Field(ge=0)] = 20.0
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    iou_weight: Annotated[float, Field(ge=0)] = 1.0
+    other_masks_weight: Annotated[float, Field(ge=0)] = 0.1
+
+
+class FinetuneConfig(_Section):
+    """A whole finetuning run."""
+
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: Positive = 200
+    validate_every: Positive = 500
+    log_every: Positive = 20
+    model: ModelSection = ModelSection()
+    data: DataConfig
+    prompts: PromptConfig = PromptConfig()
+    optim: OptimConfig
+
+
+def read_config(path: str | Path) -> FinetuneConfig:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is of the wrong kind or out of range.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration {path}: {error}. Give the path of a TOML file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}. Mend it at the place named.") from error
+    try:
+        return FinetuneConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path} does not fit: {problems}. Remove or correct these keys.") from error

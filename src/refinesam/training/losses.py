@@ -1,0 +1,113 @@
+"""SAM's losses: focal and dice on the best of the masks, squared error on the IoU prediction.
+
+Targets are soft: the share of a stride-4 pixel that the object covers, so that a boundary inside a pixel is learnt too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["MaskLoss", "dice_loss", "focal_loss", "hard_iou", "mask_loss"]
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """Focal loss (Lin et al. 2017) for soft targets, mean over pixels.
+
+    |t - p|^gamma weighs the cross-entropy (Li et al. 2020, quality focal loss); for hard targets this is the usual
+    (1 - p_t)^gamma. alpha weighs the object, 1 - alpha the background.
+
+    Args:
+        logits: (..., h, w).
+        target: (..., h, w) in [0, 1].
+        gamma: focusing exponent.
+        alpha: weight of the object's pixels.
+
+    Returns:
+        (...) one loss per mask.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    weight = (target - logits.sigmoid()).abs() ** gamma * (alpha * target + (1 - alpha) * (1 - target))
+    return (weight * cross_entropy).mean(dim=(-2, -1))
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - dice coefficient of (..., h, w) probabilities and soft targets, smoothed by one pixel: (...)."""
+    p = logits.sigmoid()
+    overlap = 2 * (p * target).sum(dim=(-2, -1))
+    total = p.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1))
+    return 1 - (overlap + 1) / (total + 1)
+
+
+def hard_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """IoU of thresholded masks (..., h, w) with thresholded targets: (...); 1 if both are empty."""
+    mask, truth = logits > 0, target > 0.5
+    union = (mask | truth).sum(dim=(-2, -1))
+    overlap = (mask & truth).sum(dim=(-2, -1))
+    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
+
+
+@dataclass(frozen=True)
+class MaskLoss:
+    """A batch's loss and what it is made of.
+
+    Attributes:
+        total: scalar to differentiate.
+        focal, dice, iou_error: scalars without gradient, of the best masks.
+        best_iou: scalar, mean true IoU of the best of the masks.
+        chosen_iou: scalar, mean true IoU of the mask that the IoU head would choose.
+        chosen: (B, P) index of that mask.
+    """
+
+    total: Tensor
+    focal: Tensor
+    dice: Tensor
+    iou_error: Tensor
+    best_iou: Tensor
+    chosen_iou: Tensor
+    chosen: Tensor
+
+
+def mask_loss(
+    logits: Tensor,
+    iou_predictions: Tensor,
+    target: Tensor,
+    *,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    iou_weight: float = 1.0,
+    other_masks_weight: float = 0.0,
+) -> MaskLoss:
+    """SAM's loss (Kirillov et al. 2023, appendix A): 20 focal + dice of the best mask, plus the IoU head's error.
+
+    Args:
+        logits: (B, P, C, h, w).
+        iou_predictions: (B, P, C).
+        target: (B, P, h, w) in [0, 1].
+        focal_weight: weight of the focal loss.
+        dice_weight: weight of the dice loss.
+        iou_weight: weight of the IoU head's squared error, over all masks.
+        other_masks_weight: share of the mean loss over all masks; keeps the masks that are rarely best from going
+            astray when data are few.
+    """
+    truth = target.unsqueeze(2).expand_as(logits)
+    focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)
+    per_mask = focal_weight * focal + dice_weight * dice
+    best = per_mask.argmin(dim=-1, keepdim=True)
+    with torch.no_grad():
+        true_iou = hard_iou(logits, truth)
+        chosen = iou_predictions.argmax(dim=-1, keepdim=True)
+    iou_error = ((iou_predictions - true_iou) ** 2).mean()
+    total = per_mask.gather(-1, best).mean() + other_masks_weight * per_mask.mean() + iou_weight * iou_error
+    return MaskLoss(
+        total=total,
+        focal=focal.gather(-1, best).mean().detach(),
+        dice=dice.gather(-1, best).mean().detach(),
+        iou_error=iou_error.detach(),
+        best_iou=true_iou.gather(-1, best).mean(),
+        chosen_iou=true_iou.gather(-1, chosen).mean(),
+        chosen=chosen.squeeze(-1),
+    )

@@ -1,0 +1,117 @@
+"""Simulated users: boxes with jitter, clicks on and off the object, corrections where a mask is wrong.
+
+Follows SAM's training (Kirillov et al. 2023, appendix A): box or clicks first, box corners jittered by 10 % of the side
+and at most 20 px, then clicks drawn from the error region with the previous logits fed back.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refinesam.models.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
+from refinesam.training.config import PromptConfig
+
+__all__ = ["click_in", "correction_clicks", "first_prompt", "jittered_box", "prompt_length"]
+
+MAX_NEGATIVES = 2
+
+
+def prompt_length(config: PromptConfig) -> int:
+    """Slots that a first prompt needs: two for a box, the clicks, the negative clicks."""
+    return 2 + config.max_clicks + MAX_NEGATIVES
+
+
+def click_in(region: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw clicks uniformly from a region's pixels, at pixel centres: (count, 2) x, y; fewer if it has fewer pixels."""
+    indices = np.flatnonzero(region)
+    chosen = rng.choice(indices, size=min(count, len(indices)), replace=False)
+    y, x = np.divmod(chosen, region.shape[1])
+    return np.stack([x, y], axis=1).astype(np.float32) + 0.5
+
+
+def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Tight box (4,) of a mask that is not empty, each corner moved by noise of 10 % of the side, at most 20 px.
+
+    Half of the boxes stay exact: people who draw boxes with care, and detectors, are users too.
+    """
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    box = np.array([x, y, x + width, y + height], np.float32)
+    if rng.random() < 0.5:
+        return box
+    side = np.array([width, height, width, height], np.float32)
+    noise = np.clip(rng.normal(size=4) * 0.1 * side, -20, 20)
+    size = np.array([mask.shape[1], mask.shape[0]] * 2, np.float32)
+    moved = np.clip(box + noise, 0, size).astype(np.float32)
+    return moved if (moved[2:] - moved[:2] > 1).all() else box
+
+
+def _surroundings(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels off the object but near it, where a negative click tells something."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    near = np.zeros_like(mask)
+    dx, dy = width // 2 + 8, height // 2 + 8
+    near[max(0, y - dy) : y + height + dy, max(0, x - dx) : x + width + dx] = True
+    return near & ~mask
+
+
+def first_prompt(
+    mask: NDArray[np.bool_], config: PromptConfig, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Simulate a first prompt for one object.
+
+    Args:
+        mask: (S, S), not empty.
+        config: shares of boxes and clicks.
+        rng: source of randomness.
+
+    Returns:
+        points (T, 2) and labels (T,), T = `prompt_length(config)`, padded with label -1.
+    """
+    points = np.zeros((prompt_length(config), 2), np.float32)
+    labels = np.full(len(points), PADDING, np.int64)
+    boxed = rng.random() < config.box_probability
+    if boxed:
+        points[:2] = jittered_box(mask, rng).reshape(2, 2)
+        labels[:2] = TOP_LEFT, BOTTOM_RIGHT
+    if not boxed or rng.random() < config.box_and_clicks_probability:
+        # One click is the commonest and the hardest: half of the prompts, the rest evenly.
+        count = 1 if rng.random() < 0.5 else int(rng.integers(1, config.max_clicks + 1))
+        clicks = click_in(mask, count, rng)
+        points[2 : 2 + len(clicks)] = clicks
+        labels[2 : 2 + len(clicks)] = POSITIVE
+    if rng.random() < config.negative_probability:
+        clicks = click_in(_surroundings(mask), int(rng.integers(1, MAX_NEGATIVES + 1)), rng)
+        start = 2 + config.max_clicks
+        points[start : start + len(clicks)] = clicks
+        labels[start : start + len(clicks)] = NEGATIVE
+    return points, labels
+
+
+def correction_clicks(logits: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one click per mask from the pixels where it is wrong.
+
+    Args:
+        logits: (B, P, h, w) of the mask shown to the user.
+        target: (B, P, h, w) coverage in [0, 1].
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        points (B, P, 1, 2) in pixels of the model's input (stride 4), labels (B, P, 1): 1 where the object was missed,
+        0 where the mask covers too much. A mask without any error gets a click on its object.
+    """
+    truth = target > 0.5
+    wrong = (logits > 0) != truth
+    # Fall back on the object, and for an object of no whole pixel on its best-covered one.
+    weights = wrong.flatten(2).float() + 1e-6 * target.flatten(2) + 1e-12
+    chosen = torch.multinomial(weights.flatten(0, 1).cpu(), 1, generator=generator).to(logits.device)
+    index = chosen.view(*logits.shape[:2], 1)
+    width = logits.shape[-1]
+    xy = torch.stack([index % width, index // width], dim=-1).float()
+    jitter = torch.rand(xy.shape, generator=generator).to(xy.device)
+    labels = torch.where(target.flatten(2).gather(2, index) > 0.5, POSITIVE, NEGATIVE)
+    correct = ~wrong.flatten(2).any(-1, keepdim=True)
+    return (xy + jitter) * 4, torch.where(correct, POSITIVE, labels)
