@@ -1,0 +1,296 @@
+"""`refinesam ...`: a thin face over the API. torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from refinesam.errors import PromptError, RefineSAMError
+
+if TYPE_CHECKING:
+    from refinesam.types import Prediction, Prompt
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Promptable segmentation: EfficientSAM with Adaptive Mask Refinement.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+weights_app = typer.Typer(help="List, fetch and verify weights.", no_args_is_help=True)
+train_app = typer.Typer(help="Train models.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+app.add_typer(train_app, name="train")
+console = Console()
+errors = Console(stderr=True)
+
+WeightsOption = Annotated[str, typer.Option(help="Name of `refinesam weights list`, or a file.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+OverlayOption = Annotated[Path | None, typer.Option(help="Write a picture of the result (PNG).")]
+CocoOption = Annotated[Path | None, typer.Option(help="Write the masks as COCO JSON.")]
+IntensityOption = Annotated[str, typer.Option(help="How images beyond 8 bits are mapped: percentile, minmax, as_is.")]
+PageOption = Annotated[int | None, typer.Option(help="Page of a multi-page file, from 0.")]
+
+
+def main() -> None:
+    """Run the command line; refinesam's own errors become one line and exit code 1."""
+    try:
+        app()
+    except RefineSAMError as error:
+        errors.print(f"[bold red]Error:[/] {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
+def _numbers(text: str, count: int, what: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise PromptError(f"{what} {text!r} must be {count} numbers with commas between them, such as {what} 120,80.")
+    return values
+
+
+def _prompt(points: list[str], negatives: list[str], boxes: list[str]) -> Prompt:
+    from refinesam.types import Prompt
+
+    if len(boxes) > 1:
+        raise PromptError(f"{len(boxes)} boxes were given; one prompt names one object and takes one --box.")
+    return Prompt(
+        points=[_numbers(p, 2, "--point") for p in points] + [_numbers(p, 2, "--negative") for p in negatives],
+        labels=[1] * len(points) + [0] * len(negatives),
+        box=_numbers(boxes[0], 4, "--box") if boxes else None,
+    )
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    point: Annotated[list[str] | None, typer.Option(help="X,Y on the object; may be repeated.")] = None,
+    negative: Annotated[list[str] | None, typer.Option(help="X,Y not on the object; may be repeated.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1 around the object.")] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Apply Adaptive Mask Refinement.")] = False,
+    weights: WeightsOption = "builtin",
+    device: DeviceOption = "auto",
+    overlay: OverlayOption = None,
+    coco: CocoOption = None,
+    intensity: IntensityOption = "percentile",
+    page: PageOption = None,
+) -> None:
+    """Segment one object, named by clicks, a box, or both."""
+    prompt = _prompt(point or [], negative or [], box or [])
+    pixels = _read(image, intensity, page)
+    prompt.check_inside((pixels.shape[0], pixels.shape[1]))
+    from refinesam.predictor import load
+
+    encoded = load(weights, device=device).encode(pixels)
+    first = encoded.predict(prompt)
+    result = encoded.refine(first) if refine else first
+    _print_predictions([result])
+    if overlay is not None:
+        from refinesam.images import write_png
+        from refinesam.overlay import draw_comparison, draw_mask, draw_prompt
+
+        picture = (
+            draw_comparison(pixels, [(first, result)]) if refine else draw_prompt(draw_mask(pixels, first.mask), prompt)
+        )
+        write_png(overlay, picture)
+    if coco is not None:
+        _write_coco(coco, image.name, encoded.image_hw, [result])
+
+
+@app.command()
+def everything(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    points_per_side: Annotated[int | None, typer.Option(help="Clicks along each side of the grid.")] = None,
+    iou_threshold: Annotated[float, typer.Option(help="Least predicted IoU.")] = 0.7,
+    stability_threshold: Annotated[float, typer.Option(help="Least stability score.")] = 0.75,
+    weights: WeightsOption = "builtin",
+    device: DeviceOption = "auto",
+    overlay: OverlayOption = None,
+    coco: CocoOption = None,
+    intensity: IntensityOption = "percentile",
+    page: PageOption = None,
+) -> None:
+    """Segment everything in an image."""
+    pixels = _read(image, intensity, page)
+    from rich.progress import Progress
+
+    from refinesam.automatic import AutomaticMaskGenerator
+    from refinesam.predictor import load
+
+    generator = AutomaticMaskGenerator(
+        load(weights, device=device),
+        points_per_side=points_per_side,
+        iou_threshold=iou_threshold,
+        stability_threshold=stability_threshold,
+    )
+    with Progress(console=errors, transient=True) as progress:
+        task = progress.add_task("Segmenting", total=None)
+        predictions = generator.generate(
+            pixels, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    console.print(f"{len(predictions)} masks")
+    if overlay is not None:
+        from refinesam.images import write_png
+        from refinesam.overlay import draw_everything
+
+        write_png(overlay, draw_everything(pixels, predictions))
+    if coco is not None:
+        _write_coco(coco, image.name, (pixels.shape[0], pixels.shape[1]), predictions)
+
+
+@app.command()
+def evaluate(
+    annotations: Annotated[Path, typer.Option(help="COCO JSON.")],
+    images: Annotated[Path, typer.Option(help="Folder of the images it names.")],
+    protocol: Annotated[
+        Literal["box", "points-1", "points-3", "points-5", "random-2"], typer.Option(help="How objects are prompted.")
+    ] = "box",
+    refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
+    weights: WeightsOption = "builtin",
+    device: DeviceOption = "auto",
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random clicks.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write summary and records.")] = None,
+) -> None:
+    """Measure mIoU against ground truth, per category and size, with and without refinement."""
+    from refinesam.amr import AMRConfig
+    from refinesam.evaluation.dataset import read_coco_folder
+    from refinesam.evaluation.protocols import evaluate as run
+
+    folder = read_coco_folder(annotations, images)
+    from rich.progress import Progress
+
+    from refinesam.predictor import load
+
+    session = load(weights, device=device)
+    with Progress(console=errors, transient=True) as progress:
+        task = progress.add_task("Evaluating", total=len(folder.images) if limit is None else limit)
+        evaluation = run(
+            session,
+            folder,
+            protocol,
+            refine=AMRConfig() if refine else None,
+            seed=seed,
+            limit_images=limit,
+            on_image=lambda *_: progress.advance(task),
+        )
+    from refinesam.evaluation.tables import summary_tables
+
+    for table in summary_tables(evaluation):
+        console.print(table)
+    if json is not None:
+        evaluation.to_json(json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for overlays and masks.")] = Path("demo_output"),
+    weights: WeightsOption = "builtin",
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment photographs and micrographs that come with scikit-image, with and without refinement."""
+    from refinesam.demo import run_demo
+
+    run_demo(output, weights, device, console)
+
+
+@weights_app.command("list")
+def list_weights() -> None:
+    """Show the weights that are known, and which of them are here."""
+    from refinesam.registry import REGISTRY, status
+
+    table = Table("name", "variant", "status", "size", "licence", "digest")
+    for entry in REGISTRY.values():
+        size = "" if entry.size is None else f"{entry.size / 1e6:.0f} MB"
+        table.add_row(entry.name, entry.variant, status(entry), size, entry.licence, entry.digest)
+    console.print(table)
+
+
+@weights_app.command("fetch")
+def fetch_weights(name: Annotated[str, typer.Argument(help="Name of `refinesam weights list`.")]) -> None:
+    """Download weights and verify them."""
+    from refinesam.registry import fetch
+
+    console.print(str(fetch(name)), soft_wrap=True)
+
+
+@weights_app.command("verify")
+def verify_weights(name: Annotated[str, typer.Argument(help="Name of `refinesam weights list`.")]) -> None:
+    """Check that the file of some weights is here and has the digest it should have."""
+    from refinesam.registry import verify
+
+    console.print(f"{verify(name)}: unchanged", soft_wrap=True)
+
+
+@train_app.command("finetune")
+def train_finetune(
+    config: Annotated[Path, typer.Argument(help="TOML file with the settings.")],
+    data: Annotated[Path, typer.Option(help="Folder with one folder a source.")],
+    output: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights; an unfinished run resumes.")],
+    device: DeviceOption = "auto",
+) -> None:
+    """Finetune a model, or train it from scratch, on COCO-format data."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from refinesam.training.config import read_config
+    from refinesam.training.finetune import finetune
+
+    settings = read_config(config)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("", total=settings.optim.steps)
+        path = finetune(
+            settings,
+            data,
+            output,
+            device,
+            on_step=lambda r: progress.update(
+                task, completed=r.step, description=f"loss {r.loss:.3f}, IoU {r.iou:.3f}"
+            ),
+        )
+    console.print(f"Weights: {path}", soft_wrap=True)
+
+
+def _read(image: Path, intensity: str, page: int | None) -> Any:
+    from refinesam.images import read_image
+
+    return read_image(image, intensity=intensity, page=page)  # type: ignore[arg-type]
+
+
+def _print_predictions(predictions: list[Prediction]) -> None:
+    from refinesam.masks import box_from_mask
+
+    table = Table("predicted IoU", "area (px)", "box x0, y0, x1, y1", "refinement")
+    for prediction in predictions:
+        box = box_from_mask(prediction.mask)
+        report = prediction.refinement
+        table.add_row(
+            f"{prediction.score:.3f}",
+            str(int(prediction.mask.sum())),
+            "empty" if box is None else ", ".join(f"{v:g}" for v in box.tolist()),
+            "" if report is None else report.reason,
+        )
+    console.print(table)
+    if predictions and predictions[0].negatives == "subtracted":
+        console.print(
+            "Negative clicks were answered training-free, by subtraction: this model was not trained on them."
+        )
+
+
+def _write_coco(path: Path, name: str, image_hw: tuple[int, int], predictions: list[Prediction]) -> None:
+    from refinesam.files import write_json
+    from refinesam.masks import coco_document
+
+    write_json(path, coco_document({name: (image_hw, [(p.mask, p.score) for p in predictions])}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The demonstration: real photographs and micrographs, clicks and boxes, with and without refinement."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
+from rich.console import Console
+from rich.table import Table
+
+from refinesam.errors import MissingExtraError
+from refinesam.files import write_json
+from refinesam.images import as_rgb, write_png
+from refinesam.masks import coco_document
+from refinesam.overlay import draw_comparison, draw_everything
+from refinesam.predictor import load
+from refinesam.types import Prediction, Prompt
+
+__all__ = ["SCENES", "Scene", "run_demo"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One image of scikit-image's collection and the objects to segment in it."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+
+
+SCENES = (
+    Scene("astronaut", (Prompt(points=[[225, 130]]), Prompt(box=[5, 5, 420, 511]))),
+    Scene("chelsea", (Prompt(points=[[220, 120], [130, 220]]), Prompt(box=[75, 10, 375, 299]))),
+    Scene("coffee", (Prompt(box=[150, 60, 460, 330]), Prompt(points=[[300, 180]]))),
+    Scene("coins", (Prompt(points=[[48, 46]]), Prompt(box=[170, 170, 235, 235]))),
+    Scene("cell", (Prompt(box=[190, 240, 390, 470]), Prompt(points=[[290, 350], [60, 60]], labels=[1, 0]))),
+    Scene("immunohistochemistry", (Prompt(points=[[250, 250]]),)),
+    Scene("rocket", (Prompt(box=[305, 60, 345, 340]),)),
+)
+
+
+def run_demo(output: Path, weights: str, device: str, console: Console) -> None:
+    """Segment every scene; write overlays and masks; print a table.
+
+    Raises:
+        MissingExtraError: scikit-image is not installed.
+        WeightsError: the weights are unknown, missing or damaged.
+    """
+    data = _skimage_data()
+    session = load(weights, device=device)
+    table = Table(
+        "image", "prompt", "IoU before", "IoU with AMR", "strategy", "κ", "Q", "kept", "encode ms", "click ms"
+    )
+    masks: dict[str, tuple[tuple[int, int], list[tuple[ArrayLike, float | None]]]] = {}
+    for scene in SCENES:
+        image = as_rgb(getattr(data, scene.name)())
+        begun = time.perf_counter()
+        encoded = session.encode(image)
+        encode_ms = 1000 * (time.perf_counter() - begun)
+        pairs: list[tuple[Prediction, Prediction]] = []
+        for prompt in scene.prompts:
+            begun = time.perf_counter()
+            first = encoded.predict(prompt)
+            click_ms = 1000 * (time.perf_counter() - begun)
+            refined = encoded.refine(first)
+            pairs.append((first, refined))
+            table.add_row(
+                scene.name, _described(prompt), *_refinement_cells(refined), f"{encode_ms:.0f}", f"{click_ms:.0f}"
+            )
+        write_png(output / f"{scene.name}.png", draw_comparison(image, pairs))
+        masks[f"{scene.name}.png"] = (encoded.image_hw, [(refined.mask, refined.score) for _, refined in pairs])
+    coins = as_rgb(data.coins())
+    found = session.segment_everything(coins)
+    write_png(output / "coins_everything.png", draw_everything(coins, found))
+    write_json(output / "masks.json", coco_document(masks))
+    console.print(table)
+    console.print(f"Segment everything: {len(found)} masks in the picture of coins.")
+    console.print(f"Overlays and masks (COCO JSON) are in {output}/", soft_wrap=True)
+
+
+def _described(prompt: Prompt) -> str:
+    parts = ["box"] if prompt.box is not None else []
+    for points, sign in ((prompt.positive_points, "+"), (prompt.negative_points, "-")):
+        if len(points):
+            parts.append(f"{len(points)} click{'s' if len(points) > 1 else ''} {sign}")
+    return ", ".join(parts)
+
+
+def _refinement_cells(refined: Prediction) -> tuple[str, ...]:
+    report = refined.refinement
+    assert report is not None
+    return (
+        f"{report.score_before:.2f}",
+        f"{refined.score:.2f}",
+        report.strategy,
+        str(report.kappa),
+        f"{report.compactness:.2f}",
+        report.kept,
+    )
+
+
+def _skimage_data() -> Any:
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise MissingExtraError("scikit-image", "demo") from error
+    return data
