@@ -88,8 +88,9 @@ class Predictor:
             box = np.clip(prompt.box, 0, np.array([width, height] * 2, np.float32))
             points = np.concatenate([box.reshape(2, 2), points])
             labels = np.concatenate([[TOP_LEFT, BOTTOM_RIGHT], labels])
-        coords = torch.from_numpy(frame.to_input(points.astype(np.float32)))
-        return coords[None, None].to(self.device), torch.from_numpy(labels)[None, None].to(self.device)
+        # Copies: a prompt's arrays are read-only, which torch does not know.
+        coords = torch.tensor(frame.to_input(points), device=self.device)
+        return coords[None, None], torch.tensor(labels, device=self.device)[None, None]
 
     def _mask_logits(self, prompt: Prompt, frame: Frame) -> Tensor | None:
         if prompt.mask is not None:
@@ -103,7 +104,7 @@ class Predictor:
                 )
         else:
             return None
-        return torch.from_numpy(logits)[None, None].to(self.device)
+        return torch.tensor(logits, device=self.device)[None, None]
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

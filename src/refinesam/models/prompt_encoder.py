@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refinesam.models.image_encoder import ImageFeatures
 from refinesam.models.layers import LayerNorm2d
 
 __all__ = ["DrawnPromptEncoder", "EfficientSamPromptEncoder", "PositionEmbedding", "SamPromptEncoder"]
@@ -118,15 +119,20 @@ class DrawnPromptEncoder(SparsePromptEncoder):
     """Our prompt encoder: SAM's sparse tokens, and every prompt also drawn into dense maps at strides 16, 8 and 4.
 
     A small model trained on little data learns from a drawn prompt what a large one gets from attention alone: which
-    pixels the user pointed at.
+    pixels the user pointed at. Clicks are drawn twice: as spots, and as affinity, how much each pixel's features
+    resemble those under the click.
     """
 
     # Standard deviations of a drawn click in stride-4 pixels: one to hit the spot, one for its surroundings.
     click_sigmas = (1.5, 6.0)
+    affinity_width = 32
 
     def __init__(self) -> None:
         super().__init__()
-        drawn_channels = 2 * len(self.click_sigmas) + 3
+        self.affinity16 = nn.Conv2d(EMBED_DIM, self.affinity_width, 1)
+        self.affinity4 = nn.Conv2d(32, self.affinity_width, 1)
+        # By sign of click: its spots and its two affinities; then box interior, earlier mask, presence of one.
+        drawn_channels = 2 * (len(self.click_sigmas) + 2) + 3
         self.draw4 = nn.Sequential(nn.Conv2d(drawn_channels, 16, 3, padding=1), nn.GELU())
         self.draw8 = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.GELU())
         self.draw16 = nn.Sequential(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU())
@@ -135,11 +141,12 @@ class DrawnPromptEncoder(SparsePromptEncoder):
         self.dense16 = nn.Conv2d(64, EMBED_DIM, 1)
 
     def forward(
-        self, points: Tensor, labels: Tensor, mask_logits: Tensor | None, input_size: int
+        self, features: ImageFeatures, points: Tensor, labels: Tensor, mask_logits: Tensor | None, input_size: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Embed prompts sparsely and densely.
 
         Args:
+            features: of the hybrid encoder, B images.
             points: (B, P, T, 2) in input pixels.
             labels: (B, P, T).
             mask_logits: (B, P, S/4, S/4) logits of an earlier prediction, or None. A map that is all zero says
@@ -149,8 +156,9 @@ class DrawnPromptEncoder(SparsePromptEncoder):
         Returns:
             Tokens (B, P, T, 256), and maps (B * P, 256 / 64 / 32, side, side) at strides 16, 8 and 4.
         """
-        drawn = self.draw(points, labels, mask_logits, input_size).flatten(0, 1)
-        x4 = self.draw4(drawn)
+        drawn = self.draw(points, labels, mask_logits, input_size)
+        affinity = self.affinity(features, points / input_size, labels)
+        x4 = self.draw4(torch.cat([drawn, affinity], dim=2).flatten(0, 1))
         x8 = self.draw8(x4)
         x16 = self.draw16(x8)
         dense = (self.dense16(x16), self.dense8(x8), self.dense4(x4))
@@ -177,6 +185,30 @@ class DrawnPromptEncoder(SparsePromptEncoder):
         present = (earlier != 0).flatten(2).any(-1)[..., None, None].expand_as(earlier).float()
         drawn = torch.stack([*maps, earlier, present], dim=2)
         return drawn.to(self.dense4.weight.dtype)
+
+    def affinity(self, features: ImageFeatures, unit_xy: Tensor, labels: Tensor) -> Tensor:
+        """Cosine similarity to the features under the clicks, by sign, at strides 16 and 4: (B, P, 4, S/4, S/4).
+
+        Args:
+            features: of the hybrid encoder, B images.
+            unit_xy: (B, P, T, 2) clicks in [0, 1].
+            labels: (B, P, T).
+        """
+        high4 = features.high_res[-1]
+        maps = []
+        for keys in (self.affinity16(features.embedding), self.affinity4(high4)):
+            keys = F.normalize(keys, dim=1)
+            under = F.normalize(F.grid_sample(keys, (2 * unit_xy - 1).to(keys.dtype), align_corners=False), dim=1)
+            similarity = torch.einsum("bdpt,bdhw->bpthw", under, keys)
+            for label in (POSITIVE, NEGATIVE):
+                chosen = (labels == label)[..., None, None]
+                # The most similar click counts; without any click of this sign the map is empty.
+                strongest = similarity.masked_fill(~chosen, -1.0).amax(dim=2)
+                maps.append(torch.where(chosen.any(dim=2), strongest, 0.0))
+        coarse = torch.stack(maps[:2], dim=2)
+        fine = torch.stack(maps[2:], dim=2)
+        enlarged = F.interpolate(coarse.flatten(0, 1), size=high4.shape[-2:], mode="bilinear", align_corners=False)
+        return torch.cat([enlarged.unflatten(0, labels.shape[:2]), fine], dim=2)
 
     @staticmethod
     def _draw_boxes(xy: Tensor, labels: Tensor, centres: Tensor) -> Tensor:

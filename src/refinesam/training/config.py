@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from refinesam.errors import ConfigError, MissingExtraError
+from refinesam.models.config import CONFIGS
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 except ImportError as error:
     raise MissingExtraError("pydantic", "train") from error
 
@@ -17,24 +18,38 @@ __all__ = ["DataConfig", "FinetuneConfig", "ModelSection", "OptimConfig", "Promp
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+# What finetuning can train: samples are stretched to the square, and negative clicks and logits fed back are simulated.
+TRAINABLE = tuple(name for name, config in CONFIGS.items() if config.family == "hybrid")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: TOML has types, so a number in quotes is a mistake.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
     """Which model, and from what it starts.
 
     Attributes:
-        variant: a name of `refinesam.models.config.CONFIGS`.
+        variant: one of `TRAINABLE`.
         input_size: side of the square input, a multiple of 16; 0 means the variant's own.
-        init: weights to start from: a name or a file as `refinesam.load` takes it; empty means at random.
+        init: weights of that variant to start from: a name or a file as `refinesam.load` takes it; empty means at
+            random.
     """
 
     variant: str = "hybrid_ti"
     input_size: Annotated[int, Field(ge=0, multiple_of=16)] = 0
     init: str = ""
+
+    @field_validator("variant")
+    @classmethod
+    def _check_variant(cls, name: str) -> str:
+        if name not in TRAINABLE:
+            raise ValueError(f"finetuning trains {', '.join(TRAINABLE)}")
+        return name
 
 
 class DataConfig(_Section):
@@ -48,7 +63,8 @@ class DataConfig(_Section):
         val_images: images of each source that the validation during training looks at.
     """
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    # Not strict: a TOML array arrives as a list. Its items stay strict.
+    sources: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
     sampling_power: Annotated[float, Field(ge=0)] = 0.5
     zoom_probability: Probability = 0.5
     workers: Annotated[int, Field(ge=0)] = 1
@@ -78,7 +94,17 @@ class PromptConfig(_Section):
 
 
 class OptimConfig(_Section):
-    """AdamW, warm-up and decay of the learning rate, moving average of the weights."""
+    """AdamW, its learning rate, the moving average of the weights, and the loss.
+
+    Attributes:
+        steps: of the whole run; the schedule spans them.
+        batch_size: images a step.
+        learning_rate, final_learning_rate, warmup_steps, schedule: see `refinesam.training.loop.learning_rate`.
+        betas, weight_decay: of AdamW; biases, norms, tokens and position embeddings do not decay.
+        clip_norm: longest gradient, over all parameters.
+        ema_decay: see `refinesam.training.loop.WeightAverage`.
+        focal_weight, dice_weight, iou_weight, other_masks_weight: see `refinesam.training.losses.mask_loss`.
+    """
 
     steps: Positive
     batch_size: Positive = 8
@@ -86,10 +112,10 @@ class OptimConfig(_Section):
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 300
     schedule: Literal["cosine", "linear"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Momentum = 0.999
     focal_weight: Annotated[float, Field(ge=0)] = 20.0
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     iou_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -97,9 +123,15 @@ class OptimConfig(_Section):
 
 
 class FinetuneConfig(_Section):
-    """A whole finetuning run."""
+    """A whole finetuning run.
 
-    seed: int = 0
+    Attributes:
+        seed: of the first weights, the samples and the corrections.
+        precision: of the forward pass; "auto" is bf16 on a GPU that has it, else fp32.
+        checkpoint_every, validate_every, log_every: in steps; the last step is always one of each.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: Positive = 200
     validate_every: Positive = 500
@@ -125,5 +157,15 @@ def read_config(path: str | Path) -> FinetuneConfig:
     try:
         return FinetuneConfig.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path} does not fit: {problems}. Remove or correct these keys.") from error
+        problems = "; ".join(
+            _problem(".".join(map(str, e["loc"])), e["type"], e["msg"], e["input"]) for e in error.errors()
+        )
+        raise ConfigError(f"{path} does not fit: {problems}. Correct these keys.") from error
+
+
+def _problem(key: str, kind: str, message: str, value: Any) -> str:
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "extra_forbidden":
+        return f"{key} is unknown"
+    return f"{key} is {value!r}: {message.removeprefix('Value error, ')}"

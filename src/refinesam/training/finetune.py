@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 
-from refinesam.errors import ConfigError, RefineSAMError
+from refinesam.errors import ConfigError, RefineSAMError, WeightsError
 from refinesam.models.build import build_model, normalise
 from refinesam.models.config import config_named
+from refinesam.models.prompt_encoder import PADDING
 from refinesam.models.promptable import PromptableModel
 from refinesam.training.config import FinetuneConfig
-from refinesam.training.data import PromptedCrops, Sample, load_sources
+from refinesam.training.data import PromptedCrops, Sample, batches_from, load_sources
 from refinesam.training.loop import JsonLines, WeightAverage, learning_rate, read_checkpoint, write_checkpoint
 from refinesam.training.losses import MaskLoss, mask_loss
 from refinesam.training.prompts import correction_clicks
-from refinesam.training.validate import validate
+from refinesam.training.validate import WholeImages, validate
 from refinesam.weights import load_model, save_weights
 
 __all__ = ["Finetuning", "StepReport", "finetune"]
@@ -39,26 +39,12 @@ class StepReport:
     seconds: float
 
 
-class _From(Sampler[int]):
-    """Indices from a start on: a resumed run draws the samples it has not seen."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
 class Finetuning:
     """One run: model, optimiser, moving average and position, all in one checkpoint."""
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        torch.manual_seed(config.seed)
-        self.model = _initial_model(config).to(device)
+        self.model = _initial_model(config).to(device).train()
         self.input_size = self.model.config.input_size
         self.ema = WeightAverage(self.model, config.optim.ema_decay)
         self.optimizer = torch.optim.AdamW(
@@ -69,7 +55,11 @@ class Finetuning:
         self.bf16 = _use_bf16(config.precision, device)
 
     def train_step(self, batch: Sample) -> MaskLoss:
-        """One optimiser step; returns the first round's loss."""
+        """One optimiser step; returns the first round's loss.
+
+        Raises:
+            RefineSAMError: the loss or its gradient is NaN or infinite; the weights are left as they were.
+        """
         optim = self.config.optim
         rate = learning_rate(
             self.step, optim.steps, optim.learning_rate, optim.final_learning_rate, optim.warmup_steps, optim.schedule
@@ -80,13 +70,14 @@ class Finetuning:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             first, total = self._losses(batch, generator)
-        if not math.isfinite(total.item()):
-            raise RefineSAMError(
-                f"The loss is {total.item()} at step {self.step}. Lower optim.learning_rate and run again."
-            )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm)
+        gradient = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm)
+        if not math.isfinite(total.item() + gradient.item()):
+            raise RefineSAMError(
+                f"At step {self.step} the loss is {total.item()} and its gradient's norm {gradient.item()}. Lower "
+                "optim.learning_rate and start again in another output folder: resumed, this run would come here again."
+            )
         self.optimizer.step()
         self.ema.update(self.model)
         self.step += 1
@@ -105,7 +96,7 @@ class Finetuning:
         clicks, click_labels = correction_clicks(shown, target, generator)
         points, labels = torch.cat([points, clicks], dim=2), torch.cat([labels, click_labels], dim=2)
         if chance[1] < prompts.logits_only_probability:
-            labels = torch.full_like(labels, -1)
+            labels = torch.full_like(labels, PADDING)
         logits, iou = model.decode(features, points, labels, shown)
         return first, first.total + self._loss(logits, iou, target).total
 
@@ -120,6 +111,14 @@ class Finetuning:
             iou_weight=optim.iou_weight,
             other_masks_weight=optim.other_masks_weight,
         )
+
+    def metrics(self, loss: MaskLoss) -> dict[str, float | Tensor]:
+        """Return what the log says about a step."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **{name: getattr(loss, name) for name in ("focal", "dice", "iou_error", "best_iou", "chosen_iou")},
+        }
 
     def averaged_model(self) -> PromptableModel:
         """Return a copy of the model with the moving average of its weights, in evaluation mode."""
@@ -144,20 +143,27 @@ class Finetuning:
 
         Raises:
             ConfigError: the checkpoint was written under another configuration.
-            WeightsError: the file is damaged.
+            WeightsError: the file is damaged, or not a checkpoint of this version's.
         """
         state = read_checkpoint(path)
-        current = self.config.model_dump(mode="json")
-        changed = [k for k in ("seed", "model", "data", "prompts", "optim") if state["config"].get(k) != current[k]]
-        if changed:
-            raise ConfigError(
-                f"{path} was written with other settings in {', '.join(changed)}. "
-                "Restore them, or choose another output folder."
-            )
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        try:
+            written, current = _recipe(state["config"]), _recipe(self.config.model_dump(mode="json"))
+            if changed := [key for key, value in current.items() if written.get(key) != value]:
+                raise ConfigError(
+                    f"{path} was written with other values of {', '.join(changed)}. "
+                    "Restore them, or choose another output folder."
+                )
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"{path} is no checkpoint of this version's finetuning ({type(error).__name__} while taking it over). "
+                "Choose another output folder."
+            ) from error
 
 
 def finetune(
@@ -180,89 +186,106 @@ def finetune(
         Path of the weights: the moving average, fp16 safetensors.
 
     Raises:
-        ConfigError, DatasetError, WeightsError: settings, data or a checkpoint don't fit.
+        ConfigError: the model to start from or the device doesn't fit, or the folder holds a run of other settings.
+        DatasetError: a source is missing, malformed or without usable objects.
+        WeightsError: the model to start from or the checkpoint is damaged.
+        RefineSAMError: the loss became NaN or infinite; the last checkpoint is left as it was.
     """
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    run = Finetuning(config, chosen)
-    loader, val_loader = _loaders(config, data, run)
-    checkpoint = output / "checkpoint.pt"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The results cannot go to {output}: {error.strerror}. Name another folder.") from error
+    optim, checkpoint = config.optim, output / "checkpoint.pt"
+    run = Finetuning(config, _device(device))
     if checkpoint.exists():
         run.resume(checkpoint)
-        loader, _ = _loaders(config, data, run)
-    log = JsonLines(output / "log.jsonl")
-    run.model.train()
-    begun = time.monotonic() - run.seconds
-    for batch in loader:
-        loss = run.train_step(batch)
-        run.seconds = time.monotonic() - begun
-        on_step(StepReport(run.step, config.optim.steps, loss.total.item(), loss.chosen_iou.item(), run.seconds))
-        last = run.step == config.optim.steps
-        if run.step % config.log_every == 0 or last:
-            log.write(
-                step=run.step,
-                seconds=round(run.seconds, 1),
-                learning_rate=run.optimizer.param_groups[0]["lr"],
-                **{k: getattr(loss, k) for k in ("focal", "dice", "iou_error", "best_iou", "chosen_iou")},
-            )
-        if run.step % config.checkpoint_every == 0 or last:
-            run.save(checkpoint)
-        if val_loader is not None and (run.step % config.validate_every == 0 or last):
-            log.write(step=run.step, **validate(run.averaged_model(), val_loader, chosen))
-    log.close()
+    samples, val_samples = _samples(config, data, run.input_size)
+    seen = run.step * optim.batch_size
+    with (
+        JsonLines(output / "log.jsonl", run.step) as log,
+        batches_from(samples, seen, optim.batch_size, config.data.workers) as batches,
+    ):
+        begun = time.monotonic() - run.seconds
+        for batch in batches:
+            loss = run.train_step(batch)
+            run.seconds = time.monotonic() - begun
+            on_step(StepReport(run.step, optim.steps, loss.total.item(), loss.chosen_iou.item(), run.seconds))
+            last = run.step == optim.steps
+            if last or run.step % config.log_every == 0:
+                log.write(run.step, **run.metrics(loss))
+            if len(val_samples) and (last or run.step % config.validate_every == 0):
+                log.write(run.step, **validate(run.averaged_model(), val_samples, run.device))
+            # Last, so that a run resumed here has all of this step in its log.
+            if last or run.step % config.checkpoint_every == 0:
+                run.save(checkpoint)
     weights = output / "weights.safetensors"
     save_weights(run.averaged_model(), weights, dtype=torch.float16)
     return weights
 
 
+def _samples(config: FinetuneConfig, data: Path, input_size: int) -> tuple[PromptedCrops, WholeImages]:
+    """Return all samples of a run, and those it is validated on, which may be none."""
+    count = config.optim.batch_size * config.optim.steps
+    train = load_sources(data, config.data, "train")
+    val = load_sources(data, config.data, "val") if config.data.val_images else []
+    return (
+        PromptedCrops(train, input_size, config.data, config.prompts, config.seed, count),
+        WholeImages(val, input_size, config.data.val_images),
+    )
+
+
+def _recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide what is learnt, by their names in TOML."""
+    sections = ("model", "data", "prompts", "optim")
+    return {"seed": config["seed"]} | {f"{s}.{key}": value for s in sections for key, value in config[s].items()}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # torch asserts where it was built without CUDA.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"Device {name!r} can't be used here: {error}. Use 'auto' or 'cpu'.") from error
+    return device
+
+
 def _initial_model(config: FinetuneConfig) -> PromptableModel:
-    if config.model.init:
-        model = load_model(config.model.init)
-        if config.model.input_size:
-            model.config = replace(model.config, input_size=config.model.input_size)
-        return model
-    variant = config_named(config.model.variant)
-    return build_model(replace(variant, input_size=config.model.input_size or variant.input_size))
+    section = config.model
+    variant = config_named(section.variant)
+    if not section.init:
+        # The caller's own random numbers stay as they were.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
+            return build_model(replace(variant, input_size=section.input_size or variant.input_size))
+    model = load_model(section.init)
+    if model.config.name != variant.name:
+        raise ConfigError(
+            f"model.init = {section.init!r} is of the variant {model.config.name}, model.variant is {variant.name}. "
+            "Make them agree, or leave model.init out."
+        )
+    if section.input_size:
+        # All of the weights fit any size: the position embedding is resized when it is used.
+        model.config = replace(model.config, input_size=section.input_size)
+    return model
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay matrices and kernels only; biases, norms, tokens and position embeddings are left alone."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or "embed" in name or "token" in name
-        (free if plain else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    kernels = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    }
+    decayed = [parameter for name, parameter in model.named_parameters() if name in kernels]
+    others = [parameter for name, parameter in model.named_parameters() if name not in kernels]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _use_bf16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # Without the hardware torch emulates it, slower than float32.
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
-
-
-def _loaders(
-    config: FinetuneConfig, data: Path, run: Finetuning
-) -> tuple[DataLoader[Sample], DataLoader[Sample] | None]:
-    batch = config.optim.batch_size
-    samples = PromptedCrops(
-        load_sources(data, config.data, "train"),
-        run.input_size,
-        config.data,
-        config.prompts,
-        config.seed,
-        batch * config.optim.steps,
-    )
-    loader: DataLoader[Sample] = DataLoader(
-        samples, batch_size=batch, sampler=_From(run.step * batch, len(samples)), num_workers=config.data.workers
-    )
-    if not config.data.val_images:
-        return loader, None
-    return loader, validation_loader(config, data, run.input_size)
-
-
-def validation_loader(config: FinetuneConfig, data: Path, input_size: int) -> DataLoader[Sample]:
-    """Whole validation images, a few of every source, without augmentation."""
-    from refinesam.training.validate import WholeImages
-
-    folders = load_sources(data, config.data, "val")
-    return DataLoader(WholeImages(folders, input_size, config.data.val_images), batch_size=None)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from refinesam.errors import WeightsError
+from refinesam.files import replacing
 
 __all__ = ["JsonLines", "WeightAverage", "learning_rate", "read_checkpoint", "write_checkpoint"]
 
@@ -58,46 +58,58 @@ class WeightAverage:
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically: a killed run leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of `write_checkpoint`.
+    """Read a checkpoint of `write_checkpoint`. Nothing that the file holds is executed.
 
     Raises:
-        WeightsError: the file is damaged.
+        WeightsError: the file is damaged, or holds something else.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Damaged bytes may make the reader raise anything.
         raise WeightsError(
             f"The checkpoint {path} cannot be read ({type(error).__name__}). Delete it to start afresh."
         ) from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} is no checkpoint but a {type(state).__name__}. Delete it to start afresh.")
     return state
 
 
 class JsonLines:
-    """A log of one JSON object a line, on disk after every line."""
+    """A log of one JSON object a line, on disk after every line, each with the `step` it was written at."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        """Open a log, without the lines of steps that were lost with the run that did them and are done again."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = "".join(_lines_until(path, resumed_at))
+            with replacing(path) as temporary:
+                temporary.write_text(kept, "utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(self, **values: float | int | str | Tensor) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, step: int, **values: float | int | str | Tensor) -> None:
         """Append one line; scalar tensors become numbers."""
         plain = {k: round(v.item(), 6) if isinstance(v, Tensor) else v for k, v in values.items()}
-        self._file.write(json.dumps(plain) + "\n")
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+
+def _lines_until(path: Path, step: int) -> Iterator[str]:
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:  # the last line of a run that was killed while writing it
+            continue
+        if values["step"] <= step:
+            yield line + "\n"

@@ -78,7 +78,7 @@ def first_prompt(
         points[:2] = jittered_box(mask, rng).reshape(2, 2)
         labels[:2] = TOP_LEFT, BOTTOM_RIGHT
     if not boxed or rng.random() < config.box_and_clicks_probability:
-        # One click is the commonest and the hardest: half of the prompts, the rest evenly.
+        # One click is the commonest and the hardest prompt: half of the draws are that, the others even.
         count = 1 if rng.random() < 0.5 else int(rng.integers(1, config.max_clicks + 1))
         clicks = click_in(mask, count, rng)
         points[2 : 2 + len(clicks)] = clicks
@@ -96,22 +96,24 @@ def correction_clicks(logits: Tensor, target: Tensor, generator: torch.Generator
 
     Args:
         logits: (B, P, h, w) of the mask shown to the user.
-        target: (B, P, h, w) coverage in [0, 1].
+        target: (B, P, h, w) coverage in [0, 1], not all zero.
         generator: source of randomness, on the CPU.
 
     Returns:
         points (B, P, 1, 2) in pixels of the model's input (stride 4), labels (B, P, 1): 1 where the object was missed,
         0 where the mask covers too much. A mask without any error gets a click on its object.
     """
-    truth = target > 0.5
-    wrong = (logits > 0) != truth
-    # Fall back on the object, and for an object of no whole pixel on its best-covered one.
-    weights = wrong.flatten(2).float() + 1e-6 * target.flatten(2) + 1e-12
+    coverage = target.flatten(2)
+    truth = coverage > 0.5
+    wrong = (logits > 0).flatten(2) != truth
+    correct = ~wrong.any(-1, keepdim=True)
+    # Without an error the object itself is clicked, or what there is of one that fills no pixel by half.
+    on_object = torch.where(truth.any(-1, keepdim=True), truth.float(), coverage)
+    weights = torch.where(correct, on_object, wrong.float())
     chosen = torch.multinomial(weights.flatten(0, 1).cpu(), 1, generator=generator).to(logits.device)
     index = chosen.view(*logits.shape[:2], 1)
     width = logits.shape[-1]
     xy = torch.stack([index % width, index // width], dim=-1).float()
     jitter = torch.rand(xy.shape, generator=generator).to(xy.device)
-    labels = torch.where(target.flatten(2).gather(2, index) > 0.5, POSITIVE, NEGATIVE)
-    correct = ~wrong.flatten(2).any(-1, keepdim=True)
-    return (xy + jitter) * 4, torch.where(correct, POSITIVE, labels)
+    labels = torch.where(truth.gather(2, index) | correct, POSITIVE, NEGATIVE)
+    return (xy + jitter) * 4, labels

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from refinesam.evaluation.dataset import CocoFolder
-from refinesam.images import read_image
+from refinesam.errors import DatasetError, ImageError
+from refinesam.evaluation.dataset import CocoFolder, CocoImage
 from refinesam.masks import decode_segmentation
 from refinesam.models.build import normalise
-from refinesam.models.prompt_encoder import BOTTOM_RIGHT, PADDING, POSITIVE, TOP_LEFT
+from refinesam.models.prompt_encoder import BOTTOM_RIGHT, POSITIVE, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
-from refinesam.training.data import MIN_PIXELS, Sample
+from refinesam.training.data import MIN_PIXELS, Sample, fit_to_square, read_pixels, stride4_coverage
 from refinesam.training.losses import hard_iou
 from refinesam.training.prompts import click_in
 
 __all__ = ["WholeImages", "validate"]
 
 OBJECTS_PER_IMAGE = 8
+LABELS = (TOP_LEFT, BOTTOM_RIGHT, POSITIVE, POSITIVE, POSITIVE)
+# Which of a sample's points each protocol gives.
+PROTOCOLS = {"val_click": [2], "val_3_clicks": [2, 3, 4], "val_box": [0, 1]}
 
 
 class WholeImages(Dataset[Sample]):
     """The first images of every source, whole, with a tight box and three clicks for each of some objects.
 
-    A sample's points are (P, 5, 2): the box's corners, then three clicks; its image is (1, 3, S, S).
+    A sample's points are (P, 5, 2): the box's corners, then three clicks; its image is (1, 3, S, S). Objects that are
+    too small to fill a stride-4 pixel by half are left out, since nothing could be told about them at that stride. P is
+    0 for an image that is damaged: a run does not end for it.
     """
 
     def __init__(self, folders: list[CocoFolder], input_size: int, per_source: int) -> None:
@@ -38,42 +42,60 @@ class WholeImages(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        record, size = self.images[index], self.input_size
-        rng = np.random.default_rng(index)
-        pixels = cv2.resize(read_image(record.path), (size, size), interpolation=cv2.INTER_AREA)
-        target, points, labels = [], [], []
-        for i in rng.permutation(len(record.objects))[:OBJECTS_PER_IMAGE]:
-            mask = decode_segmentation(record.objects[i].segmentation, record.height, record.width)
-            soft = cv2.resize(mask.astype(np.uint8) * 255, (size, size), interpolation=cv2.INTER_AREA)
-            inside = soft > 127
-            if np.count_nonzero(inside) < MIN_PIXELS:
-                continue
-            x, y, w, h = cv2.boundingRect(inside.astype(np.uint8))
-            target.append(soft.reshape(size // 4, 4, size // 4, 4).mean(axis=(1, 3), dtype=np.float32) / 255)
-            points.append(np.concatenate([[[x, y], [x + w, y + h]], click_in(inside, 3, rng)]))
-            labels.append([TOP_LEFT, BOTTOM_RIGHT, POSITIVE, POSITIVE, POSITIVE])
-        side = size // 4
+        size, side = self.input_size, self.input_size // 4
+        pixels = np.zeros((size, size, 3), np.uint8)
+        prompted: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        try:
+            pixels = fit_to_square(read_pixels(self.images[index]), size)
+            prompted = self._prompted(self.images[index], np.random.default_rng(index))
+        except (ImageError, DatasetError):
+            prompted = []
+        points = np.array([p for _, p in prompted], np.float32).reshape(-1, len(LABELS), 2)
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None],
-            target=torch.from_numpy(np.array(target, np.float32).reshape(-1, side, side)),
-            points=torch.from_numpy(np.array(points, np.float32).reshape(-1, 5, 2)),
-            labels=torch.from_numpy(np.array(labels, np.int64).reshape(-1, 5)),
+            target=torch.from_numpy(np.array([t for t, _ in prompted], np.float32).reshape(-1, side, side)),
+            points=torch.from_numpy(points),
+            labels=torch.tensor(LABELS).repeat(len(prompted), 1),
         )
+
+    def _prompted(
+        self, record: CocoImage, rng: np.random.Generator
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Some of an image's objects, each as coverage (S/4, S/4) and points (5, 2)."""
+        prompted = []
+        for i in rng.permutation(len(record.objects))[:OBJECTS_PER_IMAGE]:
+            mask = decode_segmentation(record.objects[i].segmentation, record.height, record.width)
+            soft = fit_to_square(mask.astype(np.uint8) * 255, self.input_size)
+            inside, coverage = soft > 127, stride4_coverage(soft)
+            if np.count_nonzero(inside) < MIN_PIXELS or not (coverage > 0.5).any():
+                continue
+            x, y, w, h = cv2.boundingRect(inside.astype(np.uint8))
+            box = np.array([[x, y], [x + w, y + h]], np.float32)
+            prompted.append((coverage, np.concatenate([box, click_in(inside, 3, rng)])))
+        return prompted
 
 
 @torch.no_grad()
-def validate(model: PromptableModel, samples: Iterable[Sample], device: torch.device) -> dict[str, float]:
-    """Mean IoU over all objects of the mask that the IoU head chooses, by protocol."""
-    ious: dict[str, list[float]] = {"val_click": [], "val_3_clicks": [], "val_box": []}
-    for sample in samples:
+def validate(model: PromptableModel, samples: WholeImages, device: torch.device) -> dict[str, float]:
+    """Measure a model in evaluation mode.
+
+    Returns:
+        "val_objects": how many there were; if any, "val_click", "val_3_clicks" and "val_box": the mean IoU over all
+        objects, at stride 4, of the mask that the IoU head chooses.
+    """
+    ious: dict[str, list[float]] = {name: [] for name in PROTOCOLS}
+    for index in range(len(samples)):
+        sample = samples[index]
         if not len(sample["target"]):
             continue
         features = model.encode(normalise(sample["image"].to(device)))
-        for name, slots in (("val_click", [2]), ("val_3_clicks", [2, 3, 4]), ("val_box", [0, 1])):
-            labels = torch.full_like(sample["labels"], PADDING)
-            labels[:, slots] = sample["labels"][:, slots]
-            logits, iou = model.decode(features, sample["points"][None].to(device), labels[None].to(device))
+        for name, slots in PROTOCOLS.items():
+            # Without padding, as the predictor asks.
+            points, labels = sample["points"][None, :, slots], sample["labels"][None, :, slots]
+            logits, iou = model.decode(features, points.to(device), labels.to(device))
             best = iou.argmax(-1)[..., None, None, None]
             chosen = logits.take_along_dim(best, dim=2).squeeze(2)[0]
             ious[name] += hard_iou(chosen, sample["target"].to(device)).tolist()
-    return {name: round(float(np.mean(values)), 4) for name, values in ious.items()}
+    count = len(ious["val_box"])
+    means = {name: round(float(np.mean(values)), 4) for name, values in ious.items() if values}
+    return {"val_objects": count, **means}

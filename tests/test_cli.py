@@ -1,0 +1,171 @@
+"""The command line as a user types it, in this process, on a small model with random weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from refinesam.cli import main
+from refinesam.images import read_image, write_png
+from refinesam.masks import coco_document, decode_rle
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hybrid at 64 x 64 with random weights: it answers nonsense, quickly and always the same."""
+    from dataclasses import replace
+
+    from refinesam.models.build import build_model
+    from refinesam.models.config import config_named
+    from refinesam.weights import save_weights
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_weights(build_model(replace(config_named("hybrid_ti"), input_size=64)), path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    write_png(tmp_path / "photo.png", cv2.GaussianBlur(image, (0, 0), 5))
+    return tmp_path / "photo.png"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["refinesam", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_segment_writes_overlay_and_coco(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay, coco = tmp_path / "new" / "overlay.png", tmp_path / "new" / "masks.json"
+    options = ["--weights", weights, "--overlay", overlay, "--coco", coco]
+    assert run(monkeypatch, "segment", photo, "--point", "40,30", "--negative", "5,5", "--refine", *options) == 0
+    assert "predicted IoU" in capsys.readouterr().out
+    document = json.loads(coco.read_text())
+    assert document["images"] == [{"id": 1, "file_name": "photo.png", "height": 60, "width": 80}]
+    mask = decode_rle(document["annotations"][0]["segmentation"])
+    assert mask.shape == (60, 80)
+    assert mask.sum() == document["annotations"][0]["area"]
+    assert read_image(overlay).shape[1] > 2 * 80
+
+
+def test_segment_agrees_with_the_api(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, weights: Path
+) -> None:
+    import refinesam
+
+    coco = tmp_path / "masks.json"
+    assert run(monkeypatch, "segment", photo, "--box", "10,10,50,40", "--weights", weights, "--coco", coco) == 0
+    expected = refinesam.load(weights).encode(read_image(photo)).predict(refinesam.Prompt(box=[10, 10, 50, 40])).mask
+    found = decode_rle(json.loads(coco.read_text())["annotations"][0]["segmentation"])
+    assert (found == expected).all()
+
+
+def test_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, weights: Path) -> None:
+    coco, overlay = tmp_path / "all.json", tmp_path / "all.png"
+    thresholds = ["--iou-threshold", "0", "--stability-threshold", "0", "--points-per-side", "3"]
+    options = ["--weights", weights, "--coco", coco, "--overlay", overlay, *thresholds]
+    assert run(monkeypatch, "everything", photo, *options) == 0
+    annotations = json.loads(coco.read_text())["annotations"]
+    scores = [annotation["score"] for annotation in annotations]
+    assert annotations
+    assert scores == sorted(scores, reverse=True)
+    assert read_image(overlay).shape == (60, 80, 3)
+
+
+def test_evaluate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.zeros((60, 80), bool)
+    mask[20:40, 30:60] = True
+    annotations, report = tmp_path / "instances.json", tmp_path / "report.json"
+    annotations.write_text(json.dumps(coco_document({photo.name: ((60, 80), [(mask, None)])})))
+    options = ["--protocol", "random-2", "--refine", "--weights", weights, "--json", report]
+    assert run(monkeypatch, "evaluate", "--annotations", annotations, "--images", photo.parent, *options) == 0
+    assert "with AMR" in capsys.readouterr().out
+    summary = json.loads(report.read_text())["summary"]
+    assert summary["objects"] == 1
+    assert 0 <= summary["miou"] <= 1
+    assert summary["change"]["mean"] == pytest.approx(summary["miou_refined"] - summary["miou"])
+
+
+def test_weights_list_and_verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, "weights", "list") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_h"))
+    assert run(monkeypatch, "weights", "verify", "builtin") == 0
+
+
+BAD_CALLS = {
+    "no prompt": (["segment", "PHOTO"], "PromptError", "at least one point"),
+    "words as a point": (["segment", "PHOTO", "--point", "left"], "PromptError", "2 numbers"),
+    "three numbers as a point": (["segment", "PHOTO", "--point", "1,2,3"], "PromptError", "2 numbers"),
+    "two numbers as a box": (["segment", "PHOTO", "--box", "1,2"], "PromptError", "4 numbers"),
+    "two boxes": (["segment", "PHOTO", "--box", "1,2,3,4", "--box", "1,2,3,4"], "PromptError", "one --box"),
+    "point outside": (["segment", "PHOTO", "--point", "80,10"], "PromptError", "outside the image"),
+    "negative alone": (["segment", "PHOTO", "--negative", "8,8", "--weights", "WEIGHTS"], "PromptError", "positive"),
+    "box without area": (["segment", "PHOTO", "--box", "5,5,5,9"], "PromptError", "no area"),
+    "NaN": (["segment", "PHOTO", "--point", "nan,1"], "PromptError", "finite"),
+    "no such image": (["segment", "nowhere.png", "--point", "1,1"], "ImageError", "nowhere.png"),
+    "not an image": (["segment", "TEXT", "--point", "1,1"], "ImageError", "text.png"),
+    "unknown policy": (["segment", "PHOTO", "--point", "1,1", "--intensity", "bright"], "ConfigError", "percentile"),
+    "page of a one-page file": (["segment", "PHOTO", "--point", "1,1", "--page", "3"], "ImageError", "page"),
+    "unknown weights": (["segment", "PHOTO", "--point", "1,1", "--weights", "best"], "WeightsError", "builtin"),
+    "image as weights": (["segment", "PHOTO", "--point", "1,1", "--weights", "PHOTO"], "WeightsError", "photo.png"),
+    "unknown device": (
+        ["segment", "PHOTO", "--point", "1,1", "--weights", "WEIGHTS", "--device", "abacus"],
+        "ConfigError",
+        "'cpu'",
+    ),
+    "threshold beyond 1": (
+        ["everything", "PHOTO", "--weights", "WEIGHTS", "--iou-threshold", "2"],
+        "ConfigError",
+        "must lie in",
+    ),
+    "no grid": (["everything", "PHOTO", "--weights", "WEIGHTS", "--points-per-side", "0"], "ConfigError", "at least 1"),
+    "no annotations": (
+        ["evaluate", "--annotations", "none.json", "--images", "FOLDER"],
+        "DatasetError",
+        "COCO JSON",
+    ),
+    "annotations are no JSON": (["evaluate", "--annotations", "TEXT", "--images", "FOLDER"], "DatasetError", "JSON"),
+    "fetch of an unknown name": (["weights", "fetch", "best"], "WeightsError", "builtin"),
+    "config that is missing": (
+        ["train", "finetune", "none.toml", "--data", "FOLDER", "--output", "FOLDER"],
+        "ConfigError",
+        "TOML",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls_end_with_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    arguments, error, words = BAD_CALLS[name]
+    (tmp_path / "text.png").write_text("not an image")
+    places = {"PHOTO": photo, "WEIGHTS": weights, "TEXT": tmp_path / "text.png", "FOLDER": tmp_path}
+    before = sorted(tmp_path.rglob("*"))
+    assert run(monkeypatch, *(places.get(a, a) for a in arguments)) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert error in message
+    assert words in message
+    assert "Traceback" not in message
+    assert sorted(tmp_path.rglob("*")) == before
