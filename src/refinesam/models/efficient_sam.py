@@ -59,7 +59,7 @@ class HybridSam(PromptableModel):
     ) -> tuple[Tensor, Tensor]:
         """Decode prompts as `PromptableModel.decode`."""
         side = features.embedding.shape[-1]
-        sparse, dense = self.prompt_encoder(features, points, labels, mask_logits, side * PATCH_SIZE)
+        sparse, dense, drawn = self.prompt_encoder(features, points, labels, mask_logits, side * PATCH_SIZE)
         image_pe = self.prompt_encoder.pe_layer.grid(side)
-        logits, iou = self.mask_decoder(features, image_pe, sparse, dense, multimask_output)
+        logits, iou = self.mask_decoder(features, image_pe, sparse, dense, drawn, multimask_output)
         return logits, iou

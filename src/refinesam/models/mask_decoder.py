@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from refinesam.models.image_encoder import ImageFeatures
 from refinesam.models.layers import LayerNorm2d
+from refinesam.models.prompt_encoder import DRAWN_MAPS
 from refinesam.models.transformer import EfficientSamMlp, Flavour, TwoWayTransformer
 
 __all__ = ["EfficientSamMaskDecoder", "HybridMaskDecoder", "SamMaskDecoder"]
@@ -32,14 +33,11 @@ class SamHead(nn.Module):
 class MaskDecoder(nn.Module):
     """What the three decoders share; a subclass upscales the image features to stride 4.
 
-    Token 0 makes the single mask for an unambiguous prompt where the family trained one, tokens 1 to 3 the multimask
-    output.
+    Of SAM's four mask tokens, 0 makes the single mask for an unambiguous prompt, 1 to 3 the multimask output.
     """
 
-    def __init__(self, flavour: Flavour, single_mask_token: bool = True) -> None:
+    def __init__(self, flavour: Flavour, masks: int = 1 + MULTIMASK_OUTPUTS) -> None:
         super().__init__()
-        self.single_mask_token = single_mask_token
-        masks = MULTIMASK_OUTPUTS + single_mask_token
         self.transformer = TwoWayTransformer(EMBED_DIM, flavour=flavour)
         self.iou_token = nn.Embedding(1, EMBED_DIM)
         self.mask_tokens = nn.Embedding(masks, EMBED_DIM)
@@ -63,18 +61,70 @@ class MaskDecoder(nn.Module):
         Returns:
             Logits (B, P, C, h, w) and predicted IoUs (B, P, C); C is 3, or 1 without `multimask_output`.
         """
-        chosen = range(len(self.output_hypernetworks_mlps))
-        if self.single_mask_token:
-            chosen = chosen[1:] if multimask_output else chosen[:1]
+        chosen = range(1, 1 + MULTIMASK_OUTPUTS) if multimask_output else range(1)
         iou = self.iou_prediction_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
-        # Only the masks that are asked for are made.
+        return self.masks(tokens, upscaled, chosen), iou
+
+    def masks(self, tokens: Tensor, upscaled: Tensor, chosen: range) -> Tensor:
+        """Make the chosen masks, and no others: (B, P, C, h, w) logits."""
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen], dim=2)
-        logits = (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
-        if not multimask_output and not self.single_mask_token:
-            best = iou.argmax(dim=-1, keepdim=True)
-            logits = logits.take_along_dim(best[..., None, None], dim=2)
-            iou = iou.take_along_dim(best, dim=2)
-        return logits, iou
+        return (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
+
+
+def best_mask(logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Of masks (B, P, C, h, w) take the one with the highest predicted IoU (B, P, C)."""
+    best = iou.argmax(dim=-1, keepdim=True)
+    return logits.take_along_dim(best[..., None, None], dim=2), iou.take_along_dim(best, dim=2)
+
+
+class MaskScoreHead(nn.Module):
+    """Predicts each mask's IoU from its token and from the mask itself.
+
+    SAM's head sees one token and none of the masks. A small model's masks differ widely in quality, and most of that
+    shows: does the mask cover the clicks and fill the box, is what it covers alike, is it stable, in one piece, and do
+    the other masks agree with it?
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        evidence = 2 * (32 + DRAWN_MAPS) + 5
+        self.mlp = EfficientSamMlp(2 * EMBED_DIM + evidence, 256, 1, layers=2)
+
+    def forward(self, tokens: Tensor, logits: Tensor, maps: Tensor) -> Tensor:
+        """Predict IoUs (B, P, C).
+
+        Args:
+            tokens: (B, P, T, 256); the IoU token, then the mask tokens.
+            logits: (B, P, C, h, w).
+            maps: (B, P, 43, h, w), the decoder's upscaled features and the drawn prompts.
+        """
+        masks = logits.shape[2]
+        # The score must not shape the masks.
+        evidence = self.evidence(logits.detach().float(), maps.detach().float()).to(tokens.dtype)
+        shared = tokens[:, :, :1].expand(-1, -1, masks, -1)
+        return self.mlp(torch.cat([shared, tokens[:, :, 1 : 1 + masks], evidence], dim=-1)).squeeze(-1)
+
+    @staticmethod
+    def evidence(logits: Tensor, maps: Tensor) -> Tensor:
+        """What a mask shows: (B, P, C, 2 * 43 + 5)."""
+        inside = logits.sigmoid()
+        area = inside.sum(dim=(-2, -1))
+        covered = torch.einsum("bpchw,bpkhw->bpck", inside, maps)
+        total = maps.abs().sum(dim=(-2, -1)).unsqueeze(2)
+        mean_inside = covered / (area.unsqueeze(-1) + 1)
+        share_covered = covered / (total + 1)
+        stability = (logits > 1).sum(dim=(-2, -1)) / (logits > -1).sum(dim=(-2, -1)).clamp(min=1)
+        outline = inside.diff(dim=-1).abs().sum(dim=(-2, -1)) + inside.diff(dim=-2).abs().sum(dim=(-2, -1))
+        both = torch.einsum("bpchw,bpdhw->bpcd", inside, inside)
+        agreement = both / (area.unsqueeze(-1) + area.unsqueeze(-2) - both + 1)
+        statistics = [
+            (area / inside[0, 0, 0].numel() + 1e-4).log() / 4,
+            stability,
+            outline / (4 * (area + 1).sqrt()),
+            inside.square().sum(dim=(-2, -1)) / (area + 1e-4),
+            (agreement.sum(dim=-1) - agreement.diagonal(dim1=-2, dim2=-1)) / 2,
+        ]
+        return torch.cat([mean_inside, share_covered, torch.stack(statistics, dim=-1)], dim=-1)
 
 
 def _as_tokens(maps: Tensor) -> Tensor:
@@ -135,10 +185,14 @@ class EfficientSamMaskDecoder(MaskDecoder):
 
 
 class HybridMaskDecoder(MaskDecoder):
-    """Our mask decoder: EfficientSAM's, with the stem's and the drawn prompts' maps added while upscaling."""
+    """Our mask decoder: EfficientSAM's, with the stem's and the drawn prompts' maps added while upscaling.
+
+    Its IoU head also sees the masks that it judges: see `MaskScoreHead`.
+    """
 
     def __init__(self) -> None:
-        super().__init__("efficientsam", single_mask_token=False)
+        super().__init__("efficientsam", masks=MULTIMASK_OUTPUTS)
+        self.iou_prediction_head = MaskScoreHead()
         self.upscale8 = nn.ConvTranspose2d(EMBED_DIM, 64, 2, stride=2)
         self.fuse8 = nn.Sequential(nn.GroupNorm(1, 64), nn.GELU())
         self.upscale4 = nn.ConvTranspose2d(64, 32, 2, stride=2)
@@ -153,9 +207,13 @@ class HybridMaskDecoder(MaskDecoder):
         image_pe: Tensor,
         sparse: Tensor,
         dense: tuple[Tensor, Tensor, Tensor],
+        drawn: Tensor,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Decode prompts: sparse tokens (B, P, T, 256), dense maps (B * P, C, side, side) at strides 16, 8, 4."""
+        """Decode prompts: sparse tokens (B, P, T, 256), dense maps (B * P, C, side, side) at strides 16, 8, 4.
+
+        `drawn` (B, P, 11, S/4, S/4) are the prompts as they were drawn.
+        """
         batch_prompts = sparse.shape[:2]
         dense16, dense8, dense4 = (d.unflatten(0, batch_prompts) for d in dense)
         embedding = features.embedding
@@ -166,4 +224,7 @@ class HybridMaskDecoder(MaskDecoder):
         x = self.fuse8(x + (high8.unsqueeze(1) + dense8).flatten(0, 1))
         x = self.upscale4(x)
         x = self.fuse4(x + (high4.unsqueeze(1) + dense4).flatten(0, 1))
-        return self.heads(tokens, x.unflatten(0, batch_prompts), multimask_output)
+        upscaled = x.unflatten(0, batch_prompts)
+        logits = self.masks(tokens, upscaled, range(MULTIMASK_OUTPUTS))
+        iou = self.iou_prediction_head(tokens, logits, torch.cat([upscaled, drawn], dim=2))
+        return (logits, iou) if multimask_output else best_mask(logits, iou)

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from refinesam.models.image_encoder import ImageFeatures
 from refinesam.models.layers import LayerNorm2d
 
-__all__ = ["DrawnPromptEncoder", "EfficientSamPromptEncoder", "PositionEmbedding", "SamPromptEncoder"]
+__all__ = ["DRAWN_MAPS", "DrawnPromptEncoder", "EfficientSamPromptEncoder", "PositionEmbedding", "SamPromptEncoder"]
 
 EMBED_DIM = 256
+# Standard deviations of a drawn click in stride-4 pixels: one to hit the spot, one for its surroundings.
+CLICK_SIGMAS = (1.5, 6.0)
+# By sign of click: its spots and its two affinities; then box interior, earlier mask, presence of one.
+DRAWN_MAPS = 2 * (len(CLICK_SIGMAS) + 2) + 3
 PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
 
@@ -123,17 +127,13 @@ class DrawnPromptEncoder(SparsePromptEncoder):
     resemble those under the click.
     """
 
-    # Standard deviations of a drawn click in stride-4 pixels: one to hit the spot, one for its surroundings.
-    click_sigmas = (1.5, 6.0)
     affinity_width = 32
 
     def __init__(self) -> None:
         super().__init__()
         self.affinity16 = nn.Conv2d(EMBED_DIM, self.affinity_width, 1)
         self.affinity4 = nn.Conv2d(32, self.affinity_width, 1)
-        # By sign of click: its spots and its two affinities; then box interior, earlier mask, presence of one.
-        drawn_channels = 2 * (len(self.click_sigmas) + 2) + 3
-        self.draw4 = nn.Sequential(nn.Conv2d(drawn_channels, 16, 3, padding=1), nn.GELU())
+        self.draw4 = nn.Sequential(nn.Conv2d(DRAWN_MAPS, 16, 3, padding=1), nn.GELU())
         self.draw8 = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.GELU())
         self.draw16 = nn.Sequential(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU())
         self.dense4 = nn.Conv2d(16, 32, 1)
@@ -142,7 +142,7 @@ class DrawnPromptEncoder(SparsePromptEncoder):
 
     def forward(
         self, features: ImageFeatures, points: Tensor, labels: Tensor, mask_logits: Tensor | None, input_size: int
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
         """Embed prompts sparsely and densely.
 
         Args:
@@ -154,15 +154,17 @@ class DrawnPromptEncoder(SparsePromptEncoder):
             input_size: S.
 
         Returns:
-            Tokens (B, P, T, 256), and maps (B * P, 256 / 64 / 32, side, side) at strides 16, 8 and 4.
+            Tokens (B, P, T, 256); maps (B * P, 256 / 64 / 32, side, side) at strides 16, 8 and 4; and what was drawn,
+            (B, P, 11, S/4, S/4).
         """
         drawn = self.draw(points, labels, mask_logits, input_size)
         affinity = self.affinity(features, points / input_size, labels)
-        x4 = self.draw4(torch.cat([drawn, affinity], dim=2).flatten(0, 1))
+        drawn = torch.cat([drawn, affinity], dim=2)
+        x4 = self.draw4(drawn.flatten(0, 1))
         x8 = self.draw8(x4)
         x16 = self.draw16(x8)
         dense = (self.dense16(x16), self.dense8(x8), self.dense4(x4))
-        return self.embed_points(points, labels, input_size), dense
+        return self.embed_points(points, labels, input_size), dense, drawn
 
     def draw(self, points: Tensor, labels: Tensor, mask_logits: Tensor | None, input_size: int) -> Tensor:
         """Draw prompts as (B, P, 7, S/4, S/4): clicks by sign and width, box interior, earlier mask, its presence."""
@@ -174,7 +176,7 @@ class DrawnPromptEncoder(SparsePromptEncoder):
         maps = []
         for label in (POSITIVE, NEGATIVE):
             chosen = (labels == label)[..., None].float()
-            for sigma in self.click_sigmas:
+            for sigma in CLICK_SIGMAS:
                 # A Gaussian is separable: two small exponentials instead of one per pixel and point.
                 gx = torch.exp(-dx2 / (2 * sigma**2)) * chosen
                 gy = torch.exp(-dy2 / (2 * sigma**2))
