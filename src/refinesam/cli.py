@@ -109,7 +109,7 @@ def segment(
 def everything(
     image: Annotated[Path, typer.Argument(help="The image file.")],
     points_per_side: Annotated[int | None, typer.Option(help="Clicks along each side of the grid.")] = None,
-    iou_threshold: Annotated[float, typer.Option(help="Least predicted IoU.")] = 0.7,
+    iou_threshold: Annotated[float | None, typer.Option(help="Least predicted IoU; by default the model's.")] = None,
     stability_threshold: Annotated[float, typer.Option(help="Least stability score.")] = 0.75,
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",

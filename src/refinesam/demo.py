@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,7 @@ SCENES = (
     Scene("astronaut", (Prompt(points=[[225, 130]]), Prompt(box=[5, 5, 420, 511]))),
     Scene("chelsea", (Prompt(points=[[220, 120], [130, 220]]), Prompt(box=[75, 10, 375, 299]))),
     Scene("coffee", (Prompt(box=[150, 60, 460, 330]), Prompt(points=[[300, 180]]))),
-    Scene("coins", (Prompt(points=[[48, 46]]), Prompt(box=[170, 170, 235, 235]))),
+    Scene("coins", (Prompt(points=[[48, 46]]), Prompt(box=[190, 170, 240, 219]))),
     Scene("cell", (Prompt(box=[190, 240, 390, 470]), Prompt(points=[[290, 350], [60, 60]], labels=[1, 0]))),
     Scene("immunohistochemistry", (Prompt(points=[[250, 250]]),)),
     Scene("rocket", (Prompt(box=[305, 60, 345, 340]),)),
@@ -50,9 +51,8 @@ def run_demo(output: Path, weights: str, device: str, console: Console) -> None:
     """
     data = _skimage_data()
     session = load(weights, device=device)
-    table = Table(
-        "image", "prompt", "IoU before", "IoU with AMR", "strategy", "κ", "Q", "kept", "encode ms", "click ms"
-    )
+    table = Table("image", "prompt", "IoU", "AMR", "strategy", "κ", "Q", "kept", "ms", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.caption = "IoU: predicted, before and after; ms: to encode the image + to answer the prompt"
     masks: dict[str, tuple[tuple[int, int], list[tuple[ArrayLike, float | None]]]] = {}
     for scene in SCENES:
         image = as_rgb(getattr(data, scene.name)())
@@ -67,7 +67,7 @@ def run_demo(output: Path, weights: str, device: str, console: Console) -> None:
             refined = encoded.refine(first)
             pairs.append((first, refined))
             table.add_row(
-                scene.name, _described(prompt), *_refinement_cells(refined), f"{encode_ms:.0f}", f"{click_ms:.0f}"
+                scene.name, _described(prompt), *_refinement_cells(refined), f"{encode_ms:.0f}+{click_ms:.0f}"
             )
         write_png(output / f"{scene.name}.png", draw_comparison(image, pairs))
         masks[f"{scene.name}.png"] = (encoded.image_hw, [(refined.mask, refined.score) for _, refined in pairs])
@@ -84,8 +84,8 @@ def _described(prompt: Prompt) -> str:
     parts = ["box"] if prompt.box is not None else []
     for points, sign in ((prompt.positive_points, "+"), (prompt.negative_points, "-")):
         if len(points):
-            parts.append(f"{len(points)} click{'s' if len(points) > 1 else ''} {sign}")
-    return ", ".join(parts)
+            parts.append(sign * len(points))
+    return " ".join(parts)
 
 
 def _refinement_cells(refined: Prediction) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ __all__ = ["draw_comparison", "draw_everything", "draw_mask", "draw_prompt"]
 
 Picture = NDArray[np.uint8]
 
-MASK_COLOR = (30, 144, 255)
+# One for each object of a picture, in turn.
+MASK_COLORS = ((30, 144, 255), (255, 140, 0), (0, 190, 170), (180, 110, 255))
 POSITIVE_COLOR = (0, 200, 83)
 NEGATIVE_COLOR = (229, 57, 53)
 BOX_COLOR = (255, 214, 0)
@@ -25,7 +26,7 @@ CAPTION_HEIGHT = 46
 LEAST_SIDE = 480
 
 
-def draw_mask(picture: Picture, mask: BoolArray, color: tuple[int, int, int] = MASK_COLOR) -> Picture:
+def draw_mask(picture: Picture, mask: BoolArray, color: tuple[int, int, int] = MASK_COLORS[0]) -> Picture:
     """Tint a mask (H, W) and draw its outline on a copy of an (H, W, 3) picture."""
     tinted = picture.copy()
     tinted[mask] = (0.55 * picture[mask] + 0.45 * np.array(color)).astype(np.uint8)
@@ -74,9 +75,10 @@ def draw_comparison(image: Picture, predictions: Sequence[tuple[Prediction, Pred
     scale = max(1.0, LEAST_SIDE / min(image.shape[:2]))
     large = _scaled(image, scale)
     left, right = large, large
-    for first, refined in predictions:
-        left = draw_mask(left, _scaled_mask(first.mask, large))
-        right = draw_mask(right, _scaled_mask(refined.mask, large))
+    for i, (first, refined) in enumerate(predictions):
+        color = MASK_COLORS[i % len(MASK_COLORS)]
+        left = draw_mask(left, _scaled_mask(first.mask, large), color)
+        right = draw_mask(right, _scaled_mask(refined.mask, large), color)
     left_lines, right_lines = [], []
     for first, refined in predictions:
         left = draw_prompt(left, first.prompt, scale=scale)
@@ -86,8 +88,8 @@ def draw_comparison(image: Picture, predictions: Sequence[tuple[Prediction, Pred
             if len(report.points):
                 shown = shown.with_points(report.points)
             right_lines[-1] = (
-                f"{report.score_before:.2f} → {report.score_after:.2f}, {report.strategy}, "
-                f"κ {report.kappa}, Q {report.compactness:.2f}, kept {report.kept}"
+                f"{report.score_before:.2f} > {report.score_after:.2f}, {report.strategy}, "
+                f"k {report.kappa}, Q {report.compactness:.2f}, kept {report.kept}"
             )
         right = draw_prompt(right, shown, own_points=len(first.prompt.points), scale=scale)
         left_lines.append(f"predicted IoU {first.score:.2f}")
@@ -128,6 +130,6 @@ def _captioned(picture: Picture, title: str, lines: Sequence[str]) -> Picture:
     font = ImageFont.load_default(14)
     text = "   |   ".join(lines)
     while draw.textlength(text, font) > picture.shape[1] - 16 and len(text) > 4:
-        text = text[:-4].rstrip(" |") + "…"
+        text = text[:-4].rstrip(" |.") + "..."
     draw.text((8, 26), text, (70, 70, 70), font)
     return np.concatenate([np.asarray(strip, np.uint8), picture])

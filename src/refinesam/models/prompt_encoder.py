@@ -35,9 +35,10 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, unit_xy: Tensor) -> Tensor:
         """Positions in [0, 1], (..., 2) -> (..., 256)."""
-        # In float32: sin and cos of large phases are useless in half precision.
         matrix = self.positional_encoding_gaussian_matrix
-        phase = 2 * math.pi * ((2 * unit_xy.float() - 1) @ matrix.float())
+        # In float32, under autocast too: sin and cos of large phases are useless in half precision.
+        with torch.autocast(matrix.device.type, enabled=False):
+            phase = 2 * math.pi * ((2 * unit_xy.float() - 1) @ matrix.float())
         return torch.cat([phase.sin(), phase.cos()], dim=-1).to(matrix.dtype)
 
     def grid(self, side: int) -> Tensor:
@@ -157,6 +158,9 @@ class DrawnPromptEncoder(SparsePromptEncoder):
             Tokens (B, P, T, 256); maps (B * P, 256 / 64 / 32, side, side) at strides 16, 8 and 4; and what was drawn,
             (B, P, 11, S/4, S/4).
         """
+        if points.shape[2] == 0:
+            # A mask alone: padding stands where there are no clicks, as in training.
+            points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=PADDING)
         drawn = self.draw(points, labels, mask_logits, input_size)
         affinity = self.affinity(features, points / input_size, labels)
         drawn = torch.cat([drawn, affinity], dim=2)
