@@ -42,7 +42,7 @@ class AutomaticMaskGenerator:
         Args:
             session: with a model that `refinesam.load` made.
             points_per_side: clicks along each side; None means one for every 16 pixels of the input, at most 32.
-            iou_threshold: least predicted IoU; None means SAM's 0.88 for the released models, and 0.55 for ours, which
+            iou_threshold: least predicted IoU; None means SAM's 0.88 for the released models, and 0.35 for ours, which
                 was trained on little and trusts itself less.
             stability_threshold: least IoU between the mask thresholded one logit up and one logit down.
             overlap_threshold: of two masks whose IoU is higher, the one with the lower predicted IoU goes.
@@ -58,7 +58,7 @@ class AutomaticMaskGenerator:
         if points_per_side is not None and points_per_side < 1:
             raise ConfigError(f"points_per_side is {points_per_side}; at least 1 is needed.")
         if iou_threshold is None:
-            iou_threshold = 0.55 if model.config.family == "hybrid" else 0.88
+            iou_threshold = 0.35 if model.config.family == "hybrid" else 0.88
         for name, value in (("iou", iou_threshold), ("stability", stability_threshold), ("overlap", overlap_threshold)):
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}_threshold is {value}; it must lie in [0, 1].")

@@ -36,7 +36,7 @@ SCENES = (
     Scene("chelsea", (Prompt(points=[[220, 120], [130, 220]]), Prompt(box=[75, 10, 375, 299]))),
     Scene("coffee", (Prompt(box=[150, 60, 460, 330]), Prompt(points=[[300, 180]]))),
     Scene("coins", (Prompt(points=[[48, 46]]), Prompt(box=[190, 170, 240, 219]))),
-    Scene("cell", (Prompt(box=[190, 240, 390, 470]), Prompt(points=[[290, 350], [60, 60]], labels=[1, 0]))),
+    Scene("cell", (Prompt(box=[362, 322, 496, 456]), Prompt(points=[[428, 388], [250, 388]], labels=[1, 0]))),
     Scene("immunohistochemistry", (Prompt(points=[[250, 250]]),)),
     Scene("rocket", (Prompt(box=[305, 60, 345, 340]),)),
 )

@@ -98,7 +98,9 @@ def centre_points(mask: NDArray[Any], count: int = 2, depth: float = 0.7) -> Flo
     check_count("count", count)
     check_number("depth", depth, "from 0 to below 1", lambda value: 0 <= value < 1)
     crop, left, top = _padded_crop(mask)
-    distance = cv2.distanceTransform(crop, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    rounded = cv2.distanceTransform(crop, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Squared distances are whole numbers. OpenCV's rounding varies with its number of threads, and would break ties.
+    distance = np.sqrt(np.rint(np.square(rounded, dtype=np.float64)))
     region = np.argwhere(distance > depth * float(distance.max()))
     if not len(region):
         return np.zeros((0, 2), np.float32)

@@ -38,11 +38,14 @@ class ModelSection(_Section):
         input_size: side of the square input, a multiple of 16; 0 means the variant's own.
         init: weights of that variant to start from: a name or a file as `refinesam.load` takes it; empty means at
             random.
+        trainable: only parameters whose name starts so are trained, such as "image_encoder" (the source paper's
+            finetuning) or "mask_decoder.iou_prediction_head"; empty trains all.
     """
 
     variant: str = "hybrid_ti"
     input_size: Annotated[int, Field(ge=0, multiple_of=16)] = 0
     init: str = ""
+    trainable: str = ""
 
     @field_validator("variant")
     @classmethod

@@ -45,6 +45,7 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.model = _initial_model(config).to(device).train()
+        _freeze_others(self.model, config.model.trainable)
         self.input_size = self.model.config.input_size
         self.ema = WeightAverage(self.model, config.optim.ema_decay)
         self.optimizer = torch.optim.AdamW(
@@ -147,8 +148,9 @@ class Finetuning:
         """
         state = read_checkpoint(path)
         try:
-            written, current = _recipe(state["config"]), _recipe(self.config.model_dump(mode="json"))
-            if changed := [key for key, value in current.items() if written.get(key) != value]:
+            # Validated, so that a setting younger than the checkpoint has its default there.
+            written, current = _recipe(FinetuneConfig.model_validate(state["config"])), _recipe(self.config)
+            if changed := [key for key, value in current.items() if written[key] != value]:
                 raise ConfigError(
                     f"{path} was written with other values of {', '.join(changed)}. "
                     "Restore them, or choose another output folder."
@@ -234,10 +236,11 @@ def _samples(config: FinetuneConfig, data: Path, input_size: int) -> tuple[Promp
     )
 
 
-def _recipe(config: dict[str, Any]) -> dict[str, Any]:
+def _recipe(config: FinetuneConfig) -> dict[str, Any]:
     """Return the settings that decide what is learnt, by their names in TOML."""
-    sections = ("model", "data", "prompts", "optim")
-    return {"seed": config["seed"]} | {f"{s}.{key}": value for s in sections for key, value in config[s].items()}
+    sections = config.model_dump(include={"model", "data", "prompts", "optim"})
+    named = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return {"seed": config.seed, **named}
 
 
 def _device(name: str) -> torch.device:
@@ -272,6 +275,15 @@ def _initial_model(config: FinetuneConfig) -> PromptableModel:
     return model
 
 
+def _freeze_others(model: nn.Module, trainable: str) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    if not any(name.startswith(trainable) for name in names):
+        parts = sorted({name.partition(".")[0] for name in names})
+        raise ConfigError(f"model.trainable = {trainable!r} is the start of no parameter; try {', '.join(parts)}.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trainable))
+
+
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay matrices and kernels only; biases, norms, tokens and position embeddings are left alone."""
     kernels = {
@@ -279,8 +291,9 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     }
-    decayed = [parameter for name, parameter in model.named_parameters() if name in kernels]
-    others = [parameter for name, parameter in model.named_parameters() if name not in kernels]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trained if name in kernels]
+    others = [parameter for name, parameter in trained if name not in kernels]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 

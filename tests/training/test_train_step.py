@@ -1,0 +1,181 @@
+"""One run's start and its steps: first weights, parameter groups, rounds of prompts, precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from refinesam.errors import ConfigError, WeightsError
+from refinesam.models.build import build_model
+from refinesam.models.config import CONFIGS
+from refinesam.training.finetune import Finetuning, finetune
+from refinesam.weights import load_model, save_weights
+
+CPU = torch.device("cpu")
+
+# ---------------------------------------------------------------- where a run starts
+
+
+def test_the_seed_decides_the_first_weights_and_leaves_the_callers_numbers_alone(
+    tiny_config: Any, assert_same: Any
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = Finetuning(tiny_config(seed=3), CPU).model.state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(3)
+    assert_same(first, build_model(CONFIGS["hybrid_ti"]).state_dict())
+    other = Finetuning(tiny_config(seed=4), CPU).model.state_dict()
+    name = "image_encoder.stem16.weight"
+    assert not torch.equal(first[name], other[name])
+
+
+def test_a_run_starts_from_weights_at_another_input_size(
+    tiny_config: Any, shapes_root: Path, tmp_path: Path, output: Path, assert_same: Any
+) -> None:
+    path = tmp_path / "start.safetensors"
+    save_weights(Finetuning(tiny_config(), CPU).model, path)
+    model = {"init": str(path), "input_size": 96}
+    start = Finetuning(tiny_config(model=model), CPU)
+    assert (start.input_size, start.model.config.input_size, start.model.training) == (96, 96, True)
+    assert_same(start.model.state_dict(), load_model(path).state_dict())
+    assert Finetuning(tiny_config(model=model | {"input_size": 0}), CPU).input_size == 64
+    config = tiny_config(model=model, data={"val_images": 1}, optim={"steps": 1})
+    weights = finetune(config, shapes_root, output, "cpu")
+    path.unlink()
+    assert load_model(weights).config.input_size == 96
+    assert json.loads((output / "log.jsonl").read_text("utf-8").splitlines()[-1])["val_objects"] > 0
+
+
+def test_weights_of_another_variant_are_refused(tiny_config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    with torch.random.fork_rng():
+        save_weights(build_model(CONFIGS["efficientsam_ti"]), path)
+    with pytest.raises(
+        ConfigError, match=r"model\.init .* of the variant efficientsam_ti, model\.variant is hybrid_ti"
+    ):
+        Finetuning(tiny_config(model={"init": str(path)}), CPU)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"other\.safetensors"):
+        Finetuning(tiny_config(model={"init": str(path)}), CPU)
+
+
+# ---------------------------------------------------------------- a step
+
+
+def test_only_matrices_and_kernels_decay(tiny_config: Any) -> None:
+    run = Finetuning(tiny_config(optim={"weight_decay": 0.07}), CPU)
+    decays = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    named = dict(run.model.named_parameters())
+    assert sum(len(group["params"]) for group in run.optimizer.param_groups) == len(decays) == len(named)
+    plain = [name for name, parameter in named.items() if decays[id(parameter)] == 0]
+    decayed = [name for name, parameter in named.items() if decays[id(parameter)] == 0.07]
+    for name, parameter in named.items():
+        token = name.endswith(("iou_token.weight", "mask_tokens.weight"))
+        if parameter.ndim == 1 or token or "norm" in name or "embed" in name:
+            assert name in plain, name
+    assert all(name.endswith(".weight") and named[name].ndim in (2, 4) for name in decayed)
+    assert {"image_encoder.pos_embed", "prompt_encoder.not_a_point_embed.weight"} < set(plain)
+    # Attention between tokens and image is made of matrices like any other, whatever its name.
+    assert {
+        "image_encoder.stem16.weight",
+        "image_encoder.blocks.0.attn.qkv.weight",
+        "mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight",
+        "mask_decoder.upscale8.weight",
+    } < set(decayed)
+    norms = [name for name, module in run.model.named_modules() if isinstance(module, nn.LayerNorm | nn.GroupNorm)]
+    assert norms
+    assert all(f"{name}.weight" in plain for name in norms)
+
+
+@pytest.mark.parametrize("trainable", ["image_encoder", "mask_decoder.iou_prediction_head"])
+def test_only_the_named_part_is_trained(
+    tiny_config: Any, shapes_root: Path, batches_of: Any, assert_same: Any, trainable: str
+) -> None:
+    run = Finetuning(tiny_config(model={"trainable": trainable}), CPU)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train_step(batches_of(run.config, shapes_root, 1)[0])
+    for states in (run.model.state_dict(), run.ema.values):
+        changed = [name for name, value in states.items() if not torch.equal(value, before[name])]
+        assert changed
+        assert all(name.startswith(trainable) for name in changed)
+        frozen = {name: value for name, value in states.items() if not name.startswith(trainable)}
+        assert_same(frozen, {name: before[name] for name in frozen})
+
+
+def test_a_part_that_is_not_there_is_told(tiny_config: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.trainable = 'encoder' .*try image_encoder, mask_decoder, prompt_encoder"
+    ):
+        Finetuning(tiny_config(model={"trainable": "encoder"}), CPU)
+
+
+@pytest.mark.parametrize(("correction", "logits_only"), [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])
+def test_a_second_round_shows_the_chosen_mask_and_a_correction_or_the_mask_alone(
+    tiny_config: Any,
+    shapes_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    correction: float,
+    logits_only: float,
+    batches_of: Any,
+) -> None:
+    prompts = {"correction_probability": correction, "logits_only_probability": logits_only}
+    run = Finetuning(tiny_config(prompts=prompts), CPU)
+    batch = batches_of(run.config, shapes_root, 1)[0]
+    rounds: list[tuple[Any, ...]] = []
+    decode = run.model.decode
+
+    def recorded(*inputs: Any) -> Any:
+        outputs = decode(*inputs)
+        rounds.append((inputs, outputs))
+        return outputs
+
+    monkeypatch.setattr(run.model, "decode", recorded)
+    run.train_step(batch)
+    assert len(rounds) == 1 + int(correction)
+    if correction:
+        (first, (logits, iou)), (second, _) = rounds
+        chosen = iou.argmax(-1)
+        for b, p in np.ndindex(2, 2):
+            assert torch.equal(second[3][b, p], logits[b, p, chosen[b, p]])
+        assert not second[3].requires_grad
+        assert torch.equal(second[1][:, :, :-1], first[1])
+        if logits_only:
+            assert (second[2] == -1).all()
+        else:
+            assert torch.equal(second[2][:, :, :-1], first[2])
+            assert second[2][:, :, -1].min() >= 0
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tiny_config: Any, shapes_root: Path, batches_of: Any) -> None:
+    prompts = {"correction_probability": 1.0}
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run = Finetuning(tiny_config(precision=precision, prompts=prompts), CPU)
+        batch = batches_of(run.config, shapes_root, 1)[0]
+        losses[precision] = run.train_step(batch).total
+        assert run.bf16 == (precision == "bf16")
+        assert {value.dtype for value in run.model.state_dict().values()} == {torch.float32}
+        assert {p.grad.dtype for p in run.model.parameters() if p.grad is not None} == {torch.float32}
+        assert losses[precision].dtype == torch.float32
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"].item() == pytest.approx(losses["fp32"].item(), rel=0.1)
+    assert Finetuning(tiny_config(precision="auto"), CPU).bf16 is False
+
+
+def test_one_batch_is_learnt_by_heart(tiny_config: Any, shapes_root: Path, batches_of: Any) -> None:
+    optim = {"steps": 45, "learning_rate": 1e-3, "warmup_steps": 5, "ema_decay": 0.0}
+    config = tiny_config(prompts={"box_probability": 1.0, "correction_probability": 0.0}, optim=optim)
+    run = Finetuning(config, CPU)
+    batch = batches_of(config, shapes_root, 1)[0]
+    for _ in range(45):
+        loss = run.train_step(batch)
+    assert loss.chosen_iou > 0.9
+    assert loss.iou_error < 0.02
