@@ -159,6 +159,15 @@ def test_negative_click_goes_to_a_model_that_was_trained_on_it() -> None:
     assert model.decoded == [prompt]
 
 
+def test_negative_click_that_a_trained_model_ignores_is_subtracted() -> None:
+    model = FloodModel(negative_points=True)
+    encoded = Session(model).encode(patches())
+    boxed = encoded.predict(Prompt(points=[[20, 4]], labels=[0], box=[0, 0, 32, 12]))
+    assert boxed.negatives == "subtracted"
+    assert not boxed.mask[4, 20]
+    assert boxed.mask[:12, :16].all()
+
+
 SIX = [[i, i] for i in range(6)]
 BAD_PROMPTS = {
     "seven points": (Prompt(points=[*SIX, [7, 7]]), "at most 6"),

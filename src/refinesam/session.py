@@ -148,17 +148,21 @@ class EncodedImage:
             PromptError: the prompt lies outside the image, or the model can't take it.
         """
         prompt.check_inside(self.image_hw)
-        subtract = self._check_capabilities(prompt)
-        if subtract:
-            logits, iou = self._decode_subtracting(prompt, multimask_output)
+        if self._check_capabilities(prompt):
+            asked, ignored = Prompt(points=prompt.positive_points, box=prompt.box), prompt.negative_points
+            logits, iou = self.model.decode(self.features, self.image_hw, asked, multimask_output)
         else:
             logits, iou = self.model.decode(self.features, self.image_hw, prompt, multimask_output)
+            best = logits[[int(np.argmax(iou))]]
+            ignored = prompt.negative_points[self._values(best, prompt.negative_points)[0] > 0]
+        for point in ignored:
+            logits = self._subtracted(logits, point, prompt.positive_points)
         return Prediction(
             masks=self.model.upsample(logits, self.image_hw),
             iou_predictions=iou,
             low_res_logits=logits,
             prompt=prompt,
-            negatives="subtracted" if subtract else "trained" if len(prompt.negative_points) else "none",
+            negatives="subtracted" if len(ignored) else "trained" if len(prompt.negative_points) else "none",
         )
 
     def refine(self, prediction: Prediction, config: amr.AMRConfig | None = None) -> Prediction:
@@ -194,23 +198,21 @@ class EncodedImage:
             )
         return subtract
 
-    def _decode_subtracting(self, prompt: Prompt, multimask_output: bool) -> tuple[FloatArray, FloatArray]:
-        """Answer negative clicks without training: what each of them points at is taken away in logit space.
+    def _values(self, logits: FloatArray, points: FloatArray) -> FloatArray:
+        return self.model.value_at(logits, self.image_hw, points)
 
-        The masks at a negative click are decoded as objects of their own. The best of those that cover no positive
-        click is removed: min(mask, -object). If all of them cover one, each pixel goes to the surer of the two:
+    def _subtracted(self, logits: FloatArray, negative: FloatArray, positives: FloatArray) -> FloatArray:
+        """Answer a negative click without training: what it points at is taken away in logit space.
+
+        The masks at the click are decoded as objects of their own. The best of those that cover no positive click is
+        removed: min(mask, -object). If all of them cover one, each pixel goes to the surer of the two:
         min(mask, mask - object).
         """
-        positive = Prompt(points=prompt.positive_points, box=prompt.box)
-        logits, iou = self.model.decode(self.features, self.image_hw, positive, multimask_output)
-        for point in prompt.negative_points:
-            others, other_iou = self.model.decode(self.features, self.image_hw, Prompt(points=[point]), True)
-            values = self.model.value_at(others, self.image_hw, prompt.positive_points)
-            apart = np.array([not (row > 0).any() for row in values])
-            chosen = int(np.argmax(np.where(apart, other_iou, other_iou - 10)))
-            taken = -others[chosen] if apart[chosen] else logits - np.maximum(others[chosen], 0)
-            logits = np.minimum(logits, taken)
-        return logits, iou
+        others, other_iou = self.model.decode(self.features, self.image_hw, Prompt(points=[negative]), True)
+        apart = np.array([not (row > 0).any() for row in self._values(others, positives)])
+        chosen = int(np.argmax(np.where(apart, other_iou, other_iou - 10)))
+        taken = -others[chosen] if apart[chosen] else logits - np.maximum(others[chosen], 0)
+        return np.asarray(np.minimum(logits, taken), np.float32)
 
 
 class Session:

@@ -20,7 +20,7 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 
-# How negative clicks were answered: there were none, by a model trained on them, or training-free by subtraction.
+# How negative clicks were answered: there were none, by a model trained on them, or (some) by subtraction.
 NegativeAnswer = Literal["none", "trained", "subtracted"]
 
 
@@ -275,8 +275,9 @@ class Prediction:
         low_res_logits: (C, h, w) float32, in the model's frame; one of them can be a later prompt's mask_logits.
         prompt: the prompt that was answered.
         refinement: the report of Adaptive Mask Refinement, None when it was not asked for.
-        negatives: how negative clicks were answered: "none" were given, by a model "trained" on them, or
-            "subtracted": decoded as objects of their own and taken away in logit space.
+        negatives: how negative clicks were answered: "none" were given; by a model "trained" on them; or "subtracted",
+            decoded as objects of their own and taken away in logit space: all of them by a model that was not
+            trained on them, else those that the model ignored.
     """
 
     masks: BoolArray

@@ -171,11 +171,11 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tiny_config: Any, shape
 
 
 def test_one_batch_is_learnt_by_heart(tiny_config: Any, shapes_root: Path, batches_of: Any) -> None:
-    optim = {"steps": 45, "learning_rate": 1e-3, "warmup_steps": 5, "ema_decay": 0.0}
+    optim = {"steps": 36, "learning_rate": 1e-3, "warmup_steps": 5, "ema_decay": 0.0}
     config = tiny_config(prompts={"box_probability": 1.0, "correction_probability": 0.0}, optim=optim)
     run = Finetuning(config, CPU)
     batch = batches_of(config, shapes_root, 1)[0]
-    for _ in range(45):
+    for _ in range(36):
         loss = run.train_step(batch)
     assert loss.chosen_iou > 0.9
-    assert loss.iou_error < 0.02
+    assert loss.iou_error < 0.06
