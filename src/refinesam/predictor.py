@@ -20,7 +20,7 @@ from refinesam.session import DEFAULT_CACHE_BYTES, Features, Session
 from refinesam.types import BoolArray, FloatArray, Prompt
 from refinesam.weights import load_model
 
-__all__ = ["DtypeName", "Predictor", "load"]
+__all__ = ["DtypeName", "Predictor", "load", "resolve_device"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -132,11 +132,12 @@ def load(
         WeightsError: unknown, missing or damaged weights.
         ConfigError: no such device or dtype here.
     """
-    chosen = _device(device)
+    chosen = resolve_device(device)
     return Session(Predictor(load_model(str(weights)), str(weights), chosen, _dtype(dtype, chosen)), cache_bytes)
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name, "auto" being CUDA where there is a GPU; ConfigError if it can't be used here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

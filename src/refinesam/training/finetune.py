@@ -17,6 +17,7 @@ from refinesam.models.build import build_model, normalise
 from refinesam.models.config import config_named
 from refinesam.models.prompt_encoder import PADDING
 from refinesam.models.promptable import PromptableModel
+from refinesam.predictor import resolve_device
 from refinesam.training.config import FinetuneConfig
 from refinesam.training.data import PromptedCrops, Sample, batches_from, load_sources
 from refinesam.training.loop import JsonLines, WeightAverage, learning_rate, read_checkpoint, write_checkpoint
@@ -198,7 +199,7 @@ def finetune(
     except OSError as error:
         raise ConfigError(f"The results cannot go to {output}: {error.strerror}. Name another folder.") from error
     optim, checkpoint = config.optim, output / "checkpoint.pt"
-    run = Finetuning(config, _device(device))
+    run = Finetuning(config, resolve_device(device))
     if checkpoint.exists():
         run.resume(checkpoint)
     samples, val_samples = _samples(config, data, run.input_size)
@@ -241,18 +242,6 @@ def _recipe(config: FinetuneConfig) -> dict[str, Any]:
     sections = config.model_dump(include={"model", "data", "prompts", "optim"})
     named = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
     return {"seed": config.seed, **named}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # torch asserts where it was built without CUDA.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"Device {name!r} can't be used here: {error}. Use 'auto' or 'cpu'.") from error
-    return device
 
 
 def _initial_model(config: FinetuneConfig) -> PromptableModel:
