@@ -79,8 +79,8 @@ def test_boxes_have_an_area_inside_the_image(mask: np.ndarray) -> None:
     rng = np.random.default_rng(2)
     for _ in range(300):
         x0, y0, x1, y1 = jittered_box(mask, rng)
-        assert 0 <= x0 < x1 <= 64
-        assert 0 <= y0 < y1 <= 64
+        assert 0 <= x0 <= x1 - 1 <= 63, "at least a pixel wide"
+        assert 0 <= y0 <= y1 - 1 <= 63
 
 
 def test_half_of_the_boxes_are_tight_and_the_others_move_by_a_tenth_of_the_side() -> None:
