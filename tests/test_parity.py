@@ -1,10 +1,11 @@
 """Agreement with the two public reference implementations, on weights and an image given by a formula.
 
-`parity/NAME.npz` was made with the plain formula. It leaves the decoder's cross-attention so steep that rounding decides
-the third digit of the decoder's outputs: measured on efficientsam_ti, float64 arithmetic differs from the stored logits
-by up to 0.05, and the reference itself, run elsewhere, by up to 0.06, depending on the number of threads. There only the
-embedding can be held to 1e-3, and the decoder's outputs to what rounding leaves. `parity/conditioned_NAME.npz` was made
-by the same references with weights that differ in nothing but those layers' scale; there everything is held to 1e-3.
+`parity/NAME.npz` was made with the plain formula. It leaves the decoder's cross-attention so steep that rounding shows
+in the second digit of the decoder's outputs: measured on efficientsam_ti, float64 arithmetic differs from the stored
+logits by up to 0.05, and the reference itself, run elsewhere, by up to 0.06, depending on the number of threads. There
+only the embedding can be held to 1e-3, and the decoder's outputs to what rounding leaves.
+`parity/conditioned_NAME.npz` was made by the same references with weights that differ in nothing but those layers'
+scale; there everything is held to 1e-3.
 """
 
 from __future__ import annotations
