@@ -1,6 +1,6 @@
 """Put trained weights into the package and measure them: assets, results and the table of the model card.
 
-    python training/release.py runs/builtin/weights.safetensors --data DATA --input-size 384
+    python training/release.py runs/builtin/weights.safetensors --data DATA --input-size 320 --sources dsb2018 emps
 
 Writes src/refinesam/assets/builtin.{safetensors,json} and training/results/builtin.json.
 """

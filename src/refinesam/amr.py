@@ -53,9 +53,8 @@ _RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
 class AMRConfig:
     """Settings of `refine`.
 
-    The default, the prose's rule with its points appended, is the variant of the paper that measured best on a small
-    prototype model (one click: +1.1 mIoU points, against -0.2 for the equation's; two random clicks: -0.7 against
-    -2.9). `AMRConfig.paper` is the equation's.
+    The default is the prose's rule with its points appended to the user's. `AMRConfig.paper` is the equation's.
+    Neither is clearly the better one yet: the README has the figures.
 
     Attributes:
         rule: "paper_equation", "paper_prose", or the same strategy for every mask: "centre" or "boundary".
