@@ -64,3 +64,9 @@ class FloodModel:
     def value_at(self, low_res_logits, image_hw, points):
         x, y = points.astype(int).T
         return low_res_logits[:, y, x]
+
+
+def with_positive_scores(model) -> None:
+    """Let a model of random weights predict IoUs above every threshold of 0, whatever the random numbers were."""
+    if model.config.family == "hybrid":
+        model.mask_decoder.iou_prediction_head.mlp.fc.bias.data.fill_(0.5)

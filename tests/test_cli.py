@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fakes import with_positive_scores
 from refinesam.cli import main
 from refinesam.images import read_image, write_png
 from refinesam.masks import coco_document, decode_rle
@@ -27,7 +28,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_weights(build_model(replace(config_named("hybrid_ti"), input_size=64)), path)
+    model = build_model(replace(config_named("hybrid_ti"), input_size=64))
+    with_positive_scores(model)
+    save_weights(model, path)
     return path
 
 

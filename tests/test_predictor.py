@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fakes import FloodModel
+from fakes import FloodModel, with_positive_scores
 from refinesam.automatic import AutomaticMaskGenerator, _suppress
 from refinesam.batch import Item, segment_batch
 from refinesam.errors import ConfigError, PromptError
@@ -27,6 +27,7 @@ from refinesam.types import Prompt
 def random_predictor(name: str = "hybrid_ti", size: int = 64, dtype: torch.dtype = torch.float32) -> Predictor:
     torch.manual_seed(0)
     model = build_model(replace(config_named(name), input_size=size))
+    with_positive_scores(model)
     return Predictor(model, name, torch.device("cpu"), dtype)
 
 
