@@ -10,7 +10,13 @@ import torch
 
 from refinesam.training.losses import dice_loss, focal_loss, hard_iou, mask_loss
 
-WEIGHTS = {"focal_weight": 20.0, "dice_weight": 1.0, "iou_weight": 0.7, "other_masks_weight": 0.3}
+WEIGHTS = {
+    "focal_weight": 20.0,
+    "dice_weight": 1.0,
+    "iou_weight": 0.7,
+    "other_masks_weight": 0.3,
+    "chosen_mask_weight": 0.2,
+}
 
 
 def sigmoid(x: float) -> float:
@@ -113,8 +119,8 @@ def test_hard_iou_is_that_of_thresholded_masks() -> None:
 
 @pytest.mark.parametrize(
     ("logit", "coverage", "iou"),
-    [(-1, 0, 1), (0, 0.5, 1), (1, 0, 0), (-1, 1, 0), (1, 1, 1)],
-    ids=["both empty", "both empty on the thresholds", "truth empty", "mask empty", "equal"],
+    [(-1, 0, 1), (0, 0.5, 0), (-1, 0.1, 0), (1, 0, 0), (-1, 1, 0), (1, 1, 1)],
+    ids=["both empty", "half a pixel missed", "a sliver missed", "truth empty", "mask empty", "equal"],
 )
 def test_hard_iou_of_empty_and_full_masks(logit: float, coverage: float, iou: float) -> None:
     assert hard_iou(torch.full((4, 4), float(logit)), torch.full((4, 4), float(coverage))).item() == iou
@@ -126,7 +132,7 @@ def test_mask_loss_is_the_best_masks_with_a_share_of_all_and_the_iou_heads_error
     claimed = torch.from_numpy(np.random.default_rng(6).random((2, 4, 3)))
     found = mask_loss(logits, claimed, target, **WEIGHTS)
 
-    best_losses, all_losses, errors = [], [], []
+    best_losses, all_losses, chosen_losses, errors = [], [], [], []
     focal_of_best, dice_of_best, iou_of_best, iou_of_chosen, chosen = [], [], [], [], []
     for b, p in np.ndindex(2, 4):
         truth = target[b, p].numpy()
@@ -138,6 +144,7 @@ def test_mask_loss_is_the_best_masks_with_a_share_of_all_and_the_iou_heads_error
         claims = claimed[b, p].tolist()
         chosen.append(claims.index(max(claims)))
         best_losses.append(losses[best])
+        chosen_losses.append(losses[chosen[-1]])
         all_losses += losses
         errors += [(c - i) ** 2 for c, i in zip(claims, iou, strict=True)]
         focal_of_best.append(focal[best])
@@ -145,7 +152,7 @@ def test_mask_loss_is_the_best_masks_with_a_share_of_all_and_the_iou_heads_error
         iou_of_best.append(iou[best])
         iou_of_chosen.append(iou[chosen[-1]])
 
-    expected = np.mean(best_losses) + 0.3 * np.mean(all_losses) + 0.7 * np.mean(errors)
+    expected = np.mean(best_losses) + 0.3 * np.mean(all_losses) + 0.2 * np.mean(chosen_losses) + 0.7 * np.mean(errors)
     assert found.total.item() == pytest.approx(expected, rel=1e-6)
     assert found.focal.item() == pytest.approx(np.mean(focal_of_best), rel=1e-6)
     assert found.dice.item() == pytest.approx(np.mean(dice_of_best), rel=1e-6)

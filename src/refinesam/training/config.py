@@ -106,7 +106,8 @@ class OptimConfig(_Section):
         betas, weight_decay: of AdamW; biases, norms, tokens and position embeddings do not decay.
         clip_norm: longest gradient, over all parameters.
         ema_decay: see `refinesam.training.loop.WeightAverage`.
-        focal_weight, dice_weight, iou_weight, other_masks_weight: see `refinesam.training.losses.mask_loss`.
+        focal_weight, dice_weight, iou_weight, other_masks_weight, chosen_mask_weight: see
+            `refinesam.training.losses.mask_loss`.
     """
 
     steps: Positive
@@ -123,6 +124,7 @@ class OptimConfig(_Section):
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     iou_weight: Annotated[float, Field(ge=0)] = 1.0
     other_masks_weight: Annotated[float, Field(ge=0)] = 0.1
+    chosen_mask_weight: Annotated[float, Field(ge=0)] = 0.0
 
 
 class FinetuneConfig(_Section):

@@ -112,6 +112,7 @@ class Finetuning:
             dice_weight=optim.dice_weight,
             iou_weight=optim.iou_weight,
             other_masks_weight=optim.other_masks_weight,
+            chosen_mask_weight=optim.chosen_mask_weight,
         )
 
     def metrics(self, loss: MaskLoss) -> dict[str, float | Tensor]:

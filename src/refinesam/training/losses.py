@@ -43,11 +43,15 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def hard_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """IoU of thresholded masks (..., h, w) with thresholded targets: (...); 1 if both are empty."""
+    """IoU of thresholded masks (..., h, w) with thresholded targets: (...).
+
+    If both are empty it is 1 where there is no object at all, and 0 where there is one that fills no pixel by half.
+    """
     mask, truth = logits > 0, target > 0.5
     union = (mask | truth).sum(dim=(-2, -1))
     overlap = (mask & truth).sum(dim=(-2, -1))
-    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
+    nothing = (target <= 0).flatten(-2).all(-1)
+    return torch.where(union > 0, overlap / union.clamp(min=1), nothing.to(logits.dtype))
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def mask_loss(
     dice_weight: float = 1.0,
     iou_weight: float = 1.0,
     other_masks_weight: float = 0.0,
+    chosen_mask_weight: float = 0.0,
 ) -> MaskLoss:
     """SAM's loss (Kirillov et al. 2023, appendix A): 20 focal + dice of the best mask, plus the IoU head's error.
 
@@ -92,6 +97,8 @@ def mask_loss(
         iou_weight: weight of the IoU head's squared error, over all masks.
         other_masks_weight: share of the mean loss over all masks; keeps the masks that are rarely best from going
             astray when data are few.
+        chosen_mask_weight: share of the loss of the mask that the IoU head would choose, the one that users see: of
+            what an ambiguous prompt may mean, it should be the likeliest.
     """
     truth = target.unsqueeze(2).expand_as(logits)
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)
@@ -101,7 +108,12 @@ def mask_loss(
         true_iou = hard_iou(logits, truth)
         chosen = iou_predictions.argmax(dim=-1, keepdim=True)
     iou_error = ((iou_predictions - true_iou) ** 2).mean()
-    total = per_mask.gather(-1, best).mean() + other_masks_weight * per_mask.mean() + iou_weight * iou_error
+    total = (
+        per_mask.gather(-1, best).mean()
+        + other_masks_weight * per_mask.mean()
+        + chosen_mask_weight * per_mask.gather(-1, chosen).mean()
+        + iou_weight * iou_error
+    )
     return MaskLoss(
         total=total,
         focal=focal.gather(-1, best).mean().detach(),
