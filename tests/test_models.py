@@ -223,6 +223,18 @@ def test_a_mask_alone_is_a_prompt(family: str) -> None:
     assert logits.isfinite().all() and iou.isfinite().all()
 
 
+@pytest.mark.parametrize("mask", [None, "earlier"])
+def test_for_the_hybrid_padding_changes_nothing(mask: str | None) -> None:
+    model = small_model("hybrid")
+    earlier = earlier_logits(model) if mask else None
+    padded = prompts(([*CLICKS, [0.0, 0.0], [9.0, 9.0]], [1, 0, PADDING, PADDING]))
+    with torch.inference_mode():
+        features = model.encode(pixels_for(model))
+        plain = model.decode(features, *prompts((CLICKS, [1, 0])), earlier)
+        for got, expected in zip(model.decode(features, *padded, earlier), plain, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_for_the_hybrid_an_all_zero_mask_says_nothing() -> None:
     model = small_model("hybrid")
     with torch.inference_mode():

@@ -82,7 +82,7 @@ def test_only_matrices_and_kernels_decay(tiny_config: Any) -> None:
         if parameter.ndim == 1 or token or "norm" in name or "embed" in name:
             assert name in plain, name
     assert all(name.endswith(".weight") and named[name].ndim in (2, 4) for name in decayed)
-    assert {"image_encoder.pos_embed", "prompt_encoder.not_a_point_embed.weight"} < set(plain)
+    assert {"image_encoder.pos_embed", "mask_decoder.iou_token.weight"} < set(plain)
     # Attention between tokens and image is made of matrices like any other, whatever its name.
     assert {
         "image_encoder.stem16.weight",

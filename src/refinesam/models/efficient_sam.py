@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from refinesam.models.config import ModelConfig
 from refinesam.models.image_encoder import PATCH_SIZE, HybridEncoder, ImageFeatures, ViTEncoder
 from refinesam.models.mask_decoder import EfficientSamMaskDecoder, HybridMaskDecoder
-from refinesam.models.prompt_encoder import DrawnPromptEncoder, EfficientSamPromptEncoder
+from refinesam.models.prompt_encoder import PADDING, DrawnPromptEncoder, EfficientSamPromptEncoder
 from refinesam.models.promptable import PromptableModel
 
 __all__ = ["EfficientSam", "HybridSam"]
@@ -58,8 +59,11 @@ class HybridSam(PromptableModel):
         multimask_output: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Decode prompts as `PromptableModel.decode`."""
+        if points.shape[2] == 0:
+            # A mask alone: maxima over the points need one, and padding changes nothing.
+            points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=PADDING)
         side = features.embedding.shape[-1]
         sparse, dense, drawn = self.prompt_encoder(features, points, labels, mask_logits, side * PATCH_SIZE)
         image_pe = self.prompt_encoder.pe_layer.grid(side)
-        logits, iou = self.mask_decoder(features, image_pe, sparse, dense, drawn, multimask_output)
+        logits, iou = self.mask_decoder(features, image_pe, sparse, dense, drawn, labels != PADDING, multimask_output)
         return logits, iou

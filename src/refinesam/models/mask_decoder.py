@@ -110,7 +110,7 @@ class MaskScoreHead(nn.Module):
         inside = logits.sigmoid()
         area = inside.sum(dim=(-2, -1))
         covered = torch.einsum("bpchw,bpkhw->bpck", inside, maps)
-        total = maps.abs().sum(dim=(-2, -1)).unsqueeze(2)
+        total = torch.linalg.vector_norm(maps, 1, dim=(-2, -1)).unsqueeze(2)
         mean_inside = covered / (area.unsqueeze(-1) + 1)
         share_covered = covered / (total + 1)
         stability = (logits > 1).sum(dim=(-2, -1)) / (logits > -1).sum(dim=(-2, -1)).clamp(min=1)
@@ -208,18 +208,21 @@ class HybridMaskDecoder(MaskDecoder):
         sparse: Tensor,
         dense: tuple[Tensor, Tensor, Tensor],
         drawn: Tensor,
+        valid: Tensor,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
         """Decode prompts: sparse tokens (B, P, T, 256), dense maps (B * P, C, side, side) at strides 16, 8, 4.
 
-        `drawn` (B, P, 11, S/4, S/4) are the prompts as they were drawn.
+        `drawn` (B, P, 11, S/4, S/4) are the prompts as they were drawn; `valid` (B, P, T) says which tokens are prompts
+        and which padding. Padding changes nothing, so a prompt's answer does not depend on those beside it.
         """
         batch_prompts = sparse.shape[:2]
         dense16, dense8, dense4 = (d.unflatten(0, batch_prompts) for d in dense)
         embedding = features.embedding
         high8, high4 = features.high_res
         image = _as_tokens(embedding.unsqueeze(1) + dense16)
-        tokens, image = self.transformer(image, image_pe, self.tokens_with(sparse))
+        own = self.iou_token.num_embeddings + self.mask_tokens.num_embeddings
+        tokens, image = self.transformer(image, image_pe, self.tokens_with(sparse), F.pad(valid, (own, 0), value=True))
         x = self.upscale8(_as_maps(image, embedding))
         x = self.fuse8(x + (high8.unsqueeze(1) + dense8).flatten(0, 1))
         x = self.upscale4(x)

@@ -80,17 +80,19 @@ class EfficientSamPromptEncoder(nn.Module):
 
 
 class SparsePromptEncoder(nn.Module):
-    """SAM's point and box embeddings: one per label, and one for padding that has no position."""
+    """SAM's point and box embeddings: a position and one vector per label."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pe_layer = PositionEmbedding()
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, EMBED_DIM) for _ in range(4))
-        self.not_a_point_embed = nn.Embedding(1, EMBED_DIM)
 
-    def embed_points(self, points: Tensor, labels: Tensor, input_size: int) -> Tensor:
-        """Embed points (B, P, T, 2) in input pixels with labels (B, P, T) as tokens (B, P, T, 256)."""
-        by_label = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
+    def embed_points(self, points: Tensor, labels: Tensor, input_size: int, padding: Tensor) -> Tensor:
+        """Embed points (B, P, T, 2) in input pixels with labels (B, P, T) as tokens (B, P, T, 256).
+
+        `padding` (1, 256) is the token of label -1, which has no position.
+        """
+        by_label = torch.cat([padding, *self.point_embeddings.parameters()])
         position = self.pe_layer((points + 0.5) / input_size)
         position = position.masked_fill((labels == PADDING).unsqueeze(-1), 0.0)
         return position + by_label[labels + 1]
@@ -101,6 +103,7 @@ class SamPromptEncoder(SparsePromptEncoder):
 
     def __init__(self) -> None:
         super().__init__()
+        self.not_a_point_embed = nn.Embedding(1, EMBED_DIM)
         self.mask_downscaling = nn.Sequential(
             nn.Conv2d(1, 4, 2, stride=2),
             LayerNorm2d(4),
@@ -148,7 +151,7 @@ class DrawnPromptEncoder(SparsePromptEncoder):
 
         Args:
             features: of the hybrid encoder, B images.
-            points: (B, P, T, 2) in input pixels.
+            points: (B, P, T, 2) in input pixels, T at least 1.
             labels: (B, P, T).
             mask_logits: (B, P, S/4, S/4) logits of an earlier prediction, or None. A map that is all zero says
                 nothing: it draws the same as None.
@@ -158,9 +161,6 @@ class DrawnPromptEncoder(SparsePromptEncoder):
             Tokens (B, P, T, 256); maps (B * P, 256 / 64 / 32, side, side) at strides 16, 8 and 4; and what was drawn,
             (B, P, 11, S/4, S/4).
         """
-        if points.shape[2] == 0:
-            # A mask alone: padding stands where there are no clicks, as in training.
-            points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=PADDING)
         drawn = self.draw(points, labels, mask_logits, input_size)
         affinity = self.affinity(features, points / input_size, labels)
         drawn = torch.cat([drawn, affinity], dim=2)
@@ -168,7 +168,9 @@ class DrawnPromptEncoder(SparsePromptEncoder):
         x8 = self.draw8(x4)
         x16 = self.draw16(x8)
         dense = (self.dense16(x16), self.dense8(x8), self.dense4(x4))
-        return self.embed_points(points, labels, input_size), dense, drawn
+        # The decoder leaves padding out; no token has to be learnt for it.
+        padding = self.point_embeddings[0].weight.new_zeros(1, EMBED_DIM)
+        return self.embed_points(points, labels, input_size, padding), dense, drawn
 
     def draw(self, points: Tensor, labels: Tensor, mask_logits: Tensor | None, input_size: int) -> Tensor:
         """Draw prompts as (B, P, 7, S/4, S/4): clicks by sign and width, box interior, earlier mask, its presence."""
@@ -182,8 +184,9 @@ class DrawnPromptEncoder(SparsePromptEncoder):
             chosen = (labels == label)[..., None].float()
             for sigma in CLICK_SIGMAS:
                 # A Gaussian is separable: two small exponentials instead of one per pixel and point.
-                gx = torch.exp(-dx2 / (2 * sigma**2)) * chosen
-                gy = torch.exp(-dy2 / (2 * sigma**2))
+                # Far from the click it stays at e^-40: products of two stay clear of slow denormal numbers.
+                gx = torch.exp(-(dx2 / (2 * sigma**2)).clamp(max=40)) * chosen
+                gy = torch.exp(-(dy2 / (2 * sigma**2)).clamp(max=40))
                 # The strongest click counts, so that many clicks don't add up to something never seen.
                 maps.append((gy.unsqueeze(-1) * gx.unsqueeze(-2)).amax(dim=2))
         maps.append(self._draw_boxes(xy, labels, centres))

@@ -46,7 +46,8 @@ class Sam(PromptableModel):
         """
         points, labels = _with_padding_point(points, labels)
         side = features.embedding.shape[-1]
-        sparse = self.prompt_encoder.embed_points(points, labels, side * PATCH_SIZE)
+        padding = self.prompt_encoder.not_a_point_embed.weight
+        sparse = self.prompt_encoder.embed_points(points, labels, side * PATCH_SIZE, padding)
         dense = self.prompt_encoder.embed_masks(mask_logits)
         image_pe = self.prompt_encoder.pe_layer.grid(side)
         logits, iou = self.mask_decoder(features, image_pe, sparse, dense, multimask_output)

@@ -25,13 +25,14 @@ class CrossAttention(nn.Module):
         self.v_proj = nn.Linear(width, inner)
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """Attend from q to k, v.
 
         Args:
             q: (B, P, N, C).
             k: (B, P', M, C).
             v: (B, P', M, C); P and P' are equal or 1. What has one entry for all prompts is projected only once.
+            valid: (B, P, M), which of k, v are attended to; None means all.
 
         Returns:
             (B, max(P, P'), N, C).
@@ -40,7 +41,8 @@ class CrossAttention(nn.Module):
         prompts = max(q.shape[1], k.shape[1])
         # Flat batches take the fused kernel; five dimensions would not.
         q, k, v = self._flat(q, prompts), self._flat(k, prompts), self._flat(v, prompts)
-        out = F.scaled_dot_product_attention(q, k, v)
+        mask = None if valid is None else valid.flatten(0, 1)[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         batch = out.shape[0] // prompts
         out = out.transpose(1, 2).reshape(batch, prompts, out.shape[2], -1)
         return self.out_proj(out)
@@ -99,25 +101,27 @@ class TwoWayBlock(nn.Module):
         self.norm4 = nn.LayerNorm(width)
         self.cross_attn_image_to_token = CrossAttention(width, heads, downsample_rate=2)
 
-    def _attend_to_self(self, queries: Tensor, query_pe: Tensor) -> Tensor:
+    def _attend_to_self(self, queries: Tensor, query_pe: Tensor, valid: Tensor | None) -> Tensor:
         if self.flavour == "efficientsam":
             # The position goes into queries, keys, values and the residual alike.
             if not self.first:
                 queries = queries + query_pe
-            return queries + self.self_attn(queries, queries, queries)
+            return queries + self.self_attn(queries, queries, queries, valid)
         if self.first:
             # SAM's first layer has no residual here.
-            return self.self_attn(queries, queries, queries)
+            return self.self_attn(queries, queries, queries, valid)
         q = queries + query_pe
-        return queries + self.self_attn(q, q, queries)
+        return queries + self.self_attn(q, q, queries, valid)
 
-    def forward(self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """Update tokens (B, P, T, C) and image (B, P or 1, N, C)."""
-        queries = self.norm1(self._attend_to_self(queries, query_pe))
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Update tokens (B, P, T, C) and image (B, P or 1, N, C); `valid` (B, P, T) says which tokens count."""
+        queries = self.norm1(self._attend_to_self(queries, query_pe, valid))
         keys_at = keys + key_pe
         queries = self.norm2(queries + self.cross_attn_token_to_image(queries + query_pe, keys_at, keys))
         queries = self.norm3(queries + self.mlp(queries))
-        keys = self.norm4(keys + self.cross_attn_image_to_token(keys_at, queries + query_pe, queries))
+        keys = self.norm4(keys + self.cross_attn_image_to_token(keys_at, queries + query_pe, queries, valid))
         return queries, keys
 
 
@@ -134,19 +138,22 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = CrossAttention(width, heads, downsample_rate=2)
         self.norm_final_attn = nn.LayerNorm(width)
 
-    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, image_pe: Tensor, tokens: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Decode tokens against an image.
 
         Args:
             image: (B, P or 1, N, C); one entry for all prompts when no prompt changed the image embedding.
             image_pe: (1, 1, N, C).
             tokens: (B, P, T, C).
+            valid: (B, P, T), which tokens the others and the image attend to; None means all.
 
         Returns:
             Tokens (B, P, T, C) and image (B, P, N, C).
         """
         queries, keys = tokens, image
         for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, image_pe)
+            queries, keys = layer(queries, keys, tokens, image_pe, valid)
         attended = self.final_attn_token_to_image(queries + tokens, keys + image_pe, keys)
         return self.norm_final_attn(queries + attended), keys
