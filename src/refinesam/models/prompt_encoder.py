@@ -169,7 +169,7 @@ class DrawnPromptEncoder(SparsePromptEncoder):
         x16 = self.draw16(x8)
         dense = (self.dense16(x16), self.dense8(x8), self.dense4(x4))
         # The decoder leaves padding out; no token has to be learnt for it.
-        padding = self.point_embeddings[0].weight.new_zeros(1, EMBED_DIM)
+        padding = next(self.point_embeddings.parameters()).new_zeros(1, EMBED_DIM)
         return self.embed_points(points, labels, input_size, padding), dense, drawn
 
     def draw(self, points: Tensor, labels: Tensor, mask_logits: Tensor | None, input_size: int) -> Tensor:
