@@ -117,6 +117,20 @@ def test_efficientsam_returns_bicubically_and_the_hybrid_bilinearly() -> None:
         torch.testing.assert_close(Frame.of(small(name), (120, 90)).upsample(logits), expected)
 
 
+@pytest.mark.parametrize("image_hw", [(120, 90), (1, 1), (1, 300), (64, 64), (32, 32), (128, 128), (1000, 700)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_masks_are_where_upsampled_logits_are_positive(name: str, image_hw: tuple[int, int]) -> None:
+    frame = Frame.of(small(name), image_hw)
+    logits = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    upsampled = frame.upsample(logits).numpy()
+    masks = frame.masks(logits.numpy())
+    assert (masks.dtype, masks.shape) == (np.bool_, (3, *image_hw))
+    # On the outline itself two ways of rounding may disagree.
+    sure = np.abs(upsampled) > 1e-5
+    assert (masks == (upsampled > 0))[sure].all()
+    assert sure.mean() > 0.999
+
+
 def test_sam_cuts_the_padding_off() -> None:
     logits = torch.full((1, 64, 64), -5.0)
     # A 100 x 200 image fills the upper half.

@@ -13,7 +13,7 @@ from torch import Tensor
 from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS, ModelConfig, config_named
 from refinesam.models.image_encoder import ImageFeatures
-from refinesam.models.layers import CachedPosEmbed, resize_pos_embed
+from refinesam.models.layers import CachedPosEmbed, Upscale2d, resize_pos_embed
 from refinesam.models.prompt_encoder import PADDING, PositionEmbedding
 from refinesam.models.promptable import PromptableModel
 from refinesam.models.sam_image_encoder import (
@@ -437,3 +437,39 @@ def test_sams_tokens_are_what_its_neck_gets(side: int) -> None:
         assert tokens.shape == (2, side // 16, side // 16, 32)
         torch.testing.assert_close(encoder(pixels).embedding, encoder.neck(tokens.permute(0, 3, 1, 2)))
         assert encoder(pixels).high_res == ()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_upscaling_is_the_transposed_convolution(channels_last: bool) -> None:
+    torch.manual_seed(0)
+    layer = Upscale2d(6, 5)
+    x = torch.randn(2, 6, 3, 4)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    torch.testing.assert_close(layer(x), F.conv_transpose2d(x, layer.weight, layer.bias, stride=2))
+
+
+def test_the_grid_of_positions_follows_its_frequencies() -> None:
+    torch.manual_seed(0)
+    pe = PositionEmbedding()
+    first = pe.grid(4)
+    assert pe.grid(4) is first
+    centres = (torch.arange(4) + 0.5) / 4
+    assert torch.equal(first[6], pe(torch.stack([centres[2], centres[1]])))
+    pe.load_state_dict({"positional_encoding_gaussian_matrix": torch.randn(2, 128)})
+    assert torch.equal(pe.grid(4)[6], pe(torch.stack([centres[2], centres[1]])))
+    assert pe.grid(8).shape == (64, 256)
+
+
+def test_drawn_affinity_is_the_cosine() -> None:
+    model = small_model("hybrid")
+    features = model.encode(pixels_for(model))
+    encoder = model.prompt_encoder
+    # Clicks in the middle of cells, so that nothing is interpolated under them.
+    points = torch.tensor([[[[16.5 / 32, 0.5 / 32], [3.5 / 32, 9.5 / 32]]]])
+    fine = encoder.affinity(features, points, torch.tensor([[[1, 0]]]))[0, 0, 2:]
+    keys = encoder.affinity4(features.high_res[-1])[0]
+    for found, (x, y) in zip(fine, ((16, 0), (3, 9)), strict=True):
+        expected = F.cosine_similarity(keys, keys[:, y, x, None, None], dim=0)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -96,6 +96,19 @@ class Frame:
             logits = _interpolate(logits, (self.input_size, self.input_size), "bilinear")[:, :height, :width]
         return _interpolate(logits, self.image_hw, "bilinear")
 
+    def masks(self, low_res_logits: FloatArray) -> BoolArray:
+        """Turn logits (C, S/4, S/4) into masks (C, H, W) on the CPU: True where `upsample` is above 0.
+
+        The hybrid's are enlarged by OpenCV, one at a time, which is several times as fast. It rounds otherwise than
+        PyTorch: where an enlarged logit is 0 to seven digits, its sign may differ (one pixel in 10^7 or fewer).
+        """
+        if self.family != "hybrid":
+            return np.asarray((self.upsample(torch.from_numpy(low_res_logits)) > 0).numpy())
+        masks = np.empty((len(low_res_logits), *self.image_hw), np.bool_)
+        for logits, mask in zip(low_res_logits, masks, strict=True):
+            np.greater(cv2.resize(logits, self.image_hw[::-1], interpolation=cv2.INTER_LINEAR), 0, out=mask)
+        return masks
+
     def from_mask(self, mask: BoolArray) -> FloatArray:
         """Turn a mask (H, W) of the image into a mask prompt: (S/4, S/4) logits, +-6, in proportion to the coverage."""
         covered = self._resize_by_area(mask.astype(np.uint8) * 255)
@@ -123,4 +136,5 @@ def _interpolate(maps: Tensor, size: tuple[int, int], mode: Literal["bilinear", 
     """Resize (C, h, w) maps without antialiasing."""
     if maps.shape[-2:] == size:
         return maps
-    return F.interpolate(maps.unsqueeze(0), size=size, mode=mode, align_corners=False)[0]
+    # As a batch of single maps: the same values, in half the time that three channels take on a CPU.
+    return F.interpolate(maps.unsqueeze(1), size=size, mode=mode, align_corners=False)[:, 0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Block", "LayerNorm2d", "Mlp", "resize_pos_embed"]
+__all__ = ["Attention", "Block", "LayerNorm2d", "Mlp", "Upscale2d", "resize_pos_embed"]
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -68,6 +69,22 @@ class Block(nn.Module):
         """(B, N, C) -> (B, N, C)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+class Upscale2d(nn.ConvTranspose2d):
+    """Transposed convolution of kernel 2 and stride 2: no two of its outputs overlap.
+
+    So it is a matrix product and a reordering of its result, which takes a CPU about half the time.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C', 2 H, 2 W)."""
+        products = self.weight.flatten(1).T @ x.flatten(2)
+        bias = cast(Tensor, self.bias).to(products.dtype)  # Under autocast the product is in half precision.
+        return F.pixel_shuffle(products.unflatten(2, x.shape[2:]), 2) + bias[:, None, None]
 
 
 def neck(width: int, out_channels: int) -> nn.Sequential:

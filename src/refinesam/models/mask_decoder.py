@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinesam.models.image_encoder import ImageFeatures
-from refinesam.models.layers import LayerNorm2d
+from refinesam.models.layers import LayerNorm2d, Upscale2d
 from refinesam.models.prompt_encoder import DRAWN_MAPS
 from refinesam.models.transformer import EfficientSamMlp, Flavour, TwoWayTransformer
 
@@ -110,7 +110,7 @@ class MaskScoreHead(nn.Module):
         inside = logits.sigmoid()
         area = inside.sum(dim=(-2, -1))
         covered = torch.einsum("bpchw,bpkhw->bpck", inside, maps)
-        total = torch.linalg.vector_norm(maps, 1, dim=(-2, -1)).unsqueeze(2)
+        total = maps.abs().sum(dim=(-2, -1)).unsqueeze(2)
         mean_inside = covered / (area.unsqueeze(-1) + 1)
         share_covered = covered / (total + 1)
         stability = (logits > 1).sum(dim=(-2, -1)) / (logits > -1).sum(dim=(-2, -1)).clamp(min=1)
@@ -142,10 +142,10 @@ class SamMaskDecoder(MaskDecoder):
     def __init__(self) -> None:
         super().__init__("sam")
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(EMBED_DIM, 64, 2, stride=2),
+            Upscale2d(EMBED_DIM, 64),
             LayerNorm2d(64),
             nn.GELU(),
-            nn.ConvTranspose2d(64, 32, 2, stride=2),
+            Upscale2d(64, 32),
             nn.GELU(),
         )
 
@@ -167,8 +167,8 @@ class EfficientSamMaskDecoder(MaskDecoder):
         super().__init__("efficientsam")
         self.final_output_upscaling_layers = nn.ModuleList(
             [
-                nn.Sequential(nn.ConvTranspose2d(EMBED_DIM, 64, 2, stride=2), nn.GroupNorm(1, 64), nn.GELU()),
-                nn.Sequential(nn.ConvTranspose2d(64, 32, 2, stride=2), nn.Identity(), nn.GELU()),
+                nn.Sequential(Upscale2d(EMBED_DIM, 64), nn.GroupNorm(1, 64), nn.GELU()),
+                nn.Sequential(Upscale2d(64, 32), nn.Identity(), nn.GELU()),
             ]
         )
 
@@ -193,9 +193,9 @@ class HybridMaskDecoder(MaskDecoder):
     def __init__(self) -> None:
         super().__init__("efficientsam", masks=MULTIMASK_OUTPUTS)
         self.iou_prediction_head = MaskScoreHead()
-        self.upscale8 = nn.ConvTranspose2d(EMBED_DIM, 64, 2, stride=2)
+        self.upscale8 = Upscale2d(EMBED_DIM, 64)
         self.fuse8 = nn.Sequential(nn.GroupNorm(1, 64), nn.GELU())
-        self.upscale4 = nn.ConvTranspose2d(64, 32, 2, stride=2)
+        self.upscale4 = Upscale2d(64, 32)
         # Separable: a full 3x3 convolution here would cost as much per prompt as the whole transformer.
         self.fuse4 = nn.Sequential(
             nn.GELU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 32, 1), nn.GELU()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinesam.models.image_encoder import ImageFeatures
-from refinesam.models.layers import LayerNorm2d
+from refinesam.models.layers import CachedPosEmbed, LayerNorm2d
 
 __all__ = ["DRAWN_MAPS", "DrawnPromptEncoder", "EfficientSamPromptEncoder", "PositionEmbedding", "SamPromptEncoder"]
 
@@ -32,21 +32,28 @@ class PositionEmbedding(nn.Module):
     def __init__(self, features: int = EMBED_DIM // 2) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+        self._cached = CachedPosEmbed(_embedded_grid)
 
     def forward(self, unit_xy: Tensor) -> Tensor:
         """Positions in [0, 1], (..., 2) -> (..., 256)."""
-        matrix = self.positional_encoding_gaussian_matrix
-        # In float32, under autocast too: sin and cos of large phases are useless in half precision.
-        with torch.autocast(matrix.device.type, enabled=False):
-            phase = 2 * math.pi * ((2 * unit_xy.float() - 1) @ matrix.float())
-        return torch.cat([phase.sin(), phase.cos()], dim=-1).to(matrix.dtype)
+        return _embedded(unit_xy, self.positional_encoding_gaussian_matrix)
 
     def grid(self, side: int) -> Tensor:
-        """Positions of the centres of a side x side grid: (side * side, 256)."""
-        device = self.positional_encoding_gaussian_matrix.device
-        centres = (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
-        return self(torch.stack([x, y], dim=-1)).flatten(0, 1)
+        """Positions of the centres of a side x side grid: (side * side, 256); remembered, it depends on no prompt."""
+        return self._cached.get(self.positional_encoding_gaussian_matrix, side)
+
+
+def _embedded(unit_xy: Tensor, matrix: Tensor) -> Tensor:
+    # In float32, under autocast too: sin and cos of large phases are useless in half precision.
+    with torch.autocast(matrix.device.type, enabled=False):
+        phase = 2 * math.pi * ((2 * unit_xy.float() - 1) @ matrix.float())
+    return torch.cat([phase.sin(), phase.cos()], dim=-1).to(matrix.dtype)
+
+
+def _embedded_grid(matrix: Tensor, side: int) -> Tensor:
+    centres = (torch.arange(side, dtype=torch.float32, device=matrix.device) + 0.5) / side
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return _embedded(torch.stack([x, y], dim=-1), matrix).flatten(0, 1)
 
 
 class EfficientSamPromptEncoder(nn.Module):
@@ -206,8 +213,8 @@ class DrawnPromptEncoder(SparsePromptEncoder):
         high4 = features.high_res[-1]
         maps = []
         for keys in (self.affinity16(features.embedding), self.affinity4(high4)):
-            keys = F.normalize(keys, dim=1)
-            under = F.normalize(F.grid_sample(keys, (2 * unit_xy - 1).to(keys.dtype), align_corners=False), dim=1)
+            keys = _unit_vectors(keys)
+            under = _unit_vectors(F.grid_sample(keys, (2 * unit_xy - 1).to(keys.dtype), align_corners=False))
             similarity = torch.einsum("bdpt,bdhw->bpthw", under, keys)
             for label in (POSITIVE, NEGATIVE):
                 chosen = (labels == label)[..., None, None]
@@ -230,3 +237,9 @@ class DrawnPromptEncoder(SparsePromptEncoder):
             for i in (0, 1)
         ]
         return inside[1].unsqueeze(-1) * inside[0].unsqueeze(-2) * has_box
+
+
+def _unit_vectors(maps: Tensor) -> Tensor:
+    """Bring the vectors of (B, C, H, W) maps to length 1: `F.normalize`, whose norm over channels is slow on a CPU."""
+    maps = maps.float()
+    return maps * (maps.square().sum(dim=1, keepdim=True) + 1e-16).rsqrt()
