@@ -785,7 +785,7 @@ class PixelValueModel:
     name = "pixel value"
     capabilities = Capabilities(negative_points=False, mask_prompt=False, max_points=6, input_size=64)
 
-    def encode(self, image: np.ndarray) -> np.ndarray:
+    def encode(self, image: np.ndarray, on_progress: object = None) -> np.ndarray:
         return image[..., 0].astype(np.int64)
 
     def decode(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,13 @@ import torch
 from fakes import FloodModel, with_positive_scores
 from refinesam.automatic import AutomaticMaskGenerator, _suppress
 from refinesam.batch import Item, segment_batch
+from refinesam.embeddings import EmbeddingStore
 from refinesam.errors import ConfigError, PromptError
 from refinesam.images import write_png
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
 from refinesam.overlay import draw_comparison, draw_everything, draw_mask, draw_prompt
-from refinesam.predictor import Predictor
+from refinesam.predictor import DtypeName, Predictor, load
 from refinesam.session import Session
 from refinesam.types import Prompt
 
@@ -99,6 +102,116 @@ def test_threads_get_the_serial_answers(session: Session, photo: np.ndarray) -> 
     assert small.cache.nbytes <= small.cache.capacity
 
 
+@pytest.mark.parametrize("name", ["hybrid_ti", "efficientsam_ti", "sam_vit_b"])
+def test_encode_counts_the_blocks_of_every_family(name: str, photo: np.ndarray) -> None:
+    torch.manual_seed(0)
+    config = replace(config_named(name), width=48, depth=3, heads=3, input_size=64, global_blocks=(1,))
+    session = Session(Predictor(build_model(config), name, torch.device("cpu"), torch.float32))
+    calls: list[tuple[int, int]] = []
+    told = session.encode(photo, on_progress=lambda *step: calls.append(step))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert torch.equal(session.model.encode(photo).embedding, told.features.embedding)
+    assert len(calls) == 3, "a later encode does not call it"
+
+
+def test_an_encode_is_cancelled_between_blocks(photo: np.ndarray) -> None:
+    session = Session(random_predictor())
+    calls: list[int] = []
+
+    def cancel(done: int, total: int) -> None:
+        calls.append(done)
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.encode(photo, on_progress=cancel)
+    assert calls == [1, 2]
+    assert len(session.cache) == 0
+    again = session.encode(photo)
+    assert torch.equal(again.features.embedding, random_predictor().encode(photo).embedding)
+    assert calls == [1, 2]
+
+
+def test_threads_hear_of_their_own_encode_alone(photo: np.ndarray) -> None:
+    session = Session(random_predictor())
+    barrier = threading.Barrier(4)
+
+    def encode(number: int) -> set[int]:
+        heard = set()
+
+        def listen(done: int, total: int) -> None:
+            if done == 1:
+                barrier.wait(30)  # All four are at work.
+            heard.add(threading.get_ident())
+
+        session.encode(np.roll(photo, number, axis=0), on_progress=listen)
+        assert heard == {threading.get_ident()}
+        return heard
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set.union(*pool.map(encode, range(4)))) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_embedding_from_disk_answers_to_the_bit_as_a_fresh_one(
+    dtype: DtypeName, photo: np.ndarray, tmp_path: Path
+) -> None:
+    fresh = load(dtype=dtype).encode(photo)
+    written = load(dtype=dtype, cache_dir=tmp_path).encode(photo)
+
+    def never(done: int, total: int) -> None:
+        raise AssertionError("it was encoded again")
+
+    found = load(dtype=dtype, cache_dir=str(tmp_path)).encode(photo, on_progress=never)
+    prompts = [Prompt(points=[[10, 20], [60, 40]], labels=[1, 0]), Prompt(box=[5, 5, 40, 45])]
+    for encoded in (written, found):
+        maps = (encoded.features.embedding, *encoded.features.high_res)
+        for one, other in zip(maps, (fresh.features.embedding, *fresh.features.high_res), strict=True):
+            assert (one.dtype, one.stride()) == (other.dtype, other.stride())
+            assert torch.equal(one, other)
+        for prompt in prompts:
+            expected, answer = fresh.predict(prompt), encoded.predict(prompt)
+            assert (answer.low_res_logits == expected.low_res_logits).all()
+            assert (answer.iou_predictions == expected.iou_predictions).all()
+    assert found.features.nbytes == fresh.features.nbytes
+
+
+def test_a_cut_embedding_is_encoded_and_written_again(photo: np.ndarray, tmp_path: Path) -> None:
+    def session() -> Session:
+        return Session(random_predictor(), store=EmbeddingStore(tmp_path, 10**8))
+
+    fresh = session().encode(photo)
+    (path,) = tmp_path.iterdir()
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1000])
+    calls: list[int] = []
+    again = session().encode(photo, on_progress=lambda done, total: calls.append(done))
+    assert len(calls) == 8
+    assert torch.equal(again.features.embedding, fresh.features.embedding)
+    assert path.stat().st_size == size
+    session().encode(photo, on_progress=lambda done, total: calls.append(done))
+    assert len(calls) == 8, "this time it was found"
+
+
+def test_fingerprints_tell_apart_what_encodes_differently() -> None:
+    base = random_predictor()
+    others = [random_predictor(size=80), random_predictor(dtype=torch.bfloat16), random_predictor("efficientsam_ti")]
+    changed = random_predictor()
+    changed.model.image_encoder.neck[0].weight.data[0, 0] += 1
+    prints = [base.fingerprint, changed.fingerprint, *(other.fingerprint for other in others)]
+    assert len(set(prints)) == len(prints)
+    assert random_predictor().fingerprint == base.fingerprint
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in prints)
+
+
+def test_the_disk_cache_keeps_to_its_bytes(photo: np.ndarray, tmp_path: Path) -> None:
+    capacity = 3 * 10**6
+    session = load(cache_dir=tmp_path, disk_cache_bytes=capacity)
+    for shift in range(3):
+        session.encode(np.roll(photo, shift, axis=1))
+        assert 10**6 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= capacity
+
+
 def test_bfloat16_runs_and_stays_close(photo: np.ndarray) -> None:
     exact = Session(random_predictor()).encode(photo).predict(Prompt(points=[[10, 20]]))
     rounded = Session(random_predictor(dtype=torch.bfloat16)).encode(photo).predict(Prompt(points=[[10, 20]]))
@@ -130,7 +243,10 @@ def test_everything_is_sorted_thinned_and_in_the_images_frame(session: Session, 
         assert prediction.mask.sum() >= 16
         again = session.encode(photo).predict(prediction.prompt)
         assert any(np.allclose(prediction.logits, other, atol=1e-4) for other in again.low_res_logits)
-    again = session.segment_everything(photo, **settings, prompts_per_batch=16)
+    calls.clear()
+    progress = {"on_progress": lambda done, total: calls.append((done, total))}
+    again = session.segment_everything(photo, **progress, **settings, prompts_per_batch=16)
+    assert calls == [(16, 16)]
     assert len(again) == len(predictions)
 
 

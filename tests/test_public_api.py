@@ -14,9 +14,11 @@ import refinesam
 PUBLIC_NAMES = [
     "AMRConfig",
     "AutomaticMaskGenerator",
+    "Capabilities",
     "ConfigError",
     "DatasetError",
     "EncodedImage",
+    "INTENSITY_POLICIES",
     "ImageError",
     "Item",
     "MissingExtraError",
@@ -30,12 +32,15 @@ PUBLIC_NAMES = [
     "WeightsError",
     "__version__",
     "as_rgb",
+    "coco_annotation",
     "decode_rle",
     "encode_rle",
     "load",
     "polygons_from_mask",
     "read_image",
+    "replacing",
     "segment_batch",
+    "write_json",
 ]
 # Top-level modules that cost seconds, or need a display, and so may not come with the import or with --help.
 HEAVY = {"torch", "cv2", "scipy", "skimage", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6", "napari", "tkinter"}
@@ -73,7 +78,9 @@ def test_every_export_has_a_module_and_no_more() -> None:
 @pytest.mark.parametrize("name", PUBLIC_NAMES)
 def test_name_resolves_to_the_object_of_its_module(name: str) -> None:
     value = getattr(refinesam, name)
-    if name != "__version__":
+    if name == "INTENSITY_POLICIES":
+        assert value == ("percentile", "minmax", "as_is")
+    elif name != "__version__":
         assert value.__module__ == refinesam._EXPORTS[name]
         assert value.__name__ == name
         assert value.__doc__

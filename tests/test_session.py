@@ -1,16 +1,17 @@
-"""Session, EncodedImage and the cache, over a model made of arithmetic."""
+"""Session and EncodedImage over a model made of arithmetic."""
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fakes import FakeFeatures, FloodModel
+from fakes import FloodModel
+from refinesam.embeddings import EmbeddingStore
 from refinesam.errors import ImageError, PromptError
-from refinesam.session import EmbeddingCache, Session
+from refinesam.session import Session
 from refinesam.types import Prompt
 
 
@@ -69,53 +70,6 @@ def test_a_handle_outlives_its_cache_entry() -> None:
     assert (handle.predict(Prompt(points=[[0, 0]])).mask == (image[..., 0] == image[0, 0, 0])).all()
 
 
-def test_cache_never_exceeds_its_bytes_and_drops_the_least_recently_used() -> None:
-    cache = EmbeddingCache(100)
-    sizes = {"a": 40, "b": 40, "c": 40, "huge": 101}
-
-    def get(key: str) -> None:
-        cache.get(key, lambda: FakeFeatures(np.zeros(sizes[key], np.uint8)))
-        assert cache.nbytes <= 100
-
-    for key in ("a", "b", "a", "c", "huge"):
-        get(key)
-    assert cache.misses == 4
-    get("a")
-    get("c")
-    assert cache.misses == 4
-    get("b")
-    assert cache.misses == 5
-
-
-def test_threads_that_want_one_image_share_one_encode() -> None:
-    release = threading.Event()
-    calls = []
-
-    def compute() -> FakeFeatures:
-        calls.append(1)
-        release.wait(5)
-        return FakeFeatures(np.zeros(1, np.uint8))
-
-    cache = EmbeddingCache(10)
-    with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(cache.get, "key", compute) for _ in range(8)]
-        release.set()
-        found = {id(f.result()) for f in futures}
-    assert len(calls) == 1
-    assert len(found) == 1
-
-
-def test_a_failed_encode_is_not_remembered() -> None:
-    cache = EmbeddingCache(10)
-
-    def fail() -> FakeFeatures:
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        cache.get("key", fail)
-    assert cache.get("key", lambda: FakeFeatures(np.zeros(1, np.uint8))).nbytes == 1
-
-
 def test_many_threads_many_images_equal_serial_answers() -> None:
     session = Session(FloodModel(), cache_bytes=3 * 24 * 32)
     images = [patches(seed) for seed in range(6)]
@@ -131,6 +85,66 @@ def test_many_threads_many_images_equal_serial_answers() -> None:
         red = images[index][..., 0]
         assert (mask == (red == red[y, x])).all()
     assert session.cache.nbytes <= 3 * 24 * 32
+
+
+def test_encode_tells_its_progress_once() -> None:
+    session = Session(FloodModel())
+    calls: list[tuple[int, int]] = []
+    session.encode(patches(), on_progress=lambda *step: calls.append(step))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    session.encode(patches(), on_progress=lambda *step: calls.append(step))
+    assert len(calls) == 3, "it was found in the cache"
+
+
+class Cancelled(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_cancelled_encode_leaves_nothing_behind(last: int, tmp_path: Path) -> None:
+    def cancel(done: int, total: int) -> None:
+        if done == last:
+            raise Cancelled
+
+    model = FloodModel()
+    session = Session(model, store=EmbeddingStore(tmp_path, 10**6))
+    with pytest.raises(Cancelled):
+        session.encode(patches(), on_progress=cancel)
+    assert len(session.cache) == 0
+    assert list(tmp_path.iterdir()) == []
+    session.encode(patches())
+    assert model.encoded == 2
+
+
+def test_a_later_session_finds_the_embedding_on_disk(tmp_path: Path) -> None:
+    image = patches()
+    first = Session(FloodModel(), store=EmbeddingStore(tmp_path, 10**6)).encode(image)
+    model = FloodModel()
+    session = Session(model, store=EmbeddingStore(tmp_path, 10**6))
+    calls: list[tuple[int, int]] = []
+    found = session.encode(image, on_progress=lambda *step: calls.append(step))
+    assert (model.encoded, calls) == (0, [])
+    assert (found.features.red == first.features.red).all()
+    assert len(session.cache) == 1
+    session.encode(patches(1))
+    assert model.encoded == 1
+
+
+def test_another_model_does_not_take_an_embedding_from_disk(tmp_path: Path) -> None:
+    Session(FloodModel(), store=EmbeddingStore(tmp_path, 10**6)).encode(patches())
+    other = FloodModel()
+    other.fingerprint = "0" * 32
+    Session(other, store=EmbeddingStore(tmp_path, 10**6)).encode(patches())
+    assert other.encoded == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_store_that_cannot_be_used_costs_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    model = FloodModel()
+    session = Session(model, store=EmbeddingStore(tmp_path / "file", 10**6))
+    assert session.encode(patches()).predict(Prompt(points=[[3, 4]])).mask.any()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_negative_click_is_subtracted_where_it_was_not_trained() -> None:

@@ -34,21 +34,24 @@ if TYPE_CHECKING:
         RefineSAMError,
         WeightsError,
     )
-    from refinesam.images import as_rgb, read_image
-    from refinesam.masks import polygons_from_mask
+    from refinesam.files import replacing, write_json
+    from refinesam.images import INTENSITY_POLICIES, as_rgb, read_image
+    from refinesam.masks import coco_annotation, polygons_from_mask
     from refinesam.predictor import load
     from refinesam.rle import decode_rle, encode_rle
     from refinesam.session import EncodedImage, Session
-    from refinesam.types import Prediction, Prompt, RefinementReport
+    from refinesam.types import Capabilities, Prediction, Prompt, RefinementReport
 
     __version__: str
 
 __all__ = [
     "AMRConfig",
     "AutomaticMaskGenerator",
+    "Capabilities",
     "ConfigError",
     "DatasetError",
     "EncodedImage",
+    "INTENSITY_POLICIES",
     "ImageError",
     "Item",
     "MissingExtraError",
@@ -62,21 +65,26 @@ __all__ = [
     "WeightsError",
     "__version__",
     "as_rgb",
+    "coco_annotation",
     "decode_rle",
     "encode_rle",
     "load",
     "polygons_from_mask",
     "read_image",
+    "replacing",
     "segment_batch",
+    "write_json",
 ]
 
 # Public name -> the module that holds it. Type checkers read the imports above, the interpreter reads this table.
 _EXPORTS: dict[str, str] = {
     "AMRConfig": "refinesam.amr",
     "AutomaticMaskGenerator": "refinesam.automatic",
+    "Capabilities": "refinesam.types",
     "ConfigError": "refinesam.errors",
     "DatasetError": "refinesam.errors",
     "EncodedImage": "refinesam.session",
+    "INTENSITY_POLICIES": "refinesam.images",
     "ImageError": "refinesam.errors",
     "Item": "refinesam.batch",
     "MissingExtraError": "refinesam.errors",
@@ -89,12 +97,15 @@ _EXPORTS: dict[str, str] = {
     "Session": "refinesam.session",
     "WeightsError": "refinesam.errors",
     "as_rgb": "refinesam.images",
+    "coco_annotation": "refinesam.masks",
     "decode_rle": "refinesam.rle",
     "encode_rle": "refinesam.rle",
     "load": "refinesam.predictor",
     "polygons_from_mask": "refinesam.masks",
     "read_image": "refinesam.images",
+    "replacing": "refinesam.files",
     "segment_batch": "refinesam.batch",
+    "write_json": "refinesam.files",
 }
 
 

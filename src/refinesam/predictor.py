@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from refinesam.embeddings import EmbeddingStore, Features
 from refinesam.errors import ConfigError, PromptError
 from refinesam.models.frames import Frame
 from refinesam.models.image_encoder import ImageFeatures
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
-from refinesam.session import DEFAULT_CACHE_BYTES, Features, Session
+from refinesam.session import DEFAULT_CACHE_BYTES, OnProgress, Session
 from refinesam.types import BoolArray, FloatArray, Prompt
 from refinesam.weights import load_model
 
 __all__ = ["DtypeName", "Predictor", "load", "resolve_device"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
+
+# Of the encode that runs in this thread: the encoder's blocks, whose hooks ask for it, serve all threads.
+_ON_PROGRESS: ContextVar[OnProgress | None] = ContextVar("_ON_PROGRESS", default=None)
 
 
 class Predictor:
@@ -36,13 +46,43 @@ class Predictor:
         self.model.image_encoder.to(dtype)
         self.config = self.model.config
         self.capabilities = self.config.capabilities
+        blocks = cast(nn.ModuleList, self.model.image_encoder.blocks)
+        for done, block in enumerate(blocks, start=1):
+            block.register_forward_hook(partial(_report, done, len(blocks)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits of all that decides on an image's features: weights, variant, size, dtype, version."""
+        setting = (self.config, str(self.dtype), self.device.type, version("refinesam"))
+        digest = hashlib.blake2b(repr(setting).encode(), digest_size=16)
+        for name, tensor in self.model.image_encoder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(_as_bytes(tensor).data)
+        return digest.hexdigest()
 
     @torch.inference_mode()
-    def encode(self, image: NDArray[np.uint8]) -> ImageFeatures:
-        """Encode (H, W, 3) RGB."""
+    def encode(self, image: NDArray[np.uint8], on_progress: OnProgress | None = None) -> ImageFeatures:
+        """Encode (H, W, 3) RGB; on_progress is called with the image encoder's blocks done so far and their number."""
         pixels = Frame.of(self.config, image.shape[:2]).resize(image)
-        features: ImageFeatures = self.model.encode(pixels[None].to(self.device, self.dtype))
-        return features
+        token = _ON_PROGRESS.set(on_progress)
+        try:
+            features = self.model.encode(pixels[None].to(self.device, self.dtype))
+        finally:
+            _ON_PROGRESS.reset(token)
+        # In one memory layout: fresh and from a store, the same bits are decoded by the same kernels.
+        return ImageFeatures(features.embedding.contiguous(), tuple(m.contiguous() for m in features.high_res))
+
+    def features_to_arrays(self, features: Features) -> dict[str, NDArray[np.uint8]]:
+        """Turn maps into bytes (B, C, h, bytes of w values) by number: NumPy has no bfloat16."""
+        maps = cast(ImageFeatures, features)
+        return {str(i): _as_bytes(m) for i, m in enumerate((maps.embedding, *maps.high_res))}
+
+    @torch.inference_mode()
+    def features_from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> ImageFeatures:
+        """Undo `features_to_arrays`."""
+        # Copies: a file's arrays are read-only, and not aligned as torch's own.
+        maps = [torch.tensor(arrays[str(i)]).view(self.dtype).to(self.device) for i in range(len(arrays))]
+        return ImageFeatures(maps[0], tuple(maps[1:]))
 
     @torch.inference_mode()
     def decode(
@@ -70,8 +110,10 @@ class Predictor:
     @torch.inference_mode()
     def upsample(self, low_res_logits: FloatArray, image_hw: tuple[int, int]) -> BoolArray:
         """Turn low-resolution logits (C, h, w) into masks (C, H, W)."""
-        logits = Frame.of(self.config, image_hw).upsample(torch.from_numpy(low_res_logits).to(self.device))
-        return (logits > 0).cpu().numpy()
+        frame = Frame.of(self.config, image_hw)
+        if self.device.type == "cpu":
+            return frame.masks(low_res_logits)
+        return (frame.upsample(torch.from_numpy(low_res_logits).to(self.device)) > 0).cpu().numpy()
 
     def value_at(self, low_res_logits: FloatArray, image_hw: tuple[int, int], points: FloatArray) -> FloatArray:
         """Read logits (C, h, w) at image points (N, 2): (C, N)."""
@@ -116,6 +158,8 @@ def load(
     device: str = "auto",
     dtype: DtypeName = "auto",
     cache_bytes: int = DEFAULT_CACHE_BYTES,
+    cache_dir: str | Path | None = None,
+    disk_cache_bytes: int = DEFAULT_DISK_CACHE_BYTES,
 ) -> Session:
     """Load a model.
 
@@ -123,7 +167,10 @@ def load(
         weights: a name of `refinesam weights list`, or the path of a file.
         device: "auto" (CUDA where there is a GPU, else the CPU) or a torch device.
         dtype: "auto" (float32 on the CPU, bfloat16 or else float16 on CUDA) or a name.
-        cache_bytes: most bytes of image embeddings that the session keeps.
+        cache_bytes: most bytes of image embeddings that the session keeps in memory.
+        cache_dir: folder that keeps embeddings on disk too, for later sessions with the same model; None means none.
+            It is made where it is missing; a full or read-only disk costs a logged warning, not the answer.
+        disk_cache_bytes: most bytes of embeddings in that folder; the least recently used go first.
 
     Returns:
         A session.
@@ -133,7 +180,19 @@ def load(
         ConfigError: no such device or dtype here.
     """
     chosen = resolve_device(device)
-    return Session(Predictor(load_model(str(weights)), str(weights), chosen, _dtype(dtype, chosen)), cache_bytes)
+    predictor = Predictor(load_model(str(weights)), str(weights), chosen, _dtype(dtype, chosen))
+    store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)
+    return Session(predictor, cache_bytes, store)
+
+
+def _report(done: int, total: int, *_: object) -> None:
+    """Forward hook of an encoder's block."""
+    if (on_progress := _ON_PROGRESS.get()) is not None:
+        on_progress(done, total)
+
+
+def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""`Session`: a loaded model and a bounded cache of image embeddings; `EncodedImage`: a handle to one of them.
+"""`Session`: a loaded model and bounded caches of image embeddings; `EncodedImage`: a handle to one of them.
 
 Numpy only: the model is known as a protocol, so a server or a test can bring its own.
 """
@@ -6,9 +6,7 @@ Numpy only: the model is known as a protocol, so a server or a test can bring it
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,21 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinesam import amr
+from refinesam.embeddings import EmbeddingCache, EmbeddingStore, Features
 from refinesam.errors import ImageError, PromptError
 from refinesam.types import BoolArray, Capabilities, FloatArray, Prediction, Prompt
 
-__all__ = ["EmbeddingCache", "EncodedImage", "Features", "SegmentationModel", "Session"]
+__all__ = ["EncodedImage", "OnProgress", "SegmentationModel", "Session"]
+
+# Called with the steps done so far and their number.
+OnProgress = Callable[[int, int], None]
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
-
-
-class Features(Protocol):
-    """An image's embedding, opaque but for its size."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-        ...
 
 
 class SegmentationModel(Protocol):
@@ -39,8 +32,21 @@ class SegmentationModel(Protocol):
     name: str
     capabilities: Capabilities
 
-    def encode(self, image: NDArray[np.uint8]) -> Features:
-        """Encode (H, W, 3) RGB."""
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits, the same for models that encode alike to the bit; asked for only beside a store."""
+        ...
+
+    def encode(self, image: NDArray[np.uint8], on_progress: OnProgress | None = None) -> Features:
+        """Encode (H, W, 3) RGB; an error that on_progress raises ends the work and passes through."""
+        ...
+
+    def features_to_arrays(self, features: Features) -> Mapping[str, NDArray[Any]]:
+        """Turn an embedding into contiguous arrays for a store."""
+        ...
+
+    def features_from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> Features:
+        """Undo `features_to_arrays` to the bit."""
         ...
 
     def decode(
@@ -56,71 +62,6 @@ class SegmentationModel(Protocol):
     def value_at(self, low_res_logits: FloatArray, image_hw: tuple[int, int], points: FloatArray) -> FloatArray:
         """Read logits (C, h, w) at image points (N, 2): (C, N)."""
         ...
-
-
-class EmbeddingCache:
-    """Least-recently-used features by key, never more than `capacity` bytes; each key is computed once at a time."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.misses = 0
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[str, Features] = OrderedDict()
-        self._running: dict[str, Future[Features]] = {}
-        self._nbytes = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held now."""
-        return self._nbytes
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: str, compute: Any) -> Features:
-        """Return the features of a key; `compute()` makes them when they are not here.
-
-        Threads that ask for a key that is being computed wait for it and share the result, or its error.
-        """
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-            running = self._running.get(key)
-            if running is None:
-                mine: Future[Features] = Future()
-                self._running[key] = mine
-                self.misses += 1
-        if running is not None:
-            return running.result()
-        try:
-            features: Features = compute()
-        except BaseException as error:
-            with self._lock:
-                del self._running[key]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._running[key]
-            self._insert(key, features)
-        mine.set_result(features)
-        return features
-
-    def _insert(self, key: str, features: Features) -> None:
-        size = features.nbytes
-        if size > self.capacity:
-            return
-        while self._nbytes + size > self.capacity:
-            _, old = self._entries.popitem(last=False)
-            self._nbytes -= old.nbytes
-        self._entries[key] = features
-        self._nbytes += size
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._entries.clear()
-            self._nbytes = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,16 +157,19 @@ class EncodedImage:
 
 
 class Session:
-    """A loaded model and its cache of image embeddings. Thread-safe; holds no current image.
+    """A loaded model and its caches of image embeddings. Thread-safe; holds no current image.
 
     Attributes:
         model: the model.
-        cache: embeddings by image content.
+        cache: embeddings in memory, by image content.
+        store: embeddings on disk, by image content and model, or None.
     """
 
-    def __init__(self, model: SegmentationModel, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+    def __init__(
+        self, model: SegmentationModel, cache_bytes: int = DEFAULT_CACHE_BYTES, store: EmbeddingStore | None = None
+    ) -> None:
         """Wrap a model; `refinesam.load` makes one by name."""
-        self.model = model
+        self.model, self.store = model, store
         self.cache = EmbeddingCache(cache_bytes)
 
     @property
@@ -233,11 +177,14 @@ class Session:
         """What the model can be asked."""
         return self.model.capabilities
 
-    def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
-        """Encode an image, or find it in the cache by its content.
+    def encode(self, image: NDArray[np.uint8], on_progress: OnProgress | None = None) -> EncodedImage:
+        """Encode an image, or find it in the caches by its content.
 
         Args:
             image: (H, W, 3) uint8 RGB; `refinesam.as_rgb` makes one of anything else.
+            on_progress: called in this thread with the image encoder's blocks done so far and their number; an
+                exception it raises ends the work and passes through, and nothing is kept. Not called for an image that
+                is found in a cache or that another thread encodes meanwhile. It must not encode the same image.
 
         Raises:
             ImageError: wrong shape or dtype.
@@ -252,12 +199,31 @@ class Session:
         digest = hashlib.blake2b(contiguous.data, digest_size=16)
         digest.update(repr(contiguous.shape).encode())
         key = digest.hexdigest()
-        features = self.cache.get(key, lambda: self.model.encode(contiguous))
+        features = self.cache.get(key, lambda: self._features(key, contiguous, on_progress))
         return EncodedImage((image.shape[0], image.shape[1]), key, features, self.model)
 
-    def segment_everything(self, image: NDArray[np.uint8] | EncodedImage, **settings: Any) -> list[Prediction]:
-        """Segment everything in an image; settings as for `AutomaticMaskGenerator`."""
+    def _features(self, key: str, image: NDArray[np.uint8], on_progress: OnProgress | None) -> Features:
+        if self.store is None:
+            return self.model.encode(image, on_progress)
+        key = f"{key}-{self.model.fingerprint}"
+        arrays = self.store.read(key)
+        if arrays is not None:
+            return self.model.features_from_arrays(arrays)
+        features = self.model.encode(image, on_progress)
+        self.store.write(key, self.model.features_to_arrays(features))
+        return features
+
+    def segment_everything(
+        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None, **settings: Any
+    ) -> list[Prediction]:
+        """Segment everything in an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or an image already encoded.
+            on_progress: called with the clicks decoded so far and their number; an exception it raises ends the work.
+            **settings: as for `AutomaticMaskGenerator`.
+        """
         # Deferred: the generator stands above the session and imports torch.
         from refinesam.automatic import AutomaticMaskGenerator
 
-        return AutomaticMaskGenerator(self, **settings).generate(image)
+        return AutomaticMaskGenerator(self, **settings).generate(image, on_progress)
