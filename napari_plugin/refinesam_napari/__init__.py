@@ -1,0 +1,1 @@
+"""refinesam in napari: click to mask while you look."""

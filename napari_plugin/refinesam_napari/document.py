@@ -1,0 +1,214 @@
+"""What the user has made: prompts of the object in hand, committed objects, and one history over both (no napari)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinesam_napari.geometry import Crop, Plane
+
+__all__ = ["Change", "Document", "History", "Origin", "PlanePrompts", "Point", "SegmentedObject", "Write"]
+
+# How an object came about: from prompts in each of its planes, from segment-everything, through propagation from
+# prompted planes to others, or by hand in the labels layer.
+Origin = Literal["prompts", "everything", "propagated", "painted"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A click at the plane's (x, y), on the object or not on it."""
+
+    x: float
+    y: float
+    positive: bool = True
+
+
+@dataclass(frozen=True)
+class PlanePrompts:
+    """The prompts of one object in one plane.
+
+    Attributes:
+        points: clicks in the order in which they were made.
+        box: x0, y0, x1, y1 in the plane, or None.
+        crop: what the model saw when it answered, None until it did. Kept, because the same prompts on another crop
+            can give another mask.
+        refine: whether the answer went through Adaptive Mask Refinement.
+    """
+
+    points: tuple[Point, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    crop: Crop | None = None
+    refine: bool = False
+
+    @property
+    def names_an_object(self) -> bool:
+        """Whether there is anything but negative clicks."""
+        return self.box is not None or any(point.positive for point in self.points)
+
+    def __bool__(self) -> bool:
+        return bool(self.points) or self.box is not None
+
+
+PromptsByPlane = Mapping[Plane, PlanePrompts]
+NO_PROMPTS: PromptsByPlane = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class SegmentedObject:
+    """A committed object; its pixels are those of its id in the labels.
+
+    Attributes:
+        id: its value in the labels, from 1.
+        prompts: by plane; empty for an object that was painted.
+        planes: all planes in which it has pixels.
+        origin: how it came about.
+        score: predicted IoU, of the plane committed last; None for an object that was painted.
+    """
+
+    id: int
+    prompts: PromptsByPlane = field(default_factory=lambda: NO_PROMPTS)
+    planes: tuple[Plane, ...] = ()
+    origin: Origin = "prompts"
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """All that can be undone but the labels' pixels.
+
+    Attributes:
+        draft: prompts of the object in hand.
+        editing: id of the committed object whose prompts these are; None for a new object.
+        objects: by id.
+    """
+
+    draft: PromptsByPlane = field(default_factory=lambda: NO_PROMPTS)
+    editing: int | None = None
+    objects: Mapping[int, SegmentedObject] = field(default_factory=lambda: MappingProxyType({}))
+
+    def with_draft(self, plane: Plane, prompts: PlanePrompts) -> Document:
+        """Return the document with other prompts in a plane; without any, the plane leaves the draft."""
+        draft = {key: value for key, value in self.draft.items() if key != plane}
+        if prompts:
+            draft[plane] = prompts
+        return replace(self, draft=MappingProxyType(draft))
+
+    def with_object(self, item: SegmentedObject) -> Document:
+        """Return the document with an object added or replaced."""
+        return replace(self, objects=MappingProxyType({**self.objects, item.id: item}))
+
+    def without_object(self, object_id: int) -> Document:
+        """Return the document without an object; a draft that edits it becomes a new object's."""
+        objects = {key: value for key, value in self.objects.items() if key != object_id}
+        editing = None if self.editing == object_id else self.editing
+        return replace(self, objects=MappingProxyType(objects), editing=editing)
+
+    def cleared(self) -> Document:
+        """Return the document with no object in hand."""
+        return replace(self, draft=NO_PROMPTS, editing=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """Pixels written to the labels: where `mask` holds, values went from `old` to `new`.
+
+    Attributes:
+        key: index of a box in the labels, slices on all axes.
+        mask: of the box's shape, bool.
+        old: of the box's shape.
+        new: of the box's shape, or one value.
+    """
+
+    key: tuple[slice, ...]
+    mask: NDArray[np.bool_]
+    old: NDArray[np.generic]
+    new: NDArray[np.generic] | int
+
+    def backward(self, now: NDArray[np.generic]) -> tuple[NDArray[np.bool_], NDArray[np.generic]]:
+        """Return where in the box, now `now`, to write what, to undo: only where what was written still stands."""
+        return self.mask & (now == self.new), self.old
+
+    def forward(self, now: NDArray[np.generic]) -> tuple[NDArray[np.bool_], NDArray[np.generic] | int]:
+        """Return where in the box, now `now`, to write what, to do it again: only where the old values stand."""
+        return self.mask & (now == self.old), self.new
+
+
+@dataclass(eq=False)
+class Change:
+    """One step of the history.
+
+    Attributes:
+        name: what the user did, in words for a menu.
+        before, after: the document.
+        writes: what was written to the labels, in order. Masks that are still being computed when an object is
+            committed are added here when they arrive.
+        undone: whether it was stepped back over.
+    """
+
+    name: str
+    before: Document
+    after: Document
+    writes: list[Write] = field(default_factory=list)
+    undone: bool = False
+
+
+class History:
+    """The current document, and the changes to go back and forth over."""
+
+    def __init__(self, document: Document | None = None) -> None:
+        self.document = document or Document()
+        self._done: list[Change] = []
+        self._undone: list[Change] = []
+
+    def do(self, name: str, after: Document, writes: Iterable[Write] = ()) -> Change:
+        """Record a change, which is now the last; what was undone before can't be redone any more."""
+        change = Change(name, self.document, after, list(writes))
+        self._done.append(change)
+        self._undone.clear()
+        self.document = after
+        return change
+
+    def undo(self) -> Change | None:
+        """Step back and return the change to revert, None at the beginning."""
+        if not self._done:
+            return None
+        change = self._done.pop()
+        self._undone.append(change)
+        change.undone = True
+        self.document = change.before
+        return change
+
+    def redo(self) -> Change | None:
+        """Step forward and return the change to make again, None at the end."""
+        if not self._undone:
+            return None
+        change = self._undone.pop()
+        self._done.append(change)
+        change.undone = False
+        self.document = change.after
+        return change
+
+    @property
+    def steps(self) -> list[Change]:
+        """All changes from the oldest on: those that are done, then those that were undone."""
+        return [*self._done, *reversed(self._undone)]
+
+    @property
+    def position(self) -> int:
+        """How many of the steps are done."""
+        return len(self._done)
+
+    @property
+    def undo_name(self) -> str | None:
+        """Name of the change that `undo` would revert."""
+        return self._done[-1].name if self._done else None
+
+    @property
+    def redo_name(self) -> str | None:
+        """Name of the change that `redo` would make again."""
+        return self._undone[-1].name if self._undone else None

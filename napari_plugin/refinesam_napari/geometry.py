@@ -1,0 +1,140 @@
+"""Where things lie in an image of n dimensions: planes, crops of planes, and masks in them (numpy only).
+
+Data coordinates are napari's: the centre of pixel i is at i. Inside a plane the core's convention holds: pixel (x, y)
+with x across and y down, pixel (0, 0) covering [0, 1) x [0, 1). So x = column + 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FREE", "Crop", "Plane", "PlaneMask"]
+
+# Stands in `Plane.position` for an axis on which the plane has no position.
+FREE = -1
+
+
+@dataclass(frozen=True, order=True)
+class Plane:
+    """A two-dimensional section of an image, as the viewer shows it.
+
+    Attributes:
+        axes: the data axes that run down and across.
+        position: index on every data axis; `FREE` on the two of the plane and on the channel axis, since an object
+            belongs to all channels.
+    """
+
+    axes: tuple[int, int]
+    position: tuple[int, ...]
+
+    def moved(self, axis: int, index: int) -> Plane:
+        """Return the parallel plane at another index of one axis."""
+        position = list(self.position)
+        position[axis] = index
+        return Plane(self.axes, tuple(position))
+
+    def to_plane(self, point: Sequence[float]) -> tuple[float, float]:
+        """Turn a point in data coordinates into the plane's (x, y)."""
+        return float(point[self.axes[1]]) + 0.5, float(point[self.axes[0]]) + 0.5
+
+    def to_data(self, x: float, y: float) -> tuple[float, ...]:
+        """Turn the plane's (x, y) into a point in data coordinates; 0 on the channel axis."""
+        point = [float(max(index, 0)) for index in self.position]
+        point[self.axes[1]], point[self.axes[0]] = x - 0.5, y - 0.5
+        return tuple(point)
+
+    def key(self, rows: slice, columns: slice) -> tuple[slice | int, ...]:
+        """Index of a rectangle of the plane in an array of the image's dimensions; index 0 on the channel axis.
+
+        Of the result, `transposed` says whether rows and columns come out exchanged.
+        """
+        index: list[slice | int] = [max(i, 0) for i in self.position]
+        index[self.axes[0]], index[self.axes[1]] = rows, columns
+        return tuple(index)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the axis that runs down comes after the one that runs across, as when axes were exchanged."""
+        return self.axes[0] > self.axes[1]
+
+
+@dataclass(frozen=True, order=True)
+class Crop:
+    """The rectangle of a plane that the model sees: [x0, x1) x [y0, y1) in full-resolution pixels, every `step`-th."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    step: int = 1
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Height and width of what is read, in pixels of the step."""
+        return -(-(self.y1 - self.y0) // self.step), -(-(self.x1 - self.x0) // self.step)
+
+    def contains(self, x: float, y: float) -> bool:
+        """Whether a point of the plane lies inside."""
+        return self.x0 <= x < self.x1 and self.y0 <= y < self.y1
+
+    def to_crop(self, x: float, y: float) -> tuple[float, float]:
+        """Turn the plane's (x, y) into the crop's, in pixels of the step."""
+        return (x - self.x0) / self.step, (y - self.y0) / self.step
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneMask:
+    """A mask in a plane, cut to its bounding box. An empty mask has shape (0, 0).
+
+    Attributes:
+        y0, x0: its upper left pixel in the plane.
+        pixels: (h, w) bool, read-only.
+    """
+
+    y0: int
+    x0: int
+    pixels: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_], crop: Crop) -> PlaneMask:
+        """Take a mask of a crop, (h, w) bool as the model gave it, to the plane at full resolution."""
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            return cls(crop.y0, crop.x0, _frozen(np.zeros((0, 0), np.bool_)))
+        top, left = int(rows[0]), int(columns[0])
+        cut = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+        if crop.step > 1:
+            cut = cut.repeat(crop.step, 0).repeat(crop.step, 1)
+        y0, x0 = crop.y0 + top * crop.step, crop.x0 + left * crop.step
+        # The last step of a crop may reach over its edge, and so over the image's.
+        return cls(y0, x0, _frozen(cut[: crop.y1 - y0, : crop.x1 - x0].copy()))
+
+    @property
+    def area(self) -> int:
+        """Pixels covered."""
+        return int(np.count_nonzero(self.pixels))
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the plane that it spans."""
+        return slice(self.y0, self.y0 + self.pixels.shape[0])
+
+    @property
+    def columns(self) -> slice:
+        """The columns of the plane that it spans."""
+        return slice(self.x0, self.x0 + self.pixels.shape[1])
+
+    def on(self, hw: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return the whole plane's mask, (H, W) bool."""
+        whole = np.zeros(hw, np.bool_)
+        whole[self.rows, self.columns] = self.pixels
+        return whole
+
+
+def _frozen(array: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    array.flags.writeable = False
+    return array
