@@ -1,0 +1,287 @@
+"""Prompts in view, and the answers to them: what is asked of the engine, when, and what is shown."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_cache_path
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from refinesam import RefineSAMError
+from refinesam_napari.crops import WHOLE_SIDE, CropMode
+from refinesam_napari.document import PlanePrompts
+from refinesam_napari.engine import Engine, Job, Outcome, Work
+from refinesam_napari.geometry import Plane
+from refinesam_napari.images import CropReader, ImageSnapshot
+from refinesam_napari.inference import Answer, Model, Request, answer, encode, sessions
+from refinesam_napari.scene import Scene
+from refinesam_napari.workspace import Workspace
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+__all__ = ["EMBEDDINGS_FOLDER", "Answers", "Options"]
+
+EMBEDDINGS_FOLDER = user_cache_path("refinesam") / "embeddings"
+# After the last move of a slider, before the new plane is encoded ahead.
+SETTLED_MS = 250
+
+
+@dataclass
+class Options:
+    """What the user chose, whatever the image.
+
+    Attributes:
+        model: weights and device.
+        refine: apply Adaptive Mask Refinement.
+        show_first: look at the mask before refinement, and commit that.
+        overwrite: new objects may cover others.
+        crop_mode: see `refinesam_napari.crops.choose_crop`.
+    """
+
+    model: Model = Model()
+    refine: bool = True
+    show_first: bool = False
+    overwrite: bool = False
+    crop_mode: CropMode = "auto"
+
+
+class Answers(Scene):
+    """Asks for the answer to the prompts in view, and shows it.
+
+    Signals:
+        progressed: `Progress` of a running job.
+        finished: no job runs any more.
+        told: a message for the user, and whether it is an error.
+    """
+
+    progressed = Signal(object)
+    finished = Signal()
+    told = Signal(str, bool)
+    _arrived = Signal(object)
+
+    def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
+        super().__init__(viewer, parent)
+        self.options = Options()
+        self.reader = CropReader()
+        self._arrived.connect(lambda deliver: deliver())
+        self.engine = Engine(self.on_gui_thread(self._answered), self.progressed.emit)
+        # For what takes long, so that clicks are answered meanwhile.
+        self.long = Engine(self.on_gui_thread(self._long_done), self.progressed.emit)
+        self._settled = QTimer(self, singleShot=True, interval=SETTLED_MS)
+        self._settled.timeout.connect(self._encode_ahead)
+        self._paused = self._closed = False
+        self.choose_image(self.first_image())
+
+    def on_gui_thread(self, deliver: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a function that calls `deliver` on the GUI thread, whatever thread it is called on."""
+
+        def arrived(value: Any) -> None:
+            if not self._closed:
+                deliver(value)
+
+        def post(value: Any) -> None:
+            # The viewer may be closed by the time that a thread is done.
+            with contextlib.suppress(RuntimeError):
+                self._arrived.emit(lambda: arrived(value))
+
+        return post
+
+    def close(self) -> None:
+        """End the threads and let go of the viewer."""
+        self._closed = True
+        self._settled.stop()
+        super().close()
+        self.engine.close()
+        self.long.close()
+
+    def image_left(self) -> None:
+        """Give up what is computed for the image or pixels of before."""
+        self.engine.cancel()
+        self.reader.forget()
+
+    def objects_returned(self) -> None:
+        """Show the draft of the history that came back."""
+        self.after_step()
+
+    def plane_shown(self) -> None:
+        """Show the plane's answer, or ask for it; a while later, encode the plane for the next prompt."""
+        self.refresh()
+        self._settled.start()
+
+    def use_options(self, **changes: Any) -> None:
+        """Change options by name."""
+        self.options = replace(self.options, **changes)
+        if {"model", "crop_mode"} & changes.keys() and self.workspace is not None:
+            self.workspace.forget_answers()
+            self.image_left()
+        self._paused = False
+        self.refresh()
+        self._settled.start()
+
+    # -- prompts and answers ----------------------------------------------------------------------------------------
+
+    def prompts_edited(self, name: str, prompts: dict[Plane, PlanePrompts]) -> None:
+        """Take over what the user did in the prompt layers."""
+        if self.workspace is None:
+            return
+        self._paused = False
+        if self.workspace.edit_draft(name, prompts):
+            self.refresh()
+            self.edited.emit()
+        if self.prompts.has_stray_boxes:
+            QTimer.singleShot(0, self._show_draft)
+
+    def _show_draft(self) -> None:
+        if self.workspace is not None:
+            self.prompts.show(self.workspace.document.draft)
+
+    def request_for(self, plane: Plane, prompts: PlanePrompts) -> Request:
+        """Return the request that prompts in a plane of the image make under the options of now."""
+        workspace, options = self.workspace, self.options
+        assert workspace is not None
+        crop = workspace.crops.get(plane, prompts.crop)
+        return Request(
+            ImageSnapshot.of(workspace.image, workspace.settings),
+            plane,
+            replace(prompts, crop=crop),
+            options.refine,
+            options.model,
+            options.crop_mode,
+            self.visible_rectangle(),
+        )
+
+    @property
+    def current_answer(self) -> Answer | None:
+        """The answer to the draft's prompts in the plane in view, None if there is none (yet)."""
+        if self.workspace is None or self.plane is None:
+            return None
+        return self.workspace.answer_for(self.plane, self.options.refine)
+
+    def refresh(self) -> None:
+        """Show the answer to the draft's prompts in view, or ask for it."""
+        workspace, plane = self.workspace, self.plane
+        prompts = None if workspace is None or plane is None else workspace.document.draft.get(plane)
+        if workspace is None or plane is None or prompts is None or not prompts.names_an_object:
+            self.preview.hide()
+        elif (found := self.current_answer) is not None:
+            first = self.options.show_first or found.report is None
+            mask = found.first if first else found.mask
+            points = [] if first else found.report_points
+            self.preview.show(workspace.image, plane, mask, "first" if first else "refined", points, self._channel())
+        else:
+            self._ask(self.request_for(plane, prompts))
+        self.changed.emit()
+
+    def _ask(self, request: Request) -> None:
+        workspace = self.workspace
+        assert workspace is not None
+        generation = workspace.generation
+
+        def run(work: Work) -> tuple[Workspace, int, Answer | None]:
+            session = sessions.get(request.model)
+            work.check()
+            return workspace, generation, answer(request, session, self.reader, work, self.engine.overtaken)
+
+        self.engine.submit(Job(run, subject=_subject(workspace, request)))
+
+    def _encode_ahead(self) -> None:
+        """Encode the plane in view before the first prompt, unless what the model sees will depend on the prompt."""
+        workspace, plane = self.workspace, self.plane
+        if workspace is None or plane is None or self._paused:
+            return
+        request = self.request_for(plane, PlanePrompts())
+        if self.options.crop_mode == "auto" and max(request.image.plane_hw(plane)) > WHOLE_SIDE:
+            return
+
+        def run(work: Work) -> None:
+            session = sessions.get(request.model)
+            work.check()
+            encode(session, self.reader, request.image, plane, request.crop, work)
+
+        self.engine.submit(Job(run, subject=_subject(workspace, request), urgent=False))
+
+    def _answered(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self.tell_error(outcome.error)
+        elif not outcome.cancelled and outcome.value is not None:
+            workspace, generation, found = outcome.value
+            # An answer about pixels that have changed meanwhile is none.
+            if found is not None and generation == workspace.generation:
+                workspace.keep(found)
+                if self.workspace is workspace and self.current_answer is found:
+                    self.refresh()
+        self._ended()
+
+    def _ended(self) -> None:
+        if not self.engine.busy and not self.long.busy:
+            self.finished.emit()
+        self.changed.emit()
+
+    def run_long(self, run: Callable[[Work], Any], deliver: Callable[[Any], None]) -> None:
+        """Do something that takes long on a thread of its own, and hand the result over on the GUI's.
+
+        Args:
+            run: does it; what it raises is told to the user.
+            deliver: is given what `run` returned, unless it was cancelled.
+        """
+        self.long.submit(Job(lambda work: (deliver, run(work)), subject=object()))
+
+    def _long_done(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self.tell_error(outcome.error)
+        elif not outcome.cancelled:
+            deliver, value = outcome.value
+            deliver(value)
+        self._ended()
+
+    def tell_error(self, error: Exception) -> None:
+        """Tell the user what went wrong: refinesam's own errors say what to do, others name themselves."""
+        text = str(error) if isinstance(error, RefineSAMError) else f"{type(error).__name__}: {error}"
+        self.told.emit(text, True)
+
+    def cancel(self) -> None:
+        """Give up what is being computed; nothing is encoded ahead until the next prompt."""
+        self._paused = True
+        self._settled.stop()
+        self.engine.cancel()
+        self.long.cancel()
+        self.told.emit("Cancelled. The next prompt, or another plane, starts anew.", False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being computed, or about to be."""
+        return self.engine.busy or self.long.busy or self._settled.isActive()
+
+    @property
+    def running_on(self) -> str:
+        """The device that the model is on; empty before it is loaded."""
+        return sessions.device_of(self.options.model)
+
+    def show_what_the_model_sees(self) -> None:
+        """Add what the model sees of the plane in view as a layer of its own."""
+        workspace, plane = self.workspace, self.plane
+        if workspace is None or plane is None:
+            return
+        request = self.request_for(plane, workspace.document.draft.get(plane, PlanePrompts()))
+        crop = request.crop
+        try:
+            pixels = self.reader.read(request.image, plane, crop)
+        except RefineSAMError as error:
+            self.tell_error(error)
+            return
+        self.preview.show_seen(workspace.image, plane, crop, pixels, self._channel())
+
+    def after_step(self) -> None:
+        """Show the document as it is after a step that was not made in the prompt layers."""
+        self._show_draft()
+        self.refresh()
+        self.edited.emit()
+
+
+def _subject(workspace: Workspace, request: Request) -> tuple[Any, ...]:
+    """What must be encoded for a request."""
+    return workspace, workspace.generation, request.model, request.plane, request.crop

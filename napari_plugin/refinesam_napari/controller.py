@@ -1,0 +1,146 @@
+"""What can be done in a viewer, whichever widget or key asks for it; knows no widgets."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QObject
+
+from refinesam import RefineSAMError
+from refinesam_napari.answers import Answers
+from refinesam_napari.document import Change
+from refinesam_napari.engine import Cancelled, Work
+from refinesam_napari.geometry import Plane, PlaneMask
+from refinesam_napari.inference import Request, answer, sessions
+from refinesam_napari.workspace import NOTHING, Workspace
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+__all__ = ["Controller"]
+
+
+class Controller(Answers):
+    """One viewer's interactive segmentation: objects are added, edited, deleted; steps go back and forth."""
+
+    def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
+        self._late = ThreadPoolExecutor(1, thread_name_prefix="refinesam-late")
+        super().__init__(viewer, parent)
+
+    def close(self) -> None:
+        """End the threads and let go of the viewer."""
+        super().close()
+        self._late.shutdown(wait=False, cancel_futures=True)
+
+    def commit(self) -> bool:
+        """Make an object of the prompts in hand; masks still being computed are added when they arrive.
+
+        Returns:
+            Whether there was anything to commit.
+        """
+        workspace, options = self.workspace, self.options
+        draft = {} if workspace is None else {p: v for p, v in workspace.document.draft.items() if v.names_an_object}
+        if workspace is None or not draft:
+            self.told.emit("Nothing to add: click on an object, or draw a box around it, first.", False)
+            return False
+        try:
+            self.ensure_objects()
+            prompts, masks, late, scores = {}, {}, [], []
+            for plane, asked in draft.items():
+                request = self.request_for(plane, asked)
+                found = workspace.answer_for(plane, options.refine)
+                refined = options.refine and not options.show_first
+                crop = request.crop if found is None else found.crop
+                prompts[plane] = replace(asked, crop=crop, refine=refined)
+                if found is None:
+                    late.append(replace(request, prompts=prompts[plane], refine=refined))
+                else:
+                    masks[plane] = found.mask if refined else found.first
+                    scores.append(found.score if refined else found.first_score)
+            object_id = workspace.document.editing or workspace.next_id()
+            score = scores[-1] if scores else None
+            change = workspace.commit(object_id, MappingProxyType(prompts), masks, options.overwrite, score)
+        except RefineSAMError as error:
+            self.tell_error(error)
+            return False
+        if masks and not change.writes:
+            self.told.emit(f"Object {object_id} covers nothing that is free; tick “overwrite” to cover others.", False)
+        for request in late:
+            self._complete_later(workspace, change, object_id, request)
+        self.after_step()
+        return True
+
+    def _complete_later(self, workspace: Workspace, change: Change, object_id: int, request: Request) -> None:
+        overwrite = self.options.overwrite
+
+        def deliver(mask: PlaneMask | Exception) -> None:
+            if isinstance(mask, Exception):
+                self.tell_error(mask)
+            else:
+                workspace.complete(change, object_id, request.plane, mask, overwrite)
+            self.edited.emit()
+            self.changed.emit()
+
+        post = self.on_gui_thread(deliver)
+
+        def run() -> None:
+            try:
+                found = answer(request, sessions.get(request.model), self.reader, Work(lambda progress: None))
+                post(NOTHING if found is None else found.mask)
+            except (Exception, Cancelled) as error:
+                post(error)
+
+        self._late.submit(run)
+
+    def discard(self) -> None:
+        """Drop the prompts in hand."""
+        if self.workspace is not None and self.workspace.discard_draft():
+            self.after_step()
+
+    def delete(self, object_id: int) -> None:
+        """Delete a committed object."""
+        if self.workspace is not None and self.workspace.delete(object_id):
+            self.after_step()
+
+    def edit_object(self, object_id: int) -> None:
+        """Take a committed object's prompts in hand again, and go to them."""
+        workspace = self.workspace
+        if workspace is None or not workspace.edit_object(object_id):
+            return
+        planes = list(workspace.document.draft) or list(workspace.document.objects[object_id].planes)
+        if planes and self.plane is not None and self.plane not in planes:
+            self.go_to(planes[len(planes) // 2])
+        self.after_step()
+
+    def go_to(self, plane: Plane) -> None:
+        """Move the viewer's sliders to a plane."""
+        workspace = self.workspace
+        if workspace is None:
+            return
+        world = workspace.image.data_to_world(plane.to_data(0.5, 0.5))
+        offset = self.viewer.dims.ndim - len(world)
+        for axis, index in enumerate(plane.position):
+            if index >= 0:
+                self.viewer.dims.set_point(axis + offset, world[axis])
+
+    def step_object(self, step: int) -> None:
+        """Edit the next (+1) or previous (-1) object after the one in hand."""
+        if self.workspace is None or not self.workspace.document.objects:
+            return
+        ids = sorted(self.workspace.document.objects)
+        editing = self.workspace.document.editing
+        index = (ids.index(editing) + step) % len(ids) if editing in ids else (0 if step > 0 else -1)
+        self.edit_object(ids[index])
+
+    def undo(self) -> None:
+        """Step back."""
+        if self.workspace is not None and self.workspace.undo() is not None:
+            self.after_step()
+
+    def redo(self) -> None:
+        """Step forward."""
+        if self.workspace is not None and self.workspace.redo() is not None:
+            self.after_step()

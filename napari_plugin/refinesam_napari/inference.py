@@ -1,0 +1,195 @@
+"""From prompts in a plane to masks in it: what the engine's thread does with the core's session."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import refinesam
+from refinesam import EncodedImage, Prediction, Prompt, RefinementReport, Session
+from refinesam_napari.crops import CropMode, choose_crop
+from refinesam_napari.document import PlanePrompts
+from refinesam_napari.engine import Work
+from refinesam_napari.geometry import Crop, Plane, PlaneMask
+from refinesam_napari.images import CropReader, ImageSnapshot
+
+__all__ = ["Answer", "Model", "Request", "answer", "encode", "mask_from_prediction", "prompt_from_plane", "sessions"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which weights, where; and where their embeddings are kept on disk, if anywhere."""
+
+    weights: str = "builtin"
+    device: str = "auto"
+    cache_dir: Path | None = None
+
+
+class Sessions:
+    """The process's sessions: viewers that ask for the same model share one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: dict[Model, Session] = {}
+
+    def get(self, model: Model) -> Session:
+        """Return the session of a model; the first time it is loaded, which takes seconds.
+
+        Raises:
+            WeightsError, ConfigError: see `refinesam.load`.
+        """
+        with self._lock:
+            if model not in self._sessions:
+                self._sessions[model] = refinesam.load(model.weights, device=model.device, cache_dir=model.cache_dir)
+            return self._sessions[model]
+
+    def device_of(self, model: Model) -> str:
+        """Return the device that a loaded model is on, "" for one that is not loaded."""
+        session = self._sessions.get(model)
+        return "" if session is None else str(getattr(session.model, "device", ""))
+
+
+sessions = Sessions()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts in a plane of an image that want an answer.
+
+    Attributes:
+        image: the image as it was when they were made.
+        plane, prompts: where and what; `prompts.crop` is kept as long as the prompts lie well inside it.
+        refine: whether to apply Adaptive Mask Refinement.
+        model: which model answers.
+        crop_mode: how the crop is chosen; `view` is the visible rectangle, x0, y0, x1, y1.
+        fixed_crop: the crop itself, where it was chosen before.
+    """
+
+    image: ImageSnapshot
+    plane: Plane
+    prompts: PlanePrompts
+    refine: bool
+    model: Model
+    crop_mode: CropMode = "auto"
+    view: tuple[float, float, float, float] | None = None
+    fixed_crop: Crop | None = None
+
+    @property
+    def crop(self) -> Crop:
+        """What the model is to see."""
+        if self.fixed_crop is not None:
+            return self.fixed_crop
+        hw = self.image.plane_hw(self.plane)
+        return choose_crop(hw, self.prompts, self.prompts.crop, self.crop_mode, self.view)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The masks for a request.
+
+    Attributes:
+        request: what was asked.
+        crop: what the model saw.
+        first, first_score: the mask without refinement, and its predicted IoU.
+        refined, refined_score: with refinement; the same as the first where that was kept; None without it.
+        report: of the refinement; its points are the crop's pixels, `report_points` has them in the plane.
+        negatives: how negative clicks were answered, see `refinesam.Prediction`.
+    """
+
+    request: Request
+    crop: Crop
+    first: PlaneMask
+    first_score: float
+    refined: PlaneMask | None = None
+    refined_score: float | None = None
+    report: RefinementReport | None = None
+    negatives: str = "none"
+
+    @property
+    def mask(self) -> PlaneMask:
+        """The refined mask where there is one, else the first."""
+        return self.refined or self.first
+
+    @property
+    def score(self) -> float:
+        """Predicted IoU of `mask`."""
+        return self.first_score if self.refined_score is None else self.refined_score
+
+    @property
+    def report_points(self) -> list[tuple[float, float]]:
+        """The points that refinement made, as the plane's (x, y)."""
+        if self.report is None:
+            return []
+        crop = self.crop
+        return [(x * crop.step + crop.x0, y * crop.step + crop.y0) for x, y in self.report.points.tolist()]
+
+
+def prompt_from_plane(prompts: PlanePrompts, crop: Crop) -> Prompt:
+    """Turn prompts of a plane into the core's, in the pixels of a crop. Points outside the crop are left out.
+
+    Raises:
+        PromptError: nothing is left, or the box has no area.
+    """
+    inside = [point for point in prompts.points if crop.contains(point.x, point.y)]
+    box = None
+    if prompts.box is not None:
+        box = [*crop.to_crop(*prompts.box[:2]), *crop.to_crop(*prompts.box[2:])]
+    return Prompt(
+        points=[crop.to_crop(point.x, point.y) for point in inside] or None,
+        labels=[int(point.positive) for point in inside] or None,
+        box=box,
+    )
+
+
+def mask_from_prediction(prediction: Prediction, crop: Crop) -> PlaneMask:
+    """Turn a prediction's best mask into a mask of the plane."""
+    return PlaneMask.of(prediction.mask, crop)
+
+
+def encode(
+    session: Session, reader: CropReader, image: ImageSnapshot, plane: Plane, crop: Crop, work: Work
+) -> EncodedImage:
+    """Read a crop and encode it, or find its embedding by its content.
+
+    Raises:
+        ImageError: the crop can't be read, or holds no finite value.
+        Cancelled: the job was cancelled meanwhile.
+    """
+    pixels: NDArray[np.uint8] = reader.read(image, plane, crop)
+    work.check()
+    return session.encode(pixels, on_progress=work.step("Encoding the image"))
+
+
+def answer(
+    request: Request,
+    session: Session,
+    reader: CropReader,
+    work: Work,
+    overtaken: Callable[[], bool] = lambda: False,
+) -> Answer | None:
+    """Answer a request; None if a newer one came while the image was encoded.
+
+    Raises:
+        ImageError, PromptError: see `refinesam.EncodedImage`.
+        Cancelled: the job was cancelled meanwhile.
+    """
+    crop = request.crop
+    encoded = encode(session, reader, request.image, request.plane, crop, work)
+    if overtaken():
+        return None
+    first = encoded.predict(prompt_from_plane(request.prompts, crop))
+    plain = Answer(request, crop, mask_from_prediction(first, crop), first.score, negatives=first.negatives)
+    if not request.refine or overtaken():
+        return plain
+    refined = encoded.refine(first)
+    return replace(
+        plain,
+        refined=mask_from_prediction(refined, crop),
+        refined_score=refined.score,
+        report=refined.refinement,
+    )

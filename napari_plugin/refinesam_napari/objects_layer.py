@@ -1,0 +1,250 @@
+"""Committed objects as a napari Labels layer: the adapter's `labels_from_*`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinesam import ConfigError
+from refinesam_napari.document import Write
+from refinesam_napari.geometry import Crop, Plane, PlaneMask
+from refinesam_napari.placing import patch_of, place_like
+
+if TYPE_CHECKING:
+    from napari.layers import Image, Labels
+    from napari.viewer import Viewer
+
+__all__ = ["ObjectsLayer", "fits", "new_labels"]
+
+
+class ObjectsLayer:
+    """Reads and writes one Labels layer, and tells what the user painted in it."""
+
+    def __init__(self, layer: Labels, on_paint: Callable[[tuple[Write, ...]], None]) -> None:
+        """Watch a layer.
+
+        Args:
+            layer: of an image's dimensions, of size 1 on its channel axis.
+            on_paint: called with what was written after every stroke by the user.
+        """
+        self.layer, self._on_paint = layer, on_paint
+        self._quiet = False
+        # Box around all that was ever written of an object, so that it is found without searching a large image.
+        self._extents: dict[int, tuple[slice, ...]] = {}
+        self._masks: dict[tuple[int, Plane], PlaneMask] = {}
+        self._replaced()
+        layer.events.paint.connect(self._painted)
+        layer.events.data.connect(self._replaced)
+        layer.events.set_data.connect(self._refreshed)
+
+    def release(self) -> None:
+        """Stop watching."""
+        self.layer.events.paint.disconnect(self._painted)
+        self.layer.events.data.disconnect(self._replaced)
+        self.layer.events.set_data.disconnect(self._refreshed)
+
+    def _replaced(self, event: Any = None) -> None:
+        """The layer holds another array."""
+        # Ids that are in it already are never given to new objects.
+        self.highest_before = int(np.max(self.layer.data)) if self.layer.data.size else 0
+        self._extents.clear()
+        self._masks.clear()
+
+    def _refreshed(self, event: Any) -> None:
+        """Values may have been changed in place, as by napari's own undo."""
+        self._masks.clear()
+
+    def mask_of(self, object_id: int, plane: Plane) -> PlaneMask:
+        """Return the pixels of an object in a plane."""
+        key = (object_id, plane)
+        if key not in self._masks:
+            self._masks[key] = self._find(object_id, plane)
+        return self._masks[key]
+
+    def _find(self, object_id: int, plane: Plane) -> PlaneMask:
+        extent = self._extents.get(object_id)
+        if extent is None:
+            if object_id > self.highest_before:
+                return PlaneMask(0, 0, np.zeros((0, 0), np.bool_))
+            extent = tuple(slice(0, size) for size in self.layer.data.shape)
+        rows, columns = extent[plane.axes[0]], extent[plane.axes[1]]
+        inside = self._plane_values(plane, rows, columns) == object_id
+        crop = Crop(columns.start, rows.start, columns.stop, rows.stop)
+        return PlaneMask.of(inside, crop)
+
+    def id_at(self, plane: Plane, x: float, y: float) -> int:
+        """Return the object's id at the plane's (x, y), 0 where there is none."""
+        row, column = int(np.floor(y)), int(np.floor(x))
+        values = self._plane_values(plane, slice(max(row, 0), row + 1), slice(max(column, 0), column + 1))
+        return int(values[0, 0]) if row >= 0 and column >= 0 and values.size else 0
+
+    def _plane_values(self, plane: Plane, rows: slice, columns: slice) -> NDArray[Any]:
+        values = np.asarray(self.layer.data[plane.key(rows, columns)])
+        return values.T if plane.transposed else values
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def check_id(self, object_id: int) -> None:
+        """Raise ConfigError if the layer's type of number is too small for an id."""
+        largest = np.iinfo(self.layer.data.dtype).max
+        if object_id > largest:
+            raise ConfigError(
+                f"Object {object_id} does not fit into a labels layer of {self.layer.data.dtype} (up to {largest}). "
+                "Convert the layer to a wider type (right click: Convert data type), then go on."
+            )
+
+    def plan(self, object_id: int, plane: Plane, mask: PlaneMask, old: PlaneMask, overwrite: bool) -> Write | None:
+        """Plan to give an object a mask in a plane, in place of its old one; None if that changes nothing.
+
+        Args:
+            object_id: its id.
+            plane: where.
+            mask: what it shall cover, as far as nothing else does.
+            old: what it covers now.
+            overwrite: it shall cover other objects too.
+
+        Raises:
+            ConfigError: the layer's type of number is too small for the id.
+        """
+        self.check_id(object_id)
+        parts = [part for part in (mask, old) if part.pixels.size]
+        if not parts:
+            return None
+        rows = slice(min(p.rows.start for p in parts), max(p.rows.stop for p in parts))
+        columns = slice(min(p.columns.start for p in parts), max(p.columns.stop for p in parts))
+        key = tuple(slice(k, k + 1) if isinstance(k, int) else k for k in plane.key(rows, columns))
+        before = np.array(self.layer.data[key])
+        wanted = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+        if mask.pixels.size:
+            y, x = mask.y0 - rows.start, mask.x0 - columns.start
+            wanted[y : y + mask.pixels.shape[0], x : x + mask.pixels.shape[1]] = mask.pixels
+        wanted_nd = patch_of(wanted, plane).astype(np.bool_)
+        own = before == object_id
+        free = np.ones_like(own) if overwrite else (before == 0) | own
+        after = np.where(wanted_nd & free, object_id, np.where(own, 0, before)).astype(before.dtype)
+        changed = after != before
+        return Write(key, changed, before, after) if changed.any() else None
+
+    def apply(self, writes: Iterable[Write]) -> None:
+        """Write what was planned."""
+        for write in writes:
+            self._set(write.key, write.mask, write.new)
+
+    def undo(self, writes: Sequence[Write]) -> None:
+        """Take back what was written, the last first, where it still stands."""
+        for write in reversed(writes):
+            self._set(write.key, *write.backward(np.asarray(self.layer.data[write.key])))
+
+    def redo(self, writes: Sequence[Write]) -> None:
+        """Write again what was taken back."""
+        for write in writes:
+            self._set(write.key, *write.forward(np.asarray(self.layer.data[write.key])))
+
+    def _set(self, key: tuple[slice, ...], where: NDArray[np.bool_], values: NDArray[Any] | int) -> None:
+        local = np.nonzero(where)
+        if not len(local[0]):
+            return
+        self._forget(np.asarray(self.layer.data[key])[local], values)
+        indices = tuple(axis + part.start for axis, part in zip(local, key, strict=True))
+        new = values[local] if isinstance(values, np.ndarray) else values
+        self._quiet = True
+        try:
+            self.layer.data_setitem(indices, new)
+        finally:
+            self._quiet = False
+        self._note(key, new)
+
+    def _forget(self, *values: NDArray[Any] | int) -> None:
+        """What was known of the masks of these ids doesn't hold any more."""
+        changed = {int(value) for part in values for value in np.unique(part)}
+        self._masks = {key: mask for key, mask in self._masks.items() if key[0] not in changed}
+
+    def _note(self, key: tuple[slice, ...], values: NDArray[Any] | int) -> None:
+        for object_id in np.unique(values).tolist():
+            if object_id > self.highest_before:
+                old = self._extents.get(object_id, key)
+                self._extents[object_id] = tuple(
+                    slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(old, key, strict=True)
+                )
+
+    # -- painting by hand -------------------------------------------------------------------------------------------
+
+    def _painted(self, event: Any) -> None:
+        if self._quiet:
+            return
+        writes = tuple(_writes_of(event.value))
+        for write in writes:
+            self._note(write.key, write.new)
+            self._forget(write.old, write.new)
+        self._on_paint(writes)
+
+
+def _writes_of(atoms: Iterable[Any]) -> Iterator[Write]:
+    """Turn what napari tells of a stroke into writes, one for each of its parts."""
+    for atom in atoms:
+        if hasattr(atom, "slice_key"):  # Brush, fill and polygon: a box, a mask in it, one new value.
+            shape = tuple(part.stop - part.start for part in atom.slice_key)
+            mask = np.ones(shape, np.bool_) if atom.mask is None else np.asarray(atom.mask, np.bool_)
+            old = np.zeros(shape, np.asarray(atom.old_values).dtype)
+            old[mask] = np.asarray(atom.old_values).ravel()
+            yield Write(atom.slice_key, mask, old, int(atom.new_value))
+        else:  # data_setitem: indices, old values, new values.
+            indices, old_values, new_values = atom
+            if not np.size(indices[0]):
+                continue
+            key = tuple(slice(int(np.min(axis)), int(np.max(axis)) + 1) for axis in indices)
+            local = tuple(np.asarray(axis) - part.start for axis, part in zip(indices, key, strict=True))
+            shape = tuple(part.stop - part.start for part in key)
+            mask, old = np.zeros(shape, np.bool_), np.zeros(shape, np.asarray(old_values).dtype)
+            mask[local], old[local] = True, old_values
+            new = np.zeros_like(old)
+            new[local] = new_values
+            yield Write(key, mask, old, new)
+
+
+def fits(labels: Labels, shape: tuple[int, ...], channel_axis: int | None) -> bool:
+    """Whether a Labels layer can hold the objects of an image of this shape."""
+    return tuple(labels.data.shape) == _labels_shape(shape, channel_axis)
+
+
+def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> Labels:
+    """Add an empty Labels layer for an image's objects.
+
+    On the channel axis it has size 1, stretched over all channels: an object belongs to each of them.
+
+    Raises:
+        ConfigError: there is not enough memory.
+    """
+    try:
+        # Untouched pages of zeros take no memory, so a large image costs only what is segmented of it.
+        data = np.zeros(_labels_shape(shape, channel_axis), np.uint16)
+    except MemoryError as error:
+        raise ConfigError(f"Labels of shape {shape} don't fit into memory; crop the image first.") from error
+    selection = viewer.layers.selection
+    active = selection.active
+    layer = viewer.add_labels(data, name=f"{image.name} objects")
+    place_labels(layer, image, shape, channel_axis)
+    if active is not None and active in viewer.layers:
+        selection.active = active
+    return layer
+
+
+def place_labels(layer: Labels, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> None:
+    """Give a Labels layer its image's place in the world."""
+    place_like(layer, image)
+    if channel_axis is None:
+        return
+    channels = shape[channel_axis]
+    centre = np.zeros(len(shape))
+    centre[channel_axis] = (channels - 1) / 2
+    scale = np.array(layer.scale)
+    scale[channel_axis] *= channels
+    layer.scale = scale
+    layer.translate = np.asarray(image.affine.inverse(image.data_to_world(centre)))
+
+
+def _labels_shape(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, ...]:
+    return tuple(1 if axis == channel_axis else size for axis, size in enumerate(shape))

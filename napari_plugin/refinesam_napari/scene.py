@@ -1,0 +1,306 @@
+"""Which image is segmented, in which plane, and the layers that belong to it: follows whatever the viewer does."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image, Labels
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from refinesam import RefineSAMError
+from refinesam_napari.document import Document, History, PlanePrompts
+from refinesam_napari.geometry import Plane
+from refinesam_napari.images import ImageSettings, ImageSnapshot
+from refinesam_napari.objects_layer import ObjectsLayer, fits, new_labels, place_labels
+from refinesam_napari.preview import DISPLAY_ONLY, Preview
+from refinesam_napari.prompt_layers import PromptLayers
+from refinesam_napari.views import guess_channel_axis, plane_in_view
+from refinesam_napari.workspace import Workspace
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+    from napari.viewer import Viewer
+
+__all__ = ["Scene"]
+
+PLACE = ("scale", "translate", "rotate", "shear", "affine")
+
+
+class Scene(QObject):
+    """The image in hand, the plane in view, and the layers of prompts, preview and objects.
+
+    Layers are known by identity, never by name. `workspace` is None without an image, `plane` where nothing can be
+    prompted, as in 3D. A subclass says what is to be done when pixels, plane or prompts change.
+
+    Signals:
+        changed: something that a widget shows has changed.
+        edited: the document changed.
+    """
+
+    changed = Signal()
+    edited = Signal()
+
+    def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.viewer = viewer
+        self.workspace: Workspace | None = None
+        self.plane: Plane | None = None
+        self._workspaces: weakref.WeakKeyDictionary[Layer, Workspace] = weakref.WeakKeyDictionary()
+        # Objects' layers that were removed, with the history that belongs to them: they may come back.
+        self._removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History]] = weakref.WeakKeyDictionary()
+        self.prompts = PromptLayers(viewer, self.prompts_edited)
+        self.preview = Preview(viewer)
+        for event, callback in self._events():
+            event.connect(callback)
+
+    def close(self) -> None:
+        """Let go of the viewer."""
+        for event, callback in self._events():
+            event.disconnect(callback)
+        self._watch(None)
+
+    # -- for the subclass -------------------------------------------------------------------------------------------
+
+    def prompts_edited(self, name: str, prompts: dict[Plane, PlanePrompts]) -> None:
+        """The user did something in the prompt layers, which hold these prompts now."""
+        raise NotImplementedError
+
+    def image_left(self) -> None:
+        """What is computed for the image, or for its pixels of before, is not wanted any more."""
+        raise NotImplementedError
+
+    def plane_shown(self) -> None:
+        """A plane came into view, or is seen in another way."""
+        raise NotImplementedError
+
+    def objects_returned(self) -> None:
+        """The layer of objects, with their history, is back."""
+        raise NotImplementedError
+
+    # -- viewer -----------------------------------------------------------------------------------------------------
+
+    def _events(self) -> list[tuple[Any, Callable[..., None]]]:
+        layers, dims = self.viewer.layers, self.viewer.dims
+        return [
+            (layers.events.inserted, self._layer_added),
+            (layers.events.removed, self._layer_removed),
+            (layers.selection.events.active, self._active_changed),
+            (dims.events.point, self._moved),
+            (dims.events.order, self._moved),
+            (dims.events.ndisplay, self._moved),
+        ]
+
+    def images(self) -> list[Image]:
+        """The layers that can be segmented: not those that the plugin made."""
+        return [
+            layer
+            for layer in self.viewer.layers
+            if type(layer) is Image and not DISPLAY_ONLY.items() <= layer.metadata.items()
+        ]
+
+    def first_image(self) -> Image | None:
+        """The image to begin with: the active one, else the topmost."""
+        active = self.viewer.layers.selection.active
+        images = self.images()
+        return active if active in images else (images[-1] if images else None)
+
+    def _layer_added(self, event: Any) -> None:
+        layer = event.value
+        if self.workspace is None and layer in self.images():
+            self.choose_image(layer)
+        workspace, history = self._removed.pop(layer, (None, None))
+        if workspace is not None and history is not None and workspace.objects is None:
+            workspace.objects = ObjectsLayer(layer, self._painted)
+            workspace.history = history
+            self.objects_returned()
+        self.changed.emit()
+
+    def _layer_removed(self, event: Any) -> None:
+        layer, workspace = event.value, self.workspace
+        if workspace is not None and layer is workspace.image:
+            self.choose_image(self.first_image())
+        elif workspace is not None and workspace.objects is not None and layer is workspace.objects.layer:
+            self._let_go_of_objects(workspace)
+        elif layer in (self.prompts.points, self.prompts.boxes) and not self.prompts.is_quiet:
+            # What lay in it is gone, which can be undone; to go on, an empty one is needed. Not while napari is
+            # still busy with removing.
+            QTimer.singleShot(0, self._restore_prompt_layers)
+        self.changed.emit()
+
+    def _restore_prompt_layers(self) -> None:
+        if self.workspace is None or self.plane is None:
+            return
+        self._follow()
+        self.prompts_edited("remove layer of prompts", self.prompts.read())
+
+    def _active_changed(self, event: Any) -> None:
+        layer = event.value
+        if layer in self.images() and (self.workspace is None or layer is not self.workspace.image):
+            self.choose_image(layer)
+
+    # -- image ------------------------------------------------------------------------------------------------------
+
+    def choose_image(self, image: Image | None) -> None:
+        """Segment this layer from now on."""
+        self.image_left()
+        self._watch(image)
+        if image is None:
+            self.workspace = self.plane = None
+            self.preview.hide()
+            self.prompts.show({})
+        else:
+            if image not in self._workspaces:
+                settings = _first_settings(image)
+                self._workspaces[image] = Workspace(image, settings)
+            self.workspace = self._workspaces[image]
+            self.plane = None
+            self._moved()
+        self.changed.emit()
+
+    def _watch(self, image: Image | None) -> None:
+        """Follow changes of the image's pixels and place; no longer those of the one before."""
+        for layer, callbacks in ((self.workspace.image if self.workspace else None, "disconnect"), (image, "connect")):
+            if layer is None:
+                continue
+            getattr(layer.events.data, callbacks)(self._pixels_changed)
+            for name in PLACE:
+                getattr(getattr(layer.events, name), callbacks)(self._placed)
+
+    def use_settings(self, settings: ImageSettings) -> None:
+        """See the image's pixels in another way."""
+        workspace = self.workspace
+        if workspace is None or settings == workspace.settings:
+            return
+        if settings.channel_axis != workspace.settings.channel_axis:
+            # Planes are others now, so nothing of before has a place any more.
+            workspace = Workspace(workspace.image, settings)
+            self._workspaces[workspace.image] = self.workspace = workspace
+            self.plane = None
+            self._moved()
+        workspace.settings = settings
+        self._pixels_changed()
+
+    def _pixels_changed(self, event: Any = None) -> None:
+        workspace = self.workspace
+        if workspace is None:
+            return
+        self.image_left()
+        workspace.forget_answers()
+        objects = workspace.objects
+        if objects is not None and not fits(objects.layer, self._shape(), workspace.settings.channel_axis):
+            # Another image in the same layer: its objects begin anew, the old ones stay in their layer.
+            self._let_go_of_objects(workspace)
+        self._moved()
+
+    def _placed(self, event: Any = None) -> None:
+        if self.workspace is None:
+            return
+        if self.workspace.objects is not None:
+            settings = self.workspace.settings
+            place_labels(self.workspace.objects.layer, self.workspace.image, self._shape(), settings.channel_axis)
+        self._moved()
+
+    def _shape(self) -> tuple[int, ...]:
+        assert self.workspace is not None
+        return ImageSnapshot.of(self.workspace.image, self.workspace.settings).shape
+
+    def _moved(self, event: Any = None) -> None:
+        """Show what belongs to the plane that is in view now."""
+        workspace = self.workspace
+        if workspace is None:
+            return
+        dims = self.viewer.dims
+        try:
+            plane = plane_in_view(workspace.image, dims.displayed, dims.point, workspace.settings.channel_axis)
+        except RefineSAMError:
+            # In three dimensions nothing can be prompted; what is there stays to be looked at.
+            self.plane = None
+            self.preview.hide()
+            self.changed.emit()
+            return
+        turned = self.plane is None or plane.axes != self.plane.axes
+        self.plane = plane
+        self._follow()
+        if turned or self._channel() is not None:
+            self.prompts.show(workspace.document.draft)
+        self.plane_shown()
+
+    def _follow(self) -> None:
+        assert self.workspace is not None and self.plane is not None
+        self.prompts.follow(self.workspace.image, self.plane, self._channel())
+
+    def _channel(self) -> tuple[int, int] | None:
+        """The channel axis and the index on it that is in view."""
+        workspace = self.workspace
+        if workspace is None or workspace.settings.channel_axis is None:
+            return None
+        axis = workspace.settings.channel_axis
+        index = round(float(workspace.image.world_to_data(self.viewer.dims.point)[axis]))
+        return axis, min(max(index, 0), self._shape()[axis] - 1)
+
+    def visible_rectangle(self) -> tuple[float, float, float, float] | None:
+        """What of the plane the window shows, x0, y0, x1, y1; None where that can't be told."""
+        workspace, plane = self.workspace, self.plane
+        if workspace is None or plane is None or workspace.image.corner_pixels.shape[0] < 2:
+            return None
+        low, high = workspace.image.corner_pixels
+        level = getattr(workspace.image, "data_level", 0)
+        factor = workspace.image.downsample_factors[level] if workspace.image.multiscale else [1.0] * len(low)
+        down, across = plane.axes
+        x0, y0 = low[across] * factor[across], low[down] * factor[down]
+        return float(x0), float(y0), float(high[across] * factor[across]), float(high[down] * factor[down])
+
+    # -- objects ----------------------------------------------------------------------------------------------------
+
+    def ensure_objects(self) -> ObjectsLayer:
+        """Return the layer of committed objects, made when the first is committed.
+
+        Raises:
+            ConfigError: there is not enough memory.
+        """
+        workspace = self.workspace
+        assert workspace is not None
+        if workspace.objects is None:
+            shape, channel_axis = self._shape(), workspace.settings.channel_axis
+            layer = new_labels(self.viewer, workspace.image, shape, channel_axis)
+            workspace.objects = ObjectsLayer(layer, self._painted)
+        return workspace.objects
+
+    def use_labels(self, layer: Labels) -> bool:
+        """Commit objects into an existing Labels layer; False if it doesn't fit the image."""
+        workspace = self.workspace
+        if workspace is None or not fits(layer, self._shape(), workspace.settings.channel_axis):
+            return False
+        if workspace.objects is not None:
+            self._let_go_of_objects(workspace)
+        workspace.objects = ObjectsLayer(layer, self._painted)
+        self.changed.emit()
+        return True
+
+    def _let_go_of_objects(self, workspace: Workspace) -> None:
+        """The objects' layer is gone, and they with it; the prompts in hand stay."""
+        assert workspace.objects is not None
+        workspace.objects.release()
+        self._removed[workspace.objects.layer] = (workspace, workspace.history)
+        workspace.objects = None
+        draft = workspace.document.draft
+        workspace.history = History(Document(draft=draft))
+        self.edited.emit()
+
+    def _painted(self, writes: Any) -> None:
+        if self.workspace is None or self.plane is None:
+            return
+        self.workspace.painted(writes, self.plane.axes)
+        self.edited.emit()
+        self.changed.emit()
+
+
+def _first_settings(image: Image) -> ImageSettings:
+    """Up to three channels are seen as colours, of more the first alone."""
+    axis = guess_channel_axis(image)
+    if axis is None:
+        return ImageSettings()
+    count = ImageSnapshot.of(image, ImageSettings(channel_axis=axis)).shape[axis]
+    return ImageSettings(channel_axis=axis, channels=tuple(range(count)) if count <= 3 else (0,))

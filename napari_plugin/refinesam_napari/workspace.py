@@ -1,0 +1,314 @@
+"""One image and what was segmented in it: settings, document, history, objects, answers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refinesam_napari.document import Change, Document, History, Origin, PlanePrompts, SegmentedObject, Write
+from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
+from refinesam_napari.images import ImageSettings
+from refinesam_napari.inference import Answer
+from refinesam_napari.objects_layer import ObjectsLayer
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+__all__ = ["Workspace"]
+
+ANSWERS_KEPT = 64
+NOTHING = PlaneMask(0, 0, np.zeros((0, 0), np.bool_))
+HERE = PlaneMask(0, 0, np.ones((1, 1), np.bool_))
+
+
+@dataclass(eq=False)
+class Workspace:
+    """What belongs to one image layer.
+
+    Attributes:
+        image: the layer.
+        settings: how its pixels become what the model sees.
+        history: the document, and the steps to it.
+        objects: the labels layer with the committed objects, None before the first.
+        crops: what the model saw last, by plane, for the object in hand.
+        generation: counts up whenever earlier answers lose their validity.
+    """
+
+    image: Image
+    settings: ImageSettings
+    history: History = field(default_factory=History)
+    objects: ObjectsLayer | None = None
+    crops: dict[Plane, Crop] = field(default_factory=dict)
+    generation: int = 0
+    _answers: OrderedDict[Any, Answer] = field(default_factory=OrderedDict)
+
+    @property
+    def document(self) -> Document:
+        """The current document."""
+        return self.history.document
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def answer_for(self, plane: Plane, refine: bool) -> Answer | None:
+        """Return the answer to the draft's prompts in a plane, None if there is none yet."""
+        prompts = self.document.draft.get(plane)
+        return None if prompts is None else self._answers.get(_question(plane, prompts, refine))
+
+    def keep(self, answer: Answer) -> None:
+        """Remember an answer, and what the model saw for it."""
+        request = answer.request
+        self.crops[request.plane] = answer.crop
+        if request.refine and answer.report is None:
+            return  # Overtaken before it was refined.
+        self._answers[_question(request.plane, request.prompts, request.refine)] = answer
+        while len(self._answers) > ANSWERS_KEPT:
+            self._answers.popitem(last=False)
+
+    def forget_answers(self) -> None:
+        """Forget all answers: the pixels, or how they are seen, have changed."""
+        self.generation += 1
+        self._answers.clear()
+        self.crops.clear()
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def edit_draft(self, name: str, prompts: Mapping[Plane, PlanePrompts]) -> bool:
+        """Replace the draft's prompts; False if they are the same."""
+        old = self.document.draft
+        # What the model saw stays with the prompts of an object that is edited.
+        merged = {
+            plane: replace(new, crop=old[plane].crop, refine=old[plane].refine) if plane in old else new
+            for plane, new in prompts.items()
+        }
+        if merged == dict(old):
+            return False
+        self.history.do(name, replace(self.document, draft=MappingProxyType(merged)))
+        return True
+
+    def next_id(self) -> int:
+        """Return the next id that no object has."""
+        before = 0 if self.objects is None else self.objects.highest_before
+        return max([before, *self.document.objects]) + 1
+
+    def commit(
+        self, object_id: int, prompts: Mapping[Plane, PlanePrompts], masks: Mapping[Plane, PlaneMask], overwrite: bool,
+        score: float | None, origin: Origin = "prompts",
+    ) -> Change:  # fmt: skip
+        """Make an object of the draft, or put it in place of the one that the draft edits.
+
+        Args:
+            object_id: its id.
+            prompts: by plane, with crop and refinement.
+            masks: by plane, as far as they are known already.
+            overwrite: whether it may cover other objects.
+            score: predicted IoU.
+            origin: how it came about.
+
+        Raises:
+            ConfigError: the id does not fit into the labels; nothing is changed then.
+        """
+        self._check_ids([object_id])
+        before = self.document.objects.get(object_id)
+        planes = dict.fromkeys([*prompts, *masks])
+        writes = []
+        if before is not None:
+            given_up = [plane for plane in before.prompts if plane not in planes]
+            writes += self.plan(object_id, {plane: NOTHING for plane in given_up}, overwrite)
+            planes.update(dict.fromkeys(plane for plane in before.planes if plane not in given_up))
+        writes += self.plan(object_id, masks, overwrite)
+        item = SegmentedObject(object_id, MappingProxyType(dict(prompts)), tuple(planes), origin, score)
+        name = f"{'change' if before else 'add'} object {object_id}"
+        change = self.history.do(name, self.document.with_object(item).cleared(), writes)
+        self.crops.clear()
+        self._apply(writes)
+        return change
+
+    def commit_many(self, items: Iterable[tuple[SegmentedObject, Mapping[Plane, PlaneMask]]], overwrite: bool) -> int:
+        """Add several new objects in one step; those that nothing free is left for are left out. Returns how many.
+
+        Raises:
+            ConfigError: an id does not fit into the labels; nothing is changed then.
+        """
+        items = list(items)
+        self._check_ids(item.id for item, _ in items)
+        document, writes, count = self.document, [], 0
+        for item, masks in items:
+            # Each is written before the next is planned, so that they don't overlap.
+            planned = self.plan(item.id, masks, overwrite)
+            if not planned:
+                continue
+            self._apply(planned)
+            writes += planned
+            document = document.with_object(item)
+            count += 1
+        if count:
+            self.history.do(f"add {count} objects", document, writes)
+        return count
+
+    def extend(self, object_id: int, masks: Mapping[Plane, PlaneMask], overwrite: bool) -> None:
+        """Give an object masks in further planes; an empty mask takes the plane from it."""
+        item = self.document.objects.get(object_id)
+        if item is None:
+            return
+        writes = self.plan(object_id, masks, overwrite)
+        planes = dict.fromkeys([*item.planes, *masks])
+        kept = tuple(plane for plane in planes if plane in item.prompts or masks.get(plane, HERE).pixels.size)
+        item = replace(item, planes=kept, origin="propagated")
+        self.history.do(f"propagate object {object_id}", self.document.with_object(item), writes)
+        self._apply(writes)
+
+    def replace_all(self, document: Document, masks: Mapping[tuple[int, Plane], PlaneMask], name: str) -> None:
+        """Put another document and its masks in place of all that is here, in one step.
+
+        Raises:
+            ConfigError: an id does not fit into the labels; nothing is changed then.
+        """
+        self._check_ids(object_id for object_id, _ in masks)
+        writes: list[Write] = []
+        for object_id, item in self.document.objects.items():
+            planned = self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False)
+            self._apply(planned)
+            writes += planned
+        for (object_id, plane), mask in masks.items():
+            planned = self.plan(object_id, {plane: mask}, overwrite=False)
+            self._apply(planned)
+            writes += planned
+        self.history.do(name, document, writes)
+        self.crops.clear()
+
+    def complete(self, change: Change, object_id: int, plane: Plane, mask: PlaneMask, overwrite: bool) -> None:
+        """Add the mask of a plane that was not known yet when its object was committed.
+
+        If the object was deleted or committed again meanwhile, the mask is there only between these steps, for undo.
+        """
+        steps, position = self.history.steps, self.history.position
+        if change not in steps:
+            return  # Undone, and then other things were done: nothing leads there any more.
+        committed = change.after.objects[object_id]
+        superseding = None
+        for index in range(steps.index(change) + 1, len(steps)):
+            item = steps[index].after.objects.get(object_id)
+            if item is None or item.prompts is not committed.prompts:
+                superseding = index
+                break
+        if superseding is not None:
+            self._go(superseding)
+        writes = self.plan(object_id, {plane: mask}, overwrite)
+        change.writes += writes
+        if not change.undone:
+            self._apply(writes)
+        if superseding is not None:
+            steps[superseding].writes[:0] = self.plan(object_id, {plane: NOTHING}, overwrite)
+            self._go(position)
+
+    def delete(self, object_id: int) -> bool:
+        """Delete an object and its pixels; False if there is none of this id."""
+        item = self.document.objects.get(object_id)
+        if item is None:
+            return False
+        writes = self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False)
+        self.history.do(f"delete object {object_id}", self.document.without_object(object_id), writes)
+        self._apply(writes)
+        return True
+
+    def edit_object(self, object_id: int) -> bool:
+        """Take an object's prompts in hand again; False if there is none of this id."""
+        item = self.document.objects.get(object_id)
+        if item is None:
+            return False
+        document = replace(self.document, draft=item.prompts, editing=object_id)
+        self.history.do(f"edit object {object_id}", document)
+        self.crops = {plane: prompts.crop for plane, prompts in item.prompts.items() if prompts.crop is not None}
+        return True
+
+    def discard_draft(self) -> bool:
+        """Drop the object in hand; False if there is none."""
+        if not self.document.draft and self.document.editing is None:
+            return False
+        self.history.do("drop prompts", self.document.cleared())
+        self.crops.clear()
+        return True
+
+    def painted(self, writes: tuple[Write, ...], axes: tuple[int, int]) -> None:
+        """Record what the user painted into the labels."""
+        document = self.document
+        for write in writes:
+            planes = list(_planes_of(write, axes, self.settings.channel_axis))
+            for object_id in np.unique(np.asarray(write.new)).tolist():
+                if not object_id:
+                    continue
+                item = document.objects.get(object_id) or SegmentedObject(object_id, origin="painted")
+                known = dict.fromkeys([*item.planes, *planes])
+                document = document.with_object(replace(item, planes=tuple(known)))
+        self.history.do("paint", document, writes)
+
+    def undo(self) -> Change | None:
+        """Step back; None at the beginning."""
+        change = self.history.undo()
+        if change is not None and self.objects is not None:
+            self.objects.undo(change.writes)
+        return change
+
+    def redo(self) -> Change | None:
+        """Step forward; None at the end."""
+        change = self.history.redo()
+        if change is not None and self.objects is not None:
+            self.objects.redo(change.writes)
+        return change
+
+    def _go(self, position: int) -> None:
+        """Step back or forward until so many steps are done."""
+        while self.history.position > position:
+            self.undo()
+        while self.history.position < position:
+            self.redo()
+
+    def plan(self, object_id: int, masks: Mapping[Plane, PlaneMask], overwrite: bool) -> list[Write]:
+        """Plan to give an object new masks in some planes."""
+        if self.objects is None:
+            return []
+        planned = []
+        for plane, mask in masks.items():
+            old = self.objects.mask_of(object_id, plane)
+            write = self.objects.plan(object_id, plane, mask, old, overwrite)
+            if write is not None:
+                planned.append(write)
+        return planned
+
+    def masks(self) -> dict[tuple[int, Plane], PlaneMask]:
+        """Return the pixels of every object in each of its planes, as they are in the labels now."""
+        if self.objects is None:
+            return {}
+        return {
+            (object_id, plane): self.objects.mask_of(object_id, plane)
+            for object_id, item in self.document.objects.items()
+            for plane in item.planes
+        }
+
+    def _check_ids(self, object_ids: Iterable[int]) -> None:
+        if self.objects is not None:
+            for object_id in object_ids:
+                self.objects.check_id(object_id)
+
+    def _apply(self, writes: Iterable[Write]) -> None:
+        if self.objects is not None:
+            self.objects.apply(writes)
+
+
+def _question(plane: Plane, prompts: PlanePrompts, refine: bool) -> tuple[Any, ...]:
+    """What an answer depends on."""
+    return plane, prompts.points, prompts.box, refine
+
+
+def _planes_of(write: Write, axes: tuple[int, int], channel_axis: int | None) -> Iterator[Plane]:
+    """The planes that a write touches."""
+    free = {*axes, channel_axis}
+    ranges = [[FREE] if axis in free else range(part.start, part.stop) for axis, part in enumerate(write.key)]
+    for position in product(*ranges):
+        yield Plane(axes, tuple(position))
