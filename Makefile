@@ -2,25 +2,36 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.demo-installed
 
 # The wheels of torch, OpenCV and pycocotools bring their own libraries and need only the C++ runtime.
 DEBIAN_PACKAGES := libstdc++6 zlib1g
+# The tests open real windows on a virtual screen.
+SCREEN_PACKAGES := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 \
+	libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1 \
+	libdbus-1-3 fontconfig fonts-dejavu-core
+SCREEN := xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24"
+# Ground truth in two and three dimensions; nothing of it is imported, so its own dependencies stay out.
+GROUND_TRUTH := stardist==0.9.2
 # Debian's Python comes without ensurepip, and so without a working venv. Other builds of Python have it.
 ifneq ($(shell $(PYTHON) -c 'import ensurepip' 2>/dev/null && echo yes),yes)
 DEBIAN_PACKAGES += python3-venv
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts setup debian-packages build clean
+.PHONY: help demo test lint format types contracts setup debian-packages screen screenshots build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(STAMP) ## segment sample images, plain and refined, into demo_output/
+demo: $(DEMO_STAMP) ## segment sample images, plain and refined, into demo_output/
 	$(VENV)/bin/refinesam demo --output demo_output
 
-test: lint types contracts ## every check: ruff, mypy, import-linter, pytest
-	$(VENV)/bin/python -m pytest
+test: screen lint types contracts ## every check: ruff, mypy, import-linter, pytest
+	$(SCREEN) $(VENV)/bin/python -m pytest
+
+screenshots: screen $(STAMP) ## the pictures of docs/napari.md, from the real window
+	$(SCREEN) $(VENV)/bin/python docs/napari_screenshots.py
 
 lint: $(STAMP) ## ruff: rules and format
 	$(VENV)/bin/ruff check .
@@ -38,18 +49,30 @@ contracts: $(STAMP) ## import-linter: the architecture's rules
 
 setup: $(STAMP) ## Debian packages, .venv and the package, nothing else
 
-$(STAMP): pyproject.toml constraints.txt | debian-packages
+define check-python
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "refinesam needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 		          "Name another one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+endef
+
+$(STAMP): pyproject.toml constraints.txt | debian-packages
+	$(call check-python)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(VENV)/bin/python -m pip install --quiet --no-deps $(GROUND_TRUTH)
+	@touch $@ $(DEMO_STAMP)
+
+# The demonstration needs no windows and no tools.
+$(DEMO_STAMP): pyproject.toml constraints.txt | debian-packages
+	$(call check-python)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	@touch $@
 
-debian-packages: ## install the Debian packages that are missing (as root), or name them
+# $(call install,PACKAGES): install those that are missing, as root, or name them.
+define install
 	@command -v dpkg >/dev/null || exit 0; \
 	missing=; \
-	for package in $(DEBIAN_PACKAGES); do \
+	for package in $(1); do \
 		dpkg -s $$package 2>/dev/null | grep -q '^Status: .* installed$$' || missing="$$missing $$package"; \
 	done; \
 	test -n "$$missing" || exit 0; \
@@ -60,6 +83,13 @@ debian-packages: ## install the Debian packages that are missing (as root), or n
 		echo "Install them and run make again: sudo apt-get install$$missing"; \
 		exit 1; \
 	fi
+endef
+
+debian-packages: ## install the Debian packages that are missing (as root), or name them
+	$(call install,$(DEBIAN_PACKAGES))
+
+screen: ## the same for those that tests in windows need
+	$(call install,$(SCREEN_PACKAGES))
 
 build: $(STAMP) ## a wheel in dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,0 +1,256 @@
+"""Saving, loading, replaying and exporting what was made in a viewer; and the autosave that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QTimer
+
+import refinesam
+from refinesam import DatasetError, Session
+from refinesam_napari.autosave import Autosave, autosave_folder, discard_autosave, pending_autosaves
+from refinesam_napari.controller import Controller
+from refinesam_napari.engine import Work
+from refinesam_napari.export import write_coco, write_labels_tiff
+from refinesam_napari.geometry import Plane, PlaneMask
+from refinesam_napari.images import CropReader, ImageSettings, ImageSnapshot
+from refinesam_napari.inference import Model, Request, answer, sessions
+from refinesam_napari.storage import SavedSession, read_session, write_session
+from refinesam_napari.workspace import Workspace
+
+__all__ = ["Files", "replayed"]
+
+# After an edit, before the state is taken for the autosave: one drag of many small edits is one of them.
+AUTOSAVE_MS = 500
+# Origins whose masks are answers to their prompts, and nothing else.
+FROM_PROMPTS = ("prompts", "propagated")
+
+
+class Files:
+    """The sessions of one viewer, on disk."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self._autosaves: dict[Workspace, Autosave] = {}
+        self._timer = QTimer(controller, singleShot=True, interval=AUTOSAVE_MS)
+        self._timer.timeout.connect(self.autosave)
+        controller.edited.connect(self._timer.start)
+        # Errors come from the thread that writes.
+        self._tell = controller.on_gui_thread(lambda text: controller.told.emit(text, True))
+
+    def saved(self) -> SavedSession:
+        """Return all that is needed to go on working with the image in hand.
+
+        Raises:
+            DatasetError: there is no image.
+        """
+        workspace, options = self._workspace(), self.controller.options
+        layer, settings = workspace.image, workspace.settings
+        image = ImageSnapshot.of(layer, settings)
+        description = {
+            "name": layer.name,
+            "shape": image.shape,
+            "dtype": str(image.levels[0].dtype),
+            "axis_labels": image.axis_labels,
+            "scale": np.asarray(layer.scale).tolist(),
+            "translate": np.asarray(layer.translate).tolist(),
+            "source": layer.source.path,
+        }
+        document = workspace.document
+        draft = {
+            plane: replace(prompts, crop=workspace.crops.get(plane, prompts.crop))
+            for plane, prompts in document.draft.items()
+        }
+        return SavedSession(
+            replace(document, draft=MappingProxyType(draft)),
+            workspace.masks(),
+            description,
+            {
+                "refinesam": refinesam.__version__,
+                "weights": options.model.weights,
+                "refine": options.refine,
+                "crop_mode": options.crop_mode,
+                **asdict(settings),
+            },
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the session as JSON.
+
+        Raises:
+            DatasetError: there is no image.
+            OSError: the place can't be written.
+        """
+        write_session(path, self.saved())
+        # It is safe now; the next edit begins another autosave.
+        workspace = self._workspace()
+        if workspace in self._autosaves:
+            self._autosaves.pop(workspace).remove()
+
+    def load(self, path: str | Path) -> tuple[str, ...]:
+        """Put a session in place of what is there, in one step that can be undone.
+
+        Returns:
+            What of it was damaged and is left out.
+
+        Raises:
+            DatasetError: no session, or one of an image of another shape.
+            ConfigError: settings that are none.
+        """
+        saved = read_session(path)
+        workspace = self._workspace()
+        shape = ImageSnapshot.of(workspace.image, workspace.settings).shape
+        if tuple(saved.image["shape"]) != shape:
+            raise DatasetError(
+                f"{path} belongs to {saved.image['name']!r} of shape {tuple(saved.image['shape'])}, the chosen image "
+                f"{workspace.image.name!r} has {shape}. Choose the image that it was made on."
+            )
+        settings = settings_of(saved)
+        self.controller.use_settings(settings)
+        workspace = self._workspace()
+        self.controller.ensure_objects()
+        workspace.replace_all(saved.document, saved.masks, f"load {Path(path).name}")
+        crops = {plane: prompts.crop for plane, prompts in saved.document.draft.items()}
+        workspace.crops = {plane: crop for plane, crop in crops.items() if crop is not None}
+        self.controller.after_step()
+        return saved.problems
+
+    def replay(self) -> None:
+        """Compute all masks from their prompts again, with the model of now, in one step that can be undone."""
+        controller, workspace, saved = self.controller, self._workspace(), self.saved()
+        image = ImageSnapshot.of(workspace.image, workspace.settings)
+        model = controller.options.model
+
+        def run(work: Work) -> dict[tuple[int, Plane], PlaneMask]:
+            masks = dict(saved.masks)
+            total = sum(len(item.prompts) for item in saved.document.objects.values())
+            step = work.step("Replaying prompts")
+            for done, (key, mask) in enumerate(replayed(saved, image, model, sessions.get(model), controller.reader)):
+                masks[key] = mask
+                step(done + 1, total)
+            return masks
+
+        def deliver(masks: dict[tuple[int, Plane], PlaneMask]) -> None:
+            if workspace.document.objects != saved.document.objects:
+                controller.told.emit("The objects changed while prompts were replayed; nothing was replaced.", True)
+                return
+            workspace.replace_all(workspace.document, masks, "replay prompts")
+            controller.after_step()
+            controller.told.emit(f"{len(saved.document.objects)} objects computed again.", False)
+
+        controller.run_long(run, deliver)
+
+    def export_tiff(self, path: str | Path) -> None:
+        """Write the labels as TIFF.
+
+        Raises:
+            DatasetError: there are no objects.
+            ImageError, OSError: see `refinesam_napari.export.write_labels_tiff`.
+        """
+        workspace = self._workspace()
+        if workspace.objects is None:
+            raise DatasetError("There are no objects to export: add one first.")
+        layer = workspace.objects.layer
+        write_labels_tiff(path, layer.data, workspace.image.axis_labels, workspace.image.scale, layer.units)
+
+    def export_coco(self, path: str | Path) -> None:
+        """Write the objects as COCO JSON, masks as RLE.
+
+        Raises:
+            DatasetError: there are no objects, or a plane is too large.
+            OSError: the place can't be written.
+        """
+        if not self._workspace().document.objects:
+            raise DatasetError("There are no objects to export: add one first.")
+        write_coco(path, self.saved())
+
+    def _workspace(self) -> Workspace:
+        if self.controller.workspace is None:
+            raise DatasetError("There is no image: open one first.")
+        return self.controller.workspace
+
+    # -- autosave ---------------------------------------------------------------------------------------------------
+
+    def autosave(self) -> None:
+        """Have the state of now written in the background."""
+        workspace = self.controller.workspace
+        if workspace is None:
+            return
+        if workspace not in self._autosaves:
+            self._autosaves[workspace] = Autosave(
+                autosave_folder(), workspace.image.name, wait_s=0.0, on_error=self._tell
+            )
+        self._autosaves[workspace].request(self.saved())
+
+    def flush(self) -> None:
+        """Write what is not written yet, now."""
+        if self._timer.isActive():
+            self._timer.stop()
+            self.autosave()
+        for autosave in self._autosaves.values():
+            autosave.flush()
+
+    def close(self) -> None:
+        """Write what is not written yet, and end the threads. The files stay: what was not saved can be restored."""
+        self.flush()
+        for autosave in self._autosaves.values():
+            autosave.close()
+
+    def left_behind(self) -> list[tuple[Path, str]]:
+        """Autosaves of viewers that are gone, for an image like the one in hand: paths, and when they were written."""
+        workspace = self.controller.workspace
+        if workspace is None:
+            return []
+        shape = list(ImageSnapshot.of(workspace.image, workspace.settings).shape)
+        found = []
+        for path, image, when in pending_autosaves(autosave_folder()):
+            if list(image["shape"]) == shape and image["name"] == workspace.image.name:
+                found.append((path, f"{when:%Y-%m-%d %H:%M}"))
+        return found
+
+    def restore(self, path: Path) -> tuple[str, ...]:
+        """Load an autosave, and delete it once its content is in an autosave of this viewer."""
+        problems = self.load(path)
+        self.autosave()
+        self.flush()
+        discard_autosave(path)
+        return problems
+
+
+def settings_of(saved: SavedSession) -> ImageSettings:
+    """Return how the model saw the image of a session."""
+    known: dict[str, Any] = {
+        name: saved.settings[name] for name in ImageSettings.__dataclass_fields__ if name in saved.settings
+    }
+    if "channels" in known:
+        known["channels"] = tuple(known["channels"])
+    return ImageSettings(**known)
+
+
+def replayed(
+    saved: SavedSession, image: ImageSnapshot, model: Model, session: Session, reader: CropReader
+) -> Iterator[tuple[tuple[int, Plane], PlaneMask]]:
+    """Answer the prompts of a session again.
+
+    With the same image, settings and weights the masks are the same to the bit, as far as no other object lay in their
+    way when they were committed.
+
+    Yields:
+        Object id and plane, and the mask of its prompts there.
+    """
+    work = Work(lambda progress: None)
+    for object_id, item in saved.document.objects.items():
+        if item.origin not in FROM_PROMPTS:
+            continue
+        for plane, prompts in item.prompts.items():
+            request = Request(image, plane, prompts, prompts.refine, model)
+            if prompts.crop is not None:
+                request = replace(request, fixed_crop=prompts.crop)
+            found = answer(request, session, reader, work)
+            if found is not None:
+                yield (object_id, plane), found.mask

@@ -1,0 +1,293 @@
+"""The widget's parts for the image, the prompts and the objects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QGroupBox,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QListWidget,
+    QListWidgetItem,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from refinesam import RefineSAMError
+from refinesam_napari.answers import EMBEDDINGS_FOLDER
+from refinesam_napari.controller import Controller
+from refinesam_napari.crops import CROP_MODES
+from refinesam_napari.images import INTENSITIES
+from refinesam_napari.inference import Model
+
+if TYPE_CHECKING:
+    from refinesam import RefinementReport
+
+__all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel", "button"]
+
+WEIGHTS = ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_b", "sam_vit_l", "sam_vit_h")
+OWN_FILE = "own file ..."
+DEVICES = ("auto", "cpu", "cuda")
+CROP_WORDS = {"auto": "automatic", "whole": "whole image", "view": "what is in view"}
+INTENSITY_WORDS = {
+    "percentile": "percentiles 0.1 to 99.9",
+    "minmax": "minimum to maximum",
+    "as_is": "as is",
+    "contrast_limits": "contrast limits of the layer",
+}
+
+
+def button(text: str, tip: str, clicked: object) -> QPushButton:
+    """Make a button."""
+    made = QPushButton(text)
+    made.setToolTip(tip)
+    made.clicked.connect(lambda: clicked())  # type: ignore[operator]  # Without Qt's `checked`.
+    return made
+
+
+def row(*widgets: QWidget) -> QWidget:
+    """Put widgets side by side."""
+    holder = QWidget()
+    layout = QHBoxLayout(holder)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return holder
+
+
+class ImagePanel(QGroupBox):
+    """Which image is segmented, by which model, and what the model sees of it."""
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__("Image and model")
+        self.controller = controller
+        self.image = QComboBox()
+        self.image.setToolTip("The layer to segment. Selecting an image in the list of layers chooses it, too.")
+        self.image.activated.connect(self._choose_image)
+        self.weights = QComboBox()
+        self.weights.addItems([*WEIGHTS, OWN_FILE])
+        self.weights.activated.connect(self._choose_model)
+        self.device = QComboBox()
+        self.device.addItems(DEVICES)
+        self.device.activated.connect(self._choose_model)
+        self.running_on = QLabel("")
+        self.keep_on_disk = QCheckBox("keep embeddings on disk")
+        self.keep_on_disk.setToolTip("An image that was encoded once is not encoded again, after a restart neither.")
+        self.keep_on_disk.toggled.connect(self._choose_model)
+        self.intensity = QComboBox()
+        for name in INTENSITIES:
+            self.intensity.addItem(INTENSITY_WORDS[name], name)
+        self.intensity.setToolTip("How values that are not 8-bit become what the model sees.")
+        self.intensity.activated.connect(self._choose_settings)
+        self.channel_axis = QComboBox()
+        self.channel_axis.activated.connect(self._choose_settings)
+        self.channels = QLineEdit()
+        self.channels.setPlaceholderText("0 or 0,1 or 2,0,1")
+        self.channels.setToolTip("One channel is seen gray; two as red, green; three as red, green, blue.")
+        self.channels.editingFinished.connect(self._choose_settings)
+        self.crop = QComboBox()
+        for mode in CROP_MODES:
+            self.crop.addItem(CROP_WORDS[mode], mode)
+        self.crop.setToolTip("The part of a large image that the model sees at once.")
+        self.crop.activated.connect(lambda: controller.use_options(crop_mode=self.crop.currentData()))
+        self.sees = button("Show what the model sees", "Add it as a layer", self._show_seen)
+        form = QFormLayout(self)
+        form.addRow("Image", self.image)
+        form.addRow("Model", self.weights)
+        form.addRow("Device", row(self.device, self.running_on))
+        form.addRow("", self.keep_on_disk)
+        form.addRow("Intensity", self.intensity)
+        form.addRow("Channels", row(self.channel_axis, self.channels))
+        form.addRow("Crop", self.crop)
+        form.addRow(self.sees)
+        self._weights = controller.options.model.weights
+
+    def update_shown(self) -> None:
+        """Show the state of now."""
+        controller, workspace = self.controller, self.controller.workspace
+        images = controller.images()
+        with QSignalBlocker(self.image):
+            self.image.clear()
+            for layer in images:
+                self.image.addItem(layer.name)
+            self.image.setCurrentIndex(images.index(workspace.image) if workspace and workspace.image in images else -1)
+        self.setEnabled(workspace is not None)
+        if workspace is None:
+            return
+        settings, layer = workspace.settings, workspace.image
+        self.intensity.setCurrentIndex(self.intensity.findData(settings.intensity))
+        with QSignalBlocker(self.channel_axis):
+            self.channel_axis.clear()
+            self.channel_axis.addItem("none", None)
+            for axis in range(0 if layer.rgb else layer.ndim):
+                self.channel_axis.addItem(f"axis {axis} ({layer.axis_labels[axis]})", axis)
+            self.channel_axis.setCurrentIndex(self.channel_axis.findData(settings.channel_axis))
+        if not self.channels.hasFocus():
+            self.channels.setText(",".join(map(str, settings.channels)))
+        self.channels.setEnabled(settings.channel_axis is not None)
+        self.running_on.setText(controller.running_on)
+
+    def _choose_image(self, index: int) -> None:
+        self.controller.choose_image(self.controller.images()[index])
+
+    def _choose_model(self) -> None:
+        weights = self.weights.currentText()
+        if weights == OWN_FILE:
+            path, _ = QFileDialog.getOpenFileName(self, "Weights", "", "Weights (*.safetensors *.pt *.pth *.zip)")
+            if path:
+                self.weights.insertItem(0, path)
+            self.weights.setCurrentText(path or self._weights)
+            weights = self.weights.currentText()
+        self._weights = weights
+        folder = EMBEDDINGS_FOLDER if self.keep_on_disk.isChecked() else None
+        self.controller.use_options(model=Model(weights, self.device.currentText(), folder))
+
+    def _choose_settings(self) -> None:
+        workspace = self.controller.workspace
+        if workspace is None:
+            return
+        try:
+            text = self.channels.text().replace(" ", "")
+            axis = self.channel_axis.currentData()
+            settings = replace(
+                workspace.settings,
+                intensity=self.intensity.currentData(),
+                channel_axis=axis,
+                channels=tuple(int(part) for part in text.split(",") if part) if axis is not None else (),
+            )
+        except (RefineSAMError, ValueError) as error:
+            self.controller.told.emit(f"Channels {self.channels.text()!r}: {error}", True)
+            return
+        self.controller.use_settings(settings)
+
+    def _show_seen(self) -> None:
+        self.controller.show_what_the_model_sees()
+
+
+class PromptPanel(QGroupBox):
+    """Tools, refinement, and what came of the prompts."""
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__("Prompts")
+        self.controller = controller
+        prompts = controller.prompts
+        self.positive = button("+ point", "Click on the object (W turns the sign)", lambda: prompts.use_points(True))
+        self.negative = button(
+            "\u2212 point", "Click off the object; Alt-click does so with any tool", lambda: prompts.use_points(False)
+        )
+        self.box = button("box", "Drag a box around the object (U)", prompts.use_boxes)
+        self.refine = QCheckBox("refine (AMR)  [G]")
+        self.refine.setChecked(controller.options.refine)
+        self.refine.toggled.connect(lambda on: controller.use_options(refine=on))
+        self.first = QCheckBox("before refinement  [H]")
+        self.first.toggled.connect(lambda on: controller.use_options(show_first=on))
+        self.told = QLabel("")
+        self.told.setWordWrap(True)
+        self.told.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        layout = QVBoxLayout(self)
+        layout.addWidget(row(self.positive, self.negative, self.box))
+        layout.addWidget(row(self.refine, self.first))
+        layout.addWidget(self.told)
+
+    def update_shown(self) -> None:
+        """Show the state of now."""
+        options, found = self.controller.options, self.controller.current_answer
+        for box, value in ((self.refine, options.refine), (self.first, options.show_first)):
+            with QSignalBlocker(box):
+                box.setChecked(value)
+        self.first.setEnabled(options.refine)
+        self.setEnabled(self.controller.plane is not None)
+        if found is None:
+            self.told.setText("Click on an object, or draw a box around it.")
+            return
+        mask = found.first if options.show_first else found.mask
+        lines = [f"{mask.area:,} pixels, predicted IoU {found.first_score:.2f}"]
+        if found.report is not None:
+            lines = [f"{mask.area:,} pixels", described(found.report)]
+        if found.negatives == "subtracted":
+            lines.append("negative clicks: what lies under them was taken away")
+        self.told.setText("\n".join(lines))
+
+
+def described(report: RefinementReport) -> str:
+    """Tell what refinement saw, did and decided, in a few lines."""
+    after = "none" if report.score_after != report.score_after else f"{report.score_after:.2f}"
+    return (
+        f"κ {report.kappa}, Q {report.compactness:.2f} → {report.strategy} points\n"
+        f"predicted IoU {report.score_before:.2f} before, {after} after: kept {report.kept}\n{report.reason}"
+    )
+
+
+class ObjectsPanel(QGroupBox):
+    """Committed objects, and the steps back and forth."""
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__("Objects")
+        self.controller = controller
+        self.commit = button("Add object  [N]", "Put the mask into the labels", controller.commit)
+        self.discard = button("Drop prompts  [Q]", "Drop the prompts in hand", controller.discard)
+        self.undo = button("Undo", "Ctrl-Z", controller.undo)
+        self.redo = button("Redo", "Ctrl-Shift-Z", controller.redo)
+        self.overwrite = QCheckBox("overwrite other objects")
+        self.overwrite.toggled.connect(lambda on: controller.use_options(overwrite=on))
+        self.list = QListWidget()
+        self.list.setMaximumHeight(150)
+        self.list.itemDoubleClicked.connect(lambda item: self._edit())
+        self.edit = button("Edit", "Take the object's prompts in hand again (J, K: previous, next)", self._edit)
+        self.delete = button("Delete", "Delete the object and its pixels", self._delete)
+        layout = QVBoxLayout(self)
+        layout.addWidget(row(self.commit, self.discard))
+        layout.addWidget(row(self.undo, self.redo))
+        layout.addWidget(self.overwrite)
+        layout.addWidget(self.list)
+        layout.addWidget(row(self.edit, self.delete))
+
+    @property
+    def chosen(self) -> int | None:
+        """Id of the object that is selected in the list."""
+        item = self.list.currentItem()
+        return None if item is None else int(item.data(Qt.ItemDataRole.UserRole))
+
+    def update_shown(self) -> None:
+        """Show the state of now."""
+        workspace = self.controller.workspace
+        self.setEnabled(workspace is not None)
+        document = None if workspace is None else workspace.document
+        chosen = self.chosen if document is None or document.editing is None else document.editing
+        with QSignalBlocker(self.list):
+            self.list.clear()
+            for object_id, item in sorted(document.objects.items()) if document else ():
+                score = "" if item.score is None else f", IoU {item.score:.2f}"
+                planes = f", {len(item.planes)} slices" if len(item.planes) > 1 else ""
+                editing = "  (editing)" if document and document.editing == object_id else ""
+                entry = QListWidgetItem(f"{object_id}: {item.origin}{planes}{score}{editing}")
+                entry.setData(Qt.ItemDataRole.UserRole, object_id)
+                self.list.addItem(entry)
+                if object_id == chosen:
+                    self.list.setCurrentItem(entry)
+        history = None if workspace is None else workspace.history
+        for made, name, verb in (
+            (self.undo, history.undo_name if history else None, "Undo"),
+            (self.redo, history.redo_name if history else None, "Redo"),
+        ):
+            made.setEnabled(name is not None)
+            made.setText(verb if name is None else f"{verb}: {name}")
+        self.commit.setEnabled(bool(document and document.draft))
+        self.discard.setEnabled(bool(document and (document.draft or document.editing)))
+
+    def _edit(self) -> None:
+        if self.chosen is not None:
+            self.controller.edit_object(self.chosen)
+
+    def _delete(self) -> None:
+        if self.chosen is not None:
+            self.controller.delete(self.chosen)

@@ -1,0 +1,208 @@
+"""Segment everything: candidates to be filtered, accepted or discarded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QObject, Signal
+
+from refinesam import RefineSAMError
+from refinesam_napari.controller import Controller
+from refinesam_napari.document import PlanePrompts, Point, SegmentedObject
+from refinesam_napari.engine import Work
+from refinesam_napari.geometry import Crop, Plane, PlaneMask
+from refinesam_napari.inference import Request, encode, mask_from_prediction, sessions
+from refinesam_napari.placing import patch_of, place_patch
+from refinesam_napari.preview import DISPLAY_ONLY
+from refinesam_napari.workspace import Workspace
+
+if TYPE_CHECKING:
+    from napari.layers import Labels
+
+__all__ = ["Candidate", "Filters", "Review"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A mask that segment-everything found.
+
+    Attributes:
+        mask: in the plane.
+        score: predicted IoU.
+        point: x, y in the plane, the click that found it.
+    """
+
+    mask: PlaneMask
+    score: float
+    point: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which candidates are shown: least predicted IoU, least and greatest area in pixels (0: no limit)."""
+
+    least_score: float = 0.0
+    least_area: int = 0
+    greatest_area: int = 0
+
+    def passes(self, candidate: Candidate) -> bool:
+        """Whether a candidate is shown."""
+        area = candidate.mask.area
+        return (
+            candidate.score >= self.least_score
+            and area >= self.least_area
+            and (not self.greatest_area or area <= self.greatest_area)
+        )
+
+
+class Review(QObject):
+    """The candidates of one plane, in a labels layer of their own until they are accepted.
+
+    Attributes:
+        candidates: by number, from 1, the best first.
+        chosen: number of the candidate that was clicked at, None if none was.
+
+    Signals:
+        changed: candidates, filters or the choice have changed.
+    """
+
+    changed = Signal()
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__(controller)
+        self.controller = controller
+        self.candidates: dict[int, Candidate] = {}
+        self.filters = Filters()
+        self.chosen: int | None = None
+        self._layer: Labels | None = None
+        self._request: Request | None = None
+        self._workspace: Workspace | None = None
+        self._crop: Crop | None = None
+
+    def start(self) -> None:
+        """Segment everything in the plane in view, or in what of it the crop mode chooses."""
+        controller, workspace, plane = self.controller, self.controller.workspace, self.controller.plane
+        if workspace is None or plane is None:
+            return
+        request = controller.request_for(plane, PlanePrompts())
+        if request.crop_mode == "auto":
+            request = replace(request, crop_mode="whole")
+        crop = request.crop
+
+        def run(work: Work) -> list[Candidate]:
+            session = sessions.get(request.model)
+            encoded = encode(session, controller.reader, request.image, plane, crop, work)
+            found = session.segment_everything(encoded, on_progress=work.step("Segmenting everything"))
+            candidates = []
+            for prediction in found:
+                x, y = prediction.prompt.points[0].tolist()
+                point = (x * crop.step + crop.x0, y * crop.step + crop.y0)
+                candidates.append(Candidate(mask_from_prediction(prediction, crop), prediction.score, point))
+            return candidates
+
+        def deliver(candidates: list[Candidate]) -> None:
+            self.clear()
+            self._request, self._workspace, self._crop = request, workspace, crop
+            self.candidates = dict(enumerate(candidates, start=1))
+            self._show()
+            controller.told.emit(
+                f"{len(candidates)} candidates. Accept what is good; click on one to choose it.", False
+            )
+
+        controller.run_long(run, deliver)
+
+    def use_filters(self, filters: Filters) -> None:
+        """Show other candidates."""
+        self.filters = filters
+        self._show()
+
+    @property
+    def shown(self) -> list[int]:
+        """Numbers of the candidates that pass the filters, the best first."""
+        return [number for number, candidate in self.candidates.items() if self.filters.passes(candidate)]
+
+    def accept(self, numbers: Iterable[int]) -> int:
+        """Make objects of candidates, where nothing else is; returns how many."""
+        workspace, request = self._workspace, self._request
+        controller = self.controller
+        if workspace is None or request is None or controller.workspace is not workspace:
+            return 0
+        numbers = list(numbers)
+        try:
+            controller.ensure_objects()
+            first = workspace.next_id()
+            items = [self._object(first + i, self.candidates[n], request.plane) for i, n in enumerate(numbers)]
+            count = workspace.commit_many(items, controller.options.overwrite)
+        except RefineSAMError as error:
+            controller.tell_error(error)
+            return 0
+        if count < len(numbers):
+            controller.told.emit(f"{len(numbers) - count} candidates cover nothing that is free.", False)
+        self.discard(numbers)
+        controller.after_step()
+        return count
+
+    def _object(
+        self, object_id: int, candidate: Candidate, plane: Plane
+    ) -> tuple[SegmentedObject, dict[Plane, PlaneMask]]:
+        prompts = PlanePrompts((Point(*candidate.point),), crop=self._crop)
+        item = SegmentedObject(object_id, MappingProxyType({plane: prompts}), (plane,), "everything", candidate.score)
+        return item, {plane: candidate.mask}
+
+    def discard(self, numbers: Iterable[int]) -> None:
+        """Drop candidates."""
+        for number in numbers:
+            self.candidates.pop(number, None)
+        self._show()
+
+    def clear(self) -> None:
+        """Drop all candidates and their layer."""
+        self.candidates = {}
+        self._show()
+
+    def _show(self) -> None:
+        if self.chosen not in self.candidates:
+            self.chosen = None
+        viewer, crop, request = self.controller.viewer, self._crop, self._request
+        there = self._layer is not None and self._layer in viewer.layers
+        if not self.candidates or crop is None or request is None or self._workspace is None:
+            if there:
+                viewer.layers.remove(self._layer)
+            self._layer = None
+            self.changed.emit()
+            return
+        values = np.zeros((crop.y1 - crop.y0, crop.x1 - crop.x0), np.uint16)
+        # The best last, so that it lies on top.
+        for number in reversed(self.shown):
+            mask = self.candidates[number].mask
+            y, x = mask.y0 - crop.y0, mask.x0 - crop.x0
+            values[y : y + mask.pixels.shape[0], x : x + mask.pixels.shape[1]][mask.pixels] = number
+        pixels = patch_of(values, request.plane)
+        if self._layer is None or not there:
+            self._layer = self._new_layer(pixels)
+        else:
+            self._layer.data = pixels
+        image, whole = self._workspace.image, PlaneMask(crop.y0, crop.x0, np.ones((1, 1), np.bool_))
+        place_patch(self._layer, image, request.plane, whole, None)
+        self.changed.emit()
+
+    def _new_layer(self, pixels: Any) -> Labels:
+        selection = self.controller.viewer.layers.selection
+        active = selection.active
+        layer = self.controller.viewer.add_labels(
+            pixels, name="refinesam: candidates", opacity=0.5, metadata=DISPLAY_ONLY
+        )
+        layer.mouse_drag_callbacks.append(self._clicked)
+        layer.editable = False
+        selection.active = layer if active is None else active
+        return layer
+
+    def _clicked(self, layer: Labels, event: Any) -> None:
+        value = layer.get_value(event.position, world=True)
+        self.chosen = int(value) if value else None
+        layer.selected_label = self.chosen or 0
+        self.changed.emit()

@@ -1,0 +1,163 @@
+"""Propagate an object through a stack, slice by slice, on the controller's thread for long work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinesam import EncodedImage
+from refinesam_napari.controller import Controller
+from refinesam_napari.document import PlanePrompts
+from refinesam_napari.engine import Cancelled, Progress, Work
+from refinesam_napari.geometry import Crop, Plane, PlaneMask
+from refinesam_napari.inference import Request, answer, encode, sessions
+from refinesam_napari.propagation import PropagationSettings, predict_in_crops, propagate
+from refinesam_napari.views import stack_axis
+from refinesam_napari.workspace import NOTHING, Workspace
+
+__all__ = ["Stack"]
+
+
+class Stack:
+    """Fills the slices around those in which an object was prompted or painted."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self.settings = PropagationSettings()
+
+    @property
+    def axis(self) -> int | None:
+        """The axis that objects are propagated along, None where there is none."""
+        workspace, plane = self.controller.workspace, self.controller.plane
+        if workspace is None or plane is None:
+            return None
+        return stack_axis(workspace.image, plane, workspace.settings.channel_axis)
+
+    def start(self, object_id: int | None = None) -> None:
+        """Propagate the object in hand, which is committed first, or a committed one.
+
+        In both directions all prompted slices are seeds, and what else the object had is replaced. In one direction the
+        slice in view is the only seed, other prompted slices are where it ends, and only what lies between is replaced.
+        """
+        controller, workspace, plane, axis = (
+            self.controller,
+            self.controller.workspace,
+            self.controller.plane,
+            self.axis,
+        )
+        if workspace is None or plane is None or axis is None:
+            controller.told.emit("There is no axis to propagate along: the image has one slice.", False)
+            return
+        if workspace.document.draft:
+            object_id = workspace.document.editing or workspace.next_id()
+            if not controller.commit():
+                return
+        if object_id is None or object_id not in workspace.document.objects:
+            controller.told.emit("Nothing to propagate: prompt an object, or choose one in the list.", False)
+            return
+        item = workspace.document.objects[object_id]
+        prompted = [p for p in (*item.prompts, *(() if item.prompts else item.planes)) if _parallel(p, plane, axis)]
+        seeds = prompted if self.settings.direction == "both" else [p for p in prompted if p == plane]
+        if not seeds:
+            controller.told.emit("Go to a slice in which the object has prompts: it is propagated from there.", False)
+            return
+        self._run(workspace, object_id, axis, seeds, [p for p in prompted if p not in seeds])
+
+    def _run(self, workspace: Workspace, object_id: int, axis: int, seeds: list[Plane], borders: list[Plane]) -> None:
+        controller, settings = self.controller, self.settings
+        item = workspace.document.objects[object_id]
+        requests = {p: self._request(p, object_id, workspace) for p in seeds}
+        first = requests[seeds[0]]
+        masks = {} if item.prompts else {p: workspace.masks()[object_id, p] for p in seeds}
+        image, hw = first.image, first.image.plane_hw(seeds[0])
+        indices = range(image.shape[axis])
+
+        def run(work: Work) -> tuple[dict[Plane, PlaneMask], list[str]]:
+            session = sessions.get(first.model)
+            start: dict[int, NDArray[np.bool_]] = {}
+            for seed, request in requests.items():
+                mask = masks.get(seed)
+                if mask is None:
+                    found = answer(request, session, controller.reader, work)
+                    mask = NOTHING if found is None else found.mask
+                if mask.pixels.size:
+                    start[seed.position[axis]] = mask.on(hw)
+
+            def encode_slice(index: int, crop: Crop) -> EncodedImage:
+                return encode(session, controller.reader, image, seeds[0].moved(axis, index), crop, work)
+
+            filled: dict[Plane, PlaneMask] = {}
+            stops: list[str] = []
+            if not start:
+                return filled, ["the mask of every seed is empty"]
+            predict = predict_in_crops(encode_slice, hw)
+            ends = [border.position[axis] for border in borders]
+            slices = propagate(start, predict, indices, settings, session.capabilities, ends)
+            try:
+                for done in slices:
+                    if done.mask is not None:
+                        whole = Crop(0, 0, hw[1], hw[0])
+                        filled[seeds[0].moved(axis, done.index)] = PlaneMask.of(done.mask, whole)
+                    if done.stopped:
+                        stops.append(f"slice {done.index}: {done.stopped}")
+                    work.report(Progress("Propagating", len(filled), len(indices)))
+                    work.check()
+            except Cancelled:
+                stops.append("cancelled; what was filled is kept")
+            finally:
+                slices.close()
+            return filled, stops
+
+        def deliver(result: tuple[dict[Plane, PlaneMask], list[str]]) -> None:
+            filled, stops = result
+            self._deliver(workspace, object_id, axis, seeds, borders, filled)
+            words = f"{len(filled)} slices filled. " + "; ".join(stops)
+            controller.told.emit(words, False)
+
+        controller.run_long(run, deliver)
+
+    def _request(self, plane: Plane, object_id: int, workspace: Workspace) -> Request:
+        prompts = workspace.document.objects[object_id].prompts.get(plane, PlanePrompts())
+        return replace(self.controller.request_for(plane, prompts), refine=prompts.refine)
+
+    def _deliver(
+        self,
+        workspace: Workspace,
+        object_id: int,
+        axis: int,
+        seeds: list[Plane],
+        borders: list[Plane],
+        filled: dict[Plane, PlaneMask],
+    ) -> None:
+        item = workspace.document.objects.get(object_id)
+        if item is None:  # Deleted, or undone, meanwhile.
+            return
+        low, high = self._range(axis, seeds, borders)
+        masks: dict[Plane, PlaneMask] = {
+            plane: NOTHING
+            for plane in item.planes
+            if plane not in seeds
+            and plane not in borders
+            and _parallel(plane, seeds[0], axis)
+            and low < plane.position[axis] < high
+        }
+        masks.update({plane: mask for plane, mask in filled.items() if plane not in seeds})
+        workspace.extend(object_id, masks, self.controller.options.overwrite)
+        self.controller.after_step()
+
+    def _range(self, axis: int, seeds: list[Plane], borders: list[Plane]) -> tuple[float, float]:
+        """Between which slices what the object had is replaced."""
+        if self.settings.direction == "both":
+            return -np.inf, np.inf
+        seed = seeds[0].position[axis]
+        others = [border.position[axis] for border in borders]
+        if self.settings.direction == "up":
+            return seed, min([other for other in others if other > seed], default=np.inf)
+        return max([other for other in others if other < seed], default=-np.inf), seed
+
+
+def _parallel(one: Plane, other: Plane, axis: int) -> bool:
+    """Whether two planes differ in nothing but their index on an axis."""
+    return one.axes == other.axes and one == other.moved(axis, one.position[axis])

@@ -1,0 +1,130 @@
+"""The dock widget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
+
+import napari
+from refinesam_napari.controller import Controller
+from refinesam_napari.engine import Progress
+from refinesam_napari.files import Files
+from refinesam_napari.keys import KEYS, Keys
+from refinesam_napari.more_panels import EverythingPanel, FilesPanel, StackPanel
+from refinesam_napari.panels import ImagePanel, ObjectsPanel, PromptPanel, button
+from refinesam_napari.review import Review
+from refinesam_napari.stack import Stack
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+Panel = ImagePanel | PromptPanel | ObjectsPanel | StackPanel | EverythingPanel | FilesPanel
+
+__all__ = ["RefineSAMWidget", "segment_layer"]
+
+# Shorter work than this is done before a progress bar could be read.
+PROGRESS_AFTER_MS = 150
+
+
+class RefineSAMWidget(QWidget):
+    """Click to mask while you look: prompts, refinement, objects, stacks, files."""
+
+    def __init__(self, napari_viewer: napari.Viewer) -> None:
+        super().__init__()
+        # napari hands plugins a proxy that wraps each layer anew on every access; layers are known by identity here.
+        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self.controller = Controller(viewer, self)
+        self.keys = Keys(self.controller)
+        self.image_panel = ImagePanel(self.controller)
+        self.prompt_panel = PromptPanel(self.controller)
+        self.objects_panel = ObjectsPanel(self.controller)
+        self.files = Files(self.controller)
+        self.stack = Stack(self.controller)
+        self.review = Review(self.controller)
+        self.everything_panel = EverythingPanel(self.controller, self.review)
+        self.stack_panel = StackPanel(self.controller, self.stack, self.objects_panel)
+        self.files_panel = FilesPanel(self.controller, self.files)
+        self.panels: list[Panel] = [
+            self.image_panel,
+            self.prompt_panel,
+            self.objects_panel,
+            self.stack_panel,
+            self.everything_panel,
+            self.files_panel,
+        ]
+        self.progress = QProgressBar()
+        self.cancel = button("Cancel", "Give up what is being computed", self.controller.cancel)
+        self.status = QLabel("")
+        self.status.setWordWrap(True)
+        self._busy = QWidget()
+        busy = QHBoxLayout(self._busy)
+        busy.setContentsMargins(0, 0, 0, 0)
+        busy.addWidget(self.progress, 1)
+        busy.addWidget(self.cancel)
+        self._busy.setVisible(False)
+        self._lay_out()
+        # Many signals, one update.
+        self._update = QTimer(self, singleShot=True, interval=0)
+        self._update.timeout.connect(self._update_shown)
+        self._show_busy = QTimer(self, singleShot=True, interval=PROGRESS_AFTER_MS)
+        self._show_busy.timeout.connect(lambda: self._busy.setVisible(True))
+        self.controller.changed.connect(self._update.start)
+        self.controller.progressed.connect(self._progressed)
+        self.controller.finished.connect(self._finished)
+        self.controller.told.connect(self._told)
+        controller, files = self.controller, self.files
+        # Of a destroyed widget no method can be called any more, so not a bound one.
+        self.destroyed.connect(lambda: _end(files, controller))
+        self._update_shown()
+
+    def _lay_out(self) -> None:
+        content = QWidget()
+        layout = QVBoxLayout(content)
+        for panel in self.panels:
+            layout.addWidget(panel)
+        keys = QLabel("<br>".join(f"<b>{key}</b>: {words}" for key, (_, words) in KEYS.items()))
+        keys.setWordWrap(True)
+        layout.addWidget(keys)
+        layout.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setWidget(content)
+        outer = QVBoxLayout(self)
+        outer.addWidget(scroll, 1)
+        outer.addWidget(self._busy)
+        outer.addWidget(self.status)
+        self.setMinimumWidth(330)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
+
+    def _update_shown(self) -> None:
+        self.keys.bind_layers()
+        for panel in self.panels:
+            panel.update_shown()
+
+    def _progressed(self, progress: Progress) -> None:
+        self.progress.setRange(0, progress.total)
+        self.progress.setValue(progress.done)
+        self.progress.setFormat(f"{progress.text} %p%")
+        if not self._busy.isVisible() and not self._show_busy.isActive():
+            self._show_busy.start()
+
+    def _finished(self) -> None:
+        self._show_busy.stop()
+        self._busy.setVisible(False)
+
+    def _told(self, text: str, error: bool) -> None:
+        self.status.setText(text)
+        self.status.setStyleSheet("color: #ff6b6b" if error else "")
+
+
+def _end(files: Files, controller: Controller) -> None:
+    files.close()
+    controller.close()
+
+
+def segment_layer(viewer: napari.Viewer, layer: Image) -> None:
+    """Open the widget on a layer: the command in the layers' menu."""
+    _, widget = viewer.window.add_plugin_dock_widget("refinesam", "refinesam")
+    widget.controller.choose_image(layer)

@@ -1,0 +1,191 @@
+"""Segment everything, propagation, files: through the real window's buttons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from qtpy.QtWidgets import QFileDialog
+from skimage import data
+
+from napari_gui import Gui
+from refinesam import decode_rle
+from refinesam_napari.document import Document
+from refinesam_napari.storage import read_session
+
+COIN, OTHER_COIN = (50, 48), (195, 215)
+
+
+def moving_disk() -> NDArray[np.uint8]:
+    """A disk that appears in slice 2, moves and grows, and is gone after slice 8."""
+    y, x = np.mgrid[:96, :96]
+    stack = np.full((12, 96, 96), 40, np.uint8)
+    for z in range(2, 9):
+        stack[z][(y - 48) ** 2 + (x - 30 - 4 * z) ** 2 < (12 + z) ** 2] = 200
+    noise = np.random.default_rng(0).normal(0, 6, stack.shape)
+    return np.clip(stack + noise, 0, 255).astype(np.uint8)
+
+
+def two_coins(gui: Gui) -> NDArray[np.uint16]:
+    image = gui.viewer.layers["image"]
+    gui.controller.prompts.use_points(True)
+    gui.click(image, *COIN)
+    gui.mask()
+    gui.key("N")
+    gui.key("U")
+    gui.drag(image, (170, 190), (220, 240))
+    gui.mask()
+    gui.key("N")
+    return gui.labels().copy()
+
+
+def test_everything_is_found_filtered_accepted_and_discarded(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    panel, review = gui.widget.everything_panel, gui.widget.review
+    panel.start.click()
+    gui.until(lambda: review.candidates)
+    count = len(review.candidates)
+    assert count >= 5 and panel.list.count() == count
+    layer = gui.viewer.layers["refinesam: candidates"]
+    areas = sorted(candidate.mask.area for candidate in review.candidates.values())
+    panel.least_area.setValue(areas[len(areas) // 4] + 1)
+    shown = review.shown
+    assert 0 < len(shown) < count
+    assert set(np.unique(layer.data)) - {0} <= set(shown)
+    # A click chooses the candidate under it, and a button discards it.
+    number = int(layer.data[tuple(np.argwhere(layer.data)[0])])
+    gui.viewer.layers.selection.active = layer
+    gui.click(layer, *map(float, np.argwhere(layer.data == number)[len(np.argwhere(layer.data == number)) // 2]))
+    assert review.chosen == number and panel.chosen == [number]
+    panel.discard.click()
+    assert number not in review.candidates
+    left = review.shown
+    panel.accept_all.click()
+    objects = gui.controller.workspace.document.objects
+    assert 0 < len(objects) <= len(left) and all(item.origin == "everything" for item in objects.values())
+    assert set(np.unique(gui.labels())) - {0} == set(objects)
+    gui.settle()
+    gui.key("Z", "control")
+    assert not gui.labels().any() and not gui.controller.workspace.document.objects
+
+
+def test_everything_can_be_cancelled(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    gui.settle()
+    gui.widget.everything_panel.start.click()
+    gui.until(lambda: gui.widget._busy.isVisible())
+    gui.widget.cancel.click()
+    gui.settle()
+    assert not gui.widget.review.candidates and not gui.widget._busy.isVisible()
+
+
+def test_an_object_is_propagated_redone_and_undone(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(moving_disk(), axis_labels=("z", "y", "x"))
+    image = gui.viewer.layers["image"]
+    gui.viewer.dims.set_point(0, 5)
+    gui.key("U")
+    gui.drag(image, (5, 30, 32), (5, 67, 69))
+    gui.mask()
+    gui.widget.stack_panel.start.click()
+    gui.settle()
+    item = gui.controller.workspace.document.objects[1]
+    truth = moving_disk() > 120
+    labels = gui.labels() == 1
+    assert item.origin == "propagated" and len(item.planes) >= 5
+    for z in range(3, 8):
+        overlap = (labels[z] & truth[z]).sum() / (labels[z] | truth[z]).sum()
+        assert overlap > 0.5, z
+    assert not labels[0].any() and not labels[11].any()
+    before = labels.copy()
+    # Once more from slice 4, downwards only: what lies above stays.
+    gui.controller.edit_object(1)
+    gui.viewer.dims.set_point(0, 4)
+    gui.controller.prompts.use_points(True)
+    gui.click(image, 4, 48, 46)
+    gui.mask()
+    panel = gui.widget.stack_panel
+    panel.direction.setCurrentIndex(2)
+    panel.direction.activated.emit(2)
+    panel.start.click()
+    gui.settle()
+    after = gui.labels() == 1
+    assert np.array_equal(after[5:], before[5:]) and after[3].any()
+    gui.key("Z", "control")
+    gui.key("Z", "control")
+    assert np.array_equal(gui.labels() == 1, before)
+
+
+def test_save_load_and_replay_to_the_bit(
+    open_gui: Callable[..., Gui], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gui = open_gui(data.coins())
+    labels = two_coins(gui)
+    gui.controller.prompts.use_points(True)
+    gui.click(gui.viewer.layers["image"], 50, 110)
+    draft_mask = gui.mask()
+    path = tmp_path / "session.json"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *a, **k: (str(path), ""))
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *a, **k: (str(path), ""))
+    gui.widget.files_panel.save.click()
+    assert json.loads(path.read_text())["format"] == "refinesam-napari"
+    other = open_gui(data.coins())
+    other.widget.files_panel.load.click()
+    assert np.array_equal(other.labels(), labels)
+    assert np.array_equal(other.mask(), draft_mask)
+    other.widget.files_panel.replay.click()
+    other.settle()
+    assert np.array_equal(other.labels(), labels) and "computed again" in other.widget.status.text()
+    # Had a mask been painted over, the replay would bring it back.
+    layer = other.controller.workspace.objects.layer
+    layer.selected_label, layer.brush_size = 0, 9
+    layer.paint(COIN, 0)
+    assert not np.array_equal(other.labels(), labels)
+    other.widget.files_panel.replay.click()
+    other.settle()
+    assert np.array_equal(other.labels(), labels)
+
+
+def test_a_session_of_another_image_is_refused(open_gui: Callable[..., Gui], tmp_path: Path) -> None:
+    gui = open_gui(data.coins())
+    two_coins(gui)
+    gui.widget.files.save(tmp_path / "coins.json")
+    other = open_gui(data.cell())
+    panel = other.widget.files_panel
+    assert not panel._do(lambda: other.widget.files.load(tmp_path / "coins.json"))
+    assert "Choose the image that it was made on" in other.widget.status.text()
+    assert other.controller.workspace.document == Document()
+
+
+def test_exports_hold_the_same_pixels(open_gui: Callable[..., Gui], tmp_path: Path) -> None:
+    gui = open_gui(data.coins())
+    labels = two_coins(gui)
+    gui.widget.files.export_tiff(tmp_path / "labels.tif")
+    assert np.array_equal(tifffile.imread(tmp_path / "labels.tif"), labels)
+    gui.widget.files.export_coco(tmp_path / "coco.json")
+    document = json.loads((tmp_path / "coco.json").read_text())
+    assert len(document["annotations"]) == 2
+    for annotation in document["annotations"]:
+        assert np.array_equal(decode_rle(annotation["segmentation"]), labels == annotation["object_id"])
+
+
+def test_autosave_follows_and_is_restored(open_gui: Callable[..., Gui], autosaves: Path) -> None:
+    gui = open_gui(data.coins())
+    labels = two_coins(gui)
+    gui.widget.files.flush()
+    (path,) = autosaves.glob("*.json")
+    assert len(read_session(path).document.objects) == 2
+    # As if that viewer's process had been killed: its file is nobody's any more.
+    orphan = path.with_name(path.name.replace(str(path.name.split(".")[-3]), "999999999"))
+    path.rename(orphan)
+    other = open_gui(data.coins())
+    panel = other.widget.files_panel
+    assert panel.restore.isVisible()
+    panel.restore.click()
+    assert np.array_equal(other.labels(), labels)
+    assert not orphan.exists()
+    gui.until(lambda: not panel.restore.isVisible())
