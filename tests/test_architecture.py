@@ -12,10 +12,15 @@ from pathlib import Path
 
 import pytest
 
+import refinesam
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "refinesam"
 MODULES = sorted(SOURCE.rglob("*.py"))
 RELATIVE = [path.relative_to(SOURCE).as_posix() for path in MODULES]
+PLUGIN = ROOT / "napari_plugin"
+# Path from the root of every module, the adapters' too.
+EVERYWHERE = [path.relative_to(ROOT).as_posix() for path in [*MODULES, *sorted(PLUGIN.rglob("*.py"))]]
 
 TORCH_BORDER = re.compile(r"(models|training)/.+\.py|(predictor|automatic|weights)\.py")
 ADAPTERS_AND_HOSTS = ("refinesam_", "napari", "qtpy", "magicgui", "fastapi", "label_studio_sdk", "fiftyone")
@@ -82,9 +87,9 @@ def test_the_import_scan_sees_every_form(source: str, found: list[str]) -> None:
     assert imports_any(source, TORCH) == found
 
 
-@pytest.mark.parametrize("relative", RELATIVE)
+@pytest.mark.parametrize("relative", EVERYWHERE)
 def test_modules_and_functions_stay_short(relative: str) -> None:
-    source = (SOURCE / relative).read_text(encoding="utf-8")
+    source = (ROOT / relative).read_text(encoding="utf-8")
     lines = source.count("\n")
     assert lines <= LONGEST_MODULE, f"{relative} has {lines} lines: split it by what its parts are about."
     for node in ast.walk(ast.parse(source)):
@@ -93,15 +98,26 @@ def test_modules_and_functions_stay_short(relative: str) -> None:
             assert length <= LONGEST_FUNCTION, f"{relative}: {node.name} has {length} lines."
 
 
-@pytest.mark.parametrize("relative", RELATIVE)
+@pytest.mark.parametrize("relative", EVERYWHERE)
 def test_names_say_what_a_thing_is(relative: str) -> None:
-    path = SOURCE / relative
-    parts = {part.strip("_") for part in path.relative_to(SOURCE).with_suffix("").parts}
+    path = ROOT / relative
+    parts = {part.strip("_") for part in path.relative_to(ROOT).with_suffix("").parts}
     assert not parts & {"utils", "util", "helpers", "helper", "misc", "common"}, relative
     classes = [
         node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ClassDef)
     ]
     assert [name for name in classes if re.match(r"_?Base[A-Z]", name) or name.endswith("Manager")] == []
+
+
+@pytest.mark.parametrize("relative", [path for path in EVERYWHERE if path.startswith("napari_plugin")])
+def test_adapters_use_public_names_only(relative: str) -> None:
+    tree = ast.parse((ROOT / relative).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "refinesam":
+            assert node.module == "refinesam", f"{relative} reaches into {node.module}"
+            assert {alias.name for alias in node.names} <= set(refinesam.__all__)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "refinesam":
+            assert node.attr in refinesam.__all__, f"{relative} uses refinesam.{node.attr}"
 
 
 def test_importing_every_module_changes_no_global_setting() -> None:

@@ -115,8 +115,9 @@ class Answers(Scene):
     def use_options(self, **changes: Any) -> None:
         """Change options by name."""
         self.options = replace(self.options, **changes)
-        if {"model", "crop_mode"} & changes.keys() and self.workspace is not None:
-            self.workspace.forget_answers()
+        if {"model", "crop_mode"} & changes.keys():
+            for workspace in self._workspaces.values():
+                workspace.forget_answers()
             self.image_left()
         self._paused = False
         self.refresh()
@@ -128,11 +129,15 @@ class Answers(Scene):
         """Take over what the user did in the prompt layers."""
         if self.workspace is None:
             return
+        if self.plane is None:
+            # In three dimensions nothing can be prompted.
+            QTimer.singleShot(0, self._show_draft)
+            return
         self._paused = False
         if self.workspace.edit_draft(name, prompts):
             self.refresh()
             self.edited.emit()
-        if self.prompts.has_stray_boxes:
+        if self.prompts.has_strays:
             QTimer.singleShot(0, self._show_draft)
 
     def _show_draft(self) -> None:

@@ -28,6 +28,7 @@ class Controller(Answers):
 
     def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
         self._late = ThreadPoolExecutor(1, thread_name_prefix="refinesam-late")
+        self._late_masks = 0
         super().__init__(viewer, parent)
 
     def close(self) -> None:
@@ -77,6 +78,7 @@ class Controller(Answers):
         overwrite = self.options.overwrite
 
         def deliver(mask: PlaneMask | Exception) -> None:
+            self._late_masks -= 1
             if isinstance(mask, Exception):
                 self.tell_error(mask)
             else:
@@ -93,7 +95,13 @@ class Controller(Answers):
             except (Exception, Cancelled) as error:
                 post(error)
 
+        self._late_masks += 1
         self._late.submit(run)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being computed, or about to be."""
+        return super().busy or self._late_masks > 0
 
     def discard(self) -> None:
         """Drop the prompts in hand."""

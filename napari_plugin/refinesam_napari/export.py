@@ -69,11 +69,7 @@ def write_labels_tiff(
             f"Labels are integers (..., Y, X) with pixels, got {dtype} {shape}: convert them, or crop less."
         )
     names = [str(unit) for unit in units] if units is not None else ["pixel"] * len(shape)
-    if not len(axis_labels) == len(scale) == len(names) == len(shape):
-        raise DatasetError(
-            f"The labels have {len(shape)} axes, but there are {len(axis_labels)} axis_labels, {len(scale)} numbers in "
-            f"scale and {len(names)} units: give one of each for every axis."
-        )
+    _check_axes(len(shape), axis_labels, scale, names)
     stored = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
     stored = stored if stored.name in OME_DTYPES else np.dtype(np.uint32)
     axes = _ome_axes(axis_labels)
@@ -94,6 +90,14 @@ def write_labels_tiff(
             compression="zlib",
             metadata=metadata,
             maxworkers=1,  # More would read pages ahead, as many as there are workers.
+        )
+
+
+def _check_axes(count: int, axis_labels: Sequence[str], scale: Sequence[float], units: Sequence[str]) -> None:
+    if not len(axis_labels) == len(scale) == len(units) == count:
+        raise DatasetError(
+            f"The labels have {count} axes, but there are {len(axis_labels)} axis_labels, {len(scale)} numbers in "
+            f"scale and {len(units)} units: give one of each for every axis."
         )
 
 

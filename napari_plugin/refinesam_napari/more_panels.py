@@ -108,8 +108,12 @@ class StackPanel(QGroupBox):
         self.direction.activated.connect(self._choose)
         self.agreement = QDoubleSpinBox(maximum=1.0, singleStep=0.05, decimals=2)
         self.agreement.setToolTip("A slice whose mask overlaps less (IoU) with the slice before ends the object.")
+        self.contrast = QDoubleSpinBox(maximum=1.0, singleStep=0.05, decimals=2)
+        self.contrast.setToolTip("A slice in which the object keeps less of its contrast to its surroundings ends it.")
         self.agreement.setValue(stack.settings.min_agreement)
-        self.agreement.valueChanged.connect(self._choose)
+        self.contrast.setValue(stack.settings.min_contrast)
+        for box in (self.agreement, self.contrast):
+            box.valueChanged.connect(self._choose)
         self.start = button(
             "Propagate",
             "The object in hand, or the one chosen in the list. To do again from a slice: edit the object, prompt it "
@@ -120,6 +124,7 @@ class StackPanel(QGroupBox):
         form.addRow("Along", self.axis)
         form.addRow("Direction", self.direction)
         form.addRow("Least overlap", self.agreement)
+        form.addRow("Least contrast", self.contrast)
         form.addRow(self.start)
 
     def update_shown(self) -> None:
@@ -133,7 +138,10 @@ class StackPanel(QGroupBox):
 
     def _choose(self) -> None:
         self.stack.settings = replace(
-            self.stack.settings, direction=self.direction.currentData(), min_agreement=self.agreement.value()
+            self.stack.settings,
+            direction=self.direction.currentData(),
+            min_agreement=self.agreement.value(),
+            min_contrast=self.contrast.value(),
         )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from refinesam import ConfigError
 from refinesam_napari.document import Write
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
-from refinesam_napari.placing import patch_of, place_like
+from refinesam_napari.placing import keeping_active, patch_of, place_like, place_of
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
@@ -150,11 +150,15 @@ class ObjectsLayer:
         self._forget(np.asarray(self.layer.data[key])[local], values)
         indices = tuple(axis + part.start for axis, part in zip(local, key, strict=True))
         new = values[local] if isinstance(values, np.ndarray) else values
-        self._quiet = True
-        try:
-            self.layer.data_setitem(indices, new)
-        finally:
-            self._quiet = False
+        if self.layer._slice.empty:
+            # The viewer stands outside the layer: napari has nothing to refresh, and would fail at it.
+            self.layer.data[indices] = new
+        else:
+            self._quiet = True
+            try:
+                self.layer.data_setitem(indices, new)
+            finally:
+                self._quiet = False
         self._note(key, new)
 
     def _forget(self, *values: NDArray[Any] | int) -> None:
@@ -223,12 +227,9 @@ def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axi
         data = np.zeros(_labels_shape(shape, channel_axis), np.uint16)
     except MemoryError as error:
         raise ConfigError(f"Labels of shape {shape} don't fit into memory; crop the image first.") from error
-    selection = viewer.layers.selection
-    active = selection.active
-    layer = viewer.add_labels(data, name=f"{image.name} objects")
-    place_labels(layer, image, shape, channel_axis)
-    if active is not None and active in viewer.layers:
-        selection.active = active
+    with keeping_active(viewer):
+        layer = viewer.add_labels(data, name=f"{image.name} objects", **place_of(image))
+        place_labels(layer, image, shape, channel_axis)
     return layer
 
 

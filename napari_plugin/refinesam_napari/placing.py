@@ -1,8 +1,11 @@
-"""Putting layers where an image's planes lie in the world."""
+"""Putting layers into the viewer, where an image's planes lie in the world."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +14,32 @@ from refinesam_napari.geometry import Plane, PlaneMask
 
 if TYPE_CHECKING:
     from napari.layers import Image, Layer
+    from napari.viewer import Viewer
 
-__all__ = ["patch_of", "place_like", "place_patch", "set_changed"]
+__all__ = ["is_kept_active", "keeping_active", "patch_of", "place_like", "place_of", "place_patch", "set_changed"]
 
 PLACE = ("scale", "rotate", "shear", "translate", "affine", "units")
+_keeping: WeakSet[Viewer] = WeakSet()
+
+
+@contextmanager
+def keeping_active(viewer: Viewer) -> Generator[None]:
+    """Add or remove layers, which makes others the active one; what the user had selected stays selected."""
+    selection = viewer.layers.selection
+    active, outermost = selection.active, viewer not in _keeping
+    _keeping.add(viewer)
+    try:
+        yield
+        if active is not None and active in viewer.layers:
+            selection.active = active
+    finally:
+        if outermost:
+            _keeping.discard(viewer)
+
+
+def is_kept_active(viewer: Viewer) -> bool:
+    """Whether the active layer changes only for `keeping_active`, not because the user selected another."""
+    return viewer in _keeping
 
 
 def place_like(layer: Layer, image: Image, **instead: Any) -> None:
@@ -25,7 +50,12 @@ def place_like(layer: Layer, image: Image, **instead: Any) -> None:
         image: to be placed like.
         **instead: values of `PLACE` that are not the image's.
     """
-    set_changed(layer, **{name: getattr(image, name) for name in PLACE} | instead)
+    set_changed(layer, **place_of(image) | instead)
+
+
+def place_of(image: Image) -> dict[str, Any]:
+    """Return an image's place in the world, for a new layer: were its unit another at first, napari would warn."""
+    return {name: getattr(image, name) for name in PLACE}
 
 
 def set_changed(layer: Layer, **values: Any) -> None:

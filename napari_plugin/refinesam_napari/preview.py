@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
-from refinesam_napari.placing import patch_of, place_like, place_patch, set_changed
+from refinesam_napari.placing import keeping_active, patch_of, place_like, place_of, place_patch, set_changed
 
 if TYPE_CHECKING:
     from napari.layers import Image, Layer, Points
@@ -59,8 +59,9 @@ class Preview:
             return
         pixels = patch_of(_outlined(mask.pixels), plane)
         if self.layer is None or self.layer not in self._viewer.layers or self.layer.ndim != pixels.ndim:
-            self._remove(self.layer)
-            self.layer = self._new_layer(pixels)
+            with keeping_active(self._viewer):
+                self._remove(self.layer)
+                self.layer = self._new_layer(pixels, image)
         layer = self.layer
         layer.data = pixels
         place_patch(layer, image, plane, mask, channel)
@@ -75,7 +76,8 @@ class Preview:
     ) -> None:
         """Add what the model sees, (h, w, 3) RGB of a crop, as a layer at its place."""
         colours = np.stack([patch_of(pixels[..., index], plane) for index in range(3)], axis=-1)
-        layer = self._viewer.add_image(colours, rgb=True, name="refinesam: what the model sees", metadata=DISPLAY_ONLY)
+        name = "refinesam: what the model sees"
+        layer = self._viewer.add_image(colours, rgb=True, name=name, metadata=DISPLAY_ONLY, **place_of(image))
         # The centre of the first pixel of a step lies in the middle of those that it stands for.
         shift = (crop.step - 1) / 2
         corner = np.array(plane.to_data(crop.x0 + shift + 0.5, crop.y0 + shift + 0.5))
@@ -91,9 +93,7 @@ class Preview:
             if layer is not None and layer in self._viewer.layers:
                 set_changed(layer, visible=False)
 
-    def _new_layer(self, pixels: NDArray[Any]) -> Image:
-        selection = self._viewer.layers.selection
-        active = selection.active
+    def _new_layer(self, pixels: NDArray[Any], image: Image) -> Image:
         layer = self._viewer.add_image(
             pixels,
             name="refinesam: preview",
@@ -102,10 +102,9 @@ class Preview:
             contrast_limits=(0, 2),
             blending="translucent_no_depth",
             interpolation2d="nearest",
+            **place_of(image),
         )
         _below_prompts(self._viewer, layer)
-        if active is not None and active in self._viewer.layers:
-            selection.active = active
         return layer
 
     def _show_points(
@@ -113,20 +112,23 @@ class Preview:
     ) -> None:
         ndim = len(plane.position)
         if self.amr_points is not None and (self.amr_points not in self._viewer.layers or self.amr_points.ndim != ndim):
-            self._remove(self.amr_points)
+            with keeping_active(self._viewer):
+                self._remove(self.amr_points)
             self.amr_points = None
         if self.amr_points is None:
             if not points:
                 return
-            selection = self._viewer.layers.selection
-            active = selection.active
-            self.amr_points = self._viewer.add_points(
-                ndim=ndim, name="refinesam: AMR points", symbol="cross", size=9, face_color=AMR_COLOUR
-            )
-            self.amr_points.editable = False
-            _below_prompts(self._viewer, self.amr_points)
-            if active is not None and active in self._viewer.layers:
-                selection.active = active
+            with keeping_active(self._viewer):
+                self.amr_points = self._viewer.add_points(
+                    ndim=ndim,
+                    name="refinesam: AMR points",
+                    symbol="cross",
+                    size=9,
+                    face_color=AMR_COLOUR,
+                    **place_of(image),
+                )
+                self.amr_points.editable = False
+                _below_prompts(self._viewer, self.amr_points)
         data = np.array([plane.to_data(x, y) for x, y in points], float).reshape(-1, ndim)
         if channel is not None:
             data[:, channel[0]] = channel[1]

@@ -11,7 +11,7 @@ from qtpy.QtCore import QTimer
 
 from refinesam_napari.document import PlanePrompts, Point
 from refinesam_napari.geometry import FREE, Plane
-from refinesam_napari.placing import place_like
+from refinesam_napari.placing import keeping_active, place_like, place_of
 
 if TYPE_CHECKING:
     from napari.layers import Image, Points, Shapes
@@ -63,19 +63,26 @@ class PromptLayers:
         """
         self._image, self._plane, self._channel = image, plane, channel
         ndim = len(plane.position)
-        with self.quiet(), self._keeping_selection():
+        with self.quiet(), keeping_active(self._viewer):
             for layer in (self.points, self.boxes):
                 if layer is not None and layer.ndim != ndim and layer in self._viewer.layers:
                     self._viewer.layers.remove(layer)
             if self.boxes is None or self.boxes not in self._viewer.layers:
-                self.boxes = self._new_boxes(ndim)
+                self.boxes = self._new_boxes(ndim, image)
             if self.points is None or self.points not in self._viewer.layers:
-                self.points = self._new_points(ndim)
+                self.points = self._new_points(ndim, image)
             for layer in (self.points, self.boxes):
                 place_like(layer, image)
         self._set_defaults()
 
-    def _new_points(self, ndim: int) -> Points:
+    def ready(self, ndim: int) -> bool:
+        """Whether both layers are there, of that many dimensions."""
+        return all(
+            layer is not None and layer in self._viewer.layers and layer.ndim == ndim
+            for layer in (self.points, self.boxes)
+        )
+
+    def _new_points(self, ndim: int, image: Image) -> Points:
         layer = self._viewer.add_points(
             ndim=ndim,
             name="refinesam: points",
@@ -83,12 +90,16 @@ class PromptLayers:
             features={"positive": np.zeros(0, bool), "axes": np.zeros(0, str)},
             border_color="white",
             face_color=POSITIVE_COLOUR,
+            **place_of(image),
         )
+        if self.points is not None:
+            self.points.events.data.disconnect(self._on_points)
+            self.points.mouse_drag_callbacks.remove(self._on_press)
         layer.events.data.connect(self._on_points)
         layer.mouse_drag_callbacks.insert(0, self._on_press)
         return layer
 
-    def _new_boxes(self, ndim: int) -> Shapes:
+    def _new_boxes(self, ndim: int, image: Image) -> Shapes:
         layer = self._viewer.add_shapes(
             ndim=ndim,
             name="refinesam: boxes",
@@ -96,7 +107,10 @@ class PromptLayers:
             edge_color=BOX_COLOUR,
             face_color="transparent",
             edge_width=2,
+            **place_of(image),
         )
+        if self.boxes is not None:
+            self.boxes.events.data.disconnect(self._on_boxes)
         layer.events.data.connect(self._on_boxes)
         return layer
 
@@ -108,15 +122,6 @@ class PromptLayers:
             yield
         finally:
             self._quiet = before
-
-    @contextmanager
-    def _keeping_selection(self) -> Generator[None]:
-        """Adding a layer makes it the active one; what the user had selected stays selected."""
-        selection = self._viewer.layers.selection
-        active = selection.active
-        yield
-        if active is not None and active in self._viewer.layers:
-            selection.active = active
 
     @property
     def is_quiet(self) -> bool:
@@ -181,8 +186,8 @@ class PromptLayers:
 
     def show(self, draft: Mapping[Plane, PlanePrompts]) -> None:
         """Make the layers show a draft."""
-        if self.points is None or self.boxes is None:
-            return
+        if self.points is None or self.boxes is None or any(len(p.position) != self.points.ndim for p in draft):
+            return  # Of an image of other dimensions that is in view in 3D: `follow` makes layers for it later.
         points, features = [], []
         rectangles, rectangle_axes = [], []
         for plane, prompts in draft.items():
@@ -245,16 +250,27 @@ class PromptLayers:
         return draft
 
     @property
-    def has_stray_boxes(self) -> bool:
-        """Whether there are boxes that `read` passes over."""
+    def has_strays(self) -> bool:
+        """Whether there are boxes that `read` passes over, or prompts that it takes to another plane."""
+        if self.points is None or self.boxes is None:
+            return False
         boxed = sum(prompts.box is not None for prompts in self.read().values())
-        return self.boxes is not None and len(self.boxes.data) > boxed
+        places = [*self.points.data, *(corners[0] for corners in self.boxes.data)]
+        axes = [*self.points.features["axes"], *self.boxes.features["axes"]]
+        return len(self.boxes.data) > boxed or any(
+            index not in (FREE, round(value))
+            for data, text in zip(places, axes, strict=True)
+            for index, value in zip(self._plane_of(data, text).position, data, strict=True)
+        )
 
     def _plane_of(self, data: Iterable[float], text: str) -> Plane:
+        assert self._image is not None
         down, across = (int(axis) for axis in text.split(","))
         free = {down, across} if self._channel is None else {down, across, self._channel[0]}
-        position = tuple(FREE if axis in free else round(value) for axis, value in enumerate(data))
-        return Plane((down, across), position)
+        # The viewer may stand outside this image, in one of another size: as in view, the nearest plane counts.
+        last = [size - 1 for size in self._image.data.shape]
+        nearest = [min(max(round(value), 0), last[axis]) for axis, value in enumerate(data)]
+        return Plane((down, across), tuple(FREE if axis in free else index for axis, index in enumerate(nearest)))
 
     def _on_points(self, event: Any) -> None:
         if self._quiet or event.action not in DONE:

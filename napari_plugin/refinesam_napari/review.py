@@ -16,12 +16,12 @@ from refinesam_napari.document import PlanePrompts, Point, SegmentedObject
 from refinesam_napari.engine import Work
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
 from refinesam_napari.inference import Request, encode, mask_from_prediction, sessions
-from refinesam_napari.placing import patch_of, place_patch
+from refinesam_napari.placing import keeping_active, patch_of, place_of, place_patch
 from refinesam_napari.preview import DISPLAY_ONLY
 from refinesam_napari.workspace import Workspace
 
 if TYPE_CHECKING:
-    from napari.layers import Labels
+    from napari.layers import Image, Labels
 
 __all__ = ["Candidate", "Filters", "Review"]
 
@@ -183,22 +183,20 @@ class Review(QObject):
             values[y : y + mask.pixels.shape[0], x : x + mask.pixels.shape[1]][mask.pixels] = number
         pixels = patch_of(values, request.plane)
         if self._layer is None or not there:
-            self._layer = self._new_layer(pixels)
+            self._layer = self._new_layer(pixels, self._workspace.image)
         else:
             self._layer.data = pixels
         image, whole = self._workspace.image, PlaneMask(crop.y0, crop.x0, np.ones((1, 1), np.bool_))
         place_patch(self._layer, image, request.plane, whole, None)
         self.changed.emit()
 
-    def _new_layer(self, pixels: Any) -> Labels:
-        selection = self.controller.viewer.layers.selection
-        active = selection.active
-        layer = self.controller.viewer.add_labels(
-            pixels, name="refinesam: candidates", opacity=0.5, metadata=DISPLAY_ONLY
-        )
+    def _new_layer(self, pixels: Any, image: Image) -> Labels:
+        with keeping_active(self.controller.viewer):
+            layer = self.controller.viewer.add_labels(
+                pixels, name="refinesam: candidates", opacity=0.5, metadata=DISPLAY_ONLY, **place_of(image)
+            )
         layer.mouse_drag_callbacks.append(self._clicked)
         layer.editable = False
-        selection.active = layer if active is None else active
         return layer
 
     def _clicked(self, layer: Labels, event: Any) -> None:

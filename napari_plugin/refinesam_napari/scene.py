@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from refinesam import RefineSAMError
-from refinesam_napari.document import Document, History, PlanePrompts
+from refinesam_napari.document import Document, History, PlanePrompts, Write
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
 from refinesam_napari.objects_layer import ObjectsLayer, fits, new_labels, place_labels
+from refinesam_napari.placing import is_kept_active
 from refinesam_napari.preview import DISPLAY_ONLY, Preview
 from refinesam_napari.prompt_layers import PromptLayers
 from refinesam_napari.views import guess_channel_axis, plane_in_view
-from refinesam_napari.workspace import Workspace
+from refinesam_napari.workspace import Workspace, shape_of
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -108,26 +110,28 @@ class Scene(QObject):
 
     def _layer_added(self, event: Any) -> None:
         layer = event.value
-        if self.workspace is None and layer in self.images():
-            self.choose_image(layer)
-        workspace, history = self._removed.pop(layer, (None, None))
-        if workspace is not None and history is not None and workspace.objects is None:
-            workspace.objects = ObjectsLayer(layer, self._painted)
-            workspace.history = history
-            self.objects_returned()
+        if self.workspace is None:
+            _later(self._begin)
+        if layer in self._removed:
+            self._take_back(layer, *self._removed.pop(layer))
         self.changed.emit()
 
     def _layer_removed(self, event: Any) -> None:
-        layer, workspace = event.value, self.workspace
-        if workspace is not None and layer is workspace.image:
-            self.choose_image(self.first_image())
-        elif workspace is not None and workspace.objects is not None and layer is workspace.objects.layer:
-            self._let_go_of_objects(workspace)
+        layer = event.value
+        for workspace in list(self._workspaces.values()):
+            if workspace.objects is not None and layer is workspace.objects.layer:
+                self._let_go_of_objects(workspace)
+        if self.workspace is not None and layer is self.workspace.image:
+            self.choose_image(None)
+            _later(self._begin)
         elif layer in (self.prompts.points, self.prompts.boxes) and not self.prompts.is_quiet:
-            # What lay in it is gone, which can be undone; to go on, an empty one is needed. Not while napari is
-            # still busy with removing.
-            QTimer.singleShot(0, self._restore_prompt_layers)
+            # What lay in it is gone, which can be undone; to go on, an empty one is needed.
+            _later(self._restore_prompt_layers)
         self.changed.emit()
+
+    def _begin(self) -> None:
+        if self.workspace is None and self.first_image() is not None:
+            self.choose_image(self.first_image())
 
     def _restore_prompt_layers(self) -> None:
         if self.workspace is None or self.plane is None:
@@ -137,7 +141,13 @@ class Scene(QObject):
 
     def _active_changed(self, event: Any) -> None:
         layer = event.value
+        if is_kept_active(self.viewer):
+            return
         if layer in self.images() and (self.workspace is None or layer is not self.workspace.image):
+            _later(lambda: self._choose_if_active(layer))
+
+    def _choose_if_active(self, layer: Image) -> None:
+        if self.viewer.layers.selection.active is layer and layer in self.images():
             self.choose_image(layer)
 
     # -- image ------------------------------------------------------------------------------------------------------
@@ -152,11 +162,15 @@ class Scene(QObject):
             self.prompts.show({})
         else:
             if image not in self._workspaces:
-                settings = _first_settings(image)
-                self._workspaces[image] = Workspace(image, settings)
+                self._workspaces[image] = Workspace(image, _first_settings(image))
             self.workspace = self._workspaces[image]
             self.plane = None
-            self._moved()
+            self.prompts.show({})
+            # While another image was in hand, nobody followed this one.
+            if self.workspace.pixels is not image.data:
+                self._pixels_changed()
+            else:
+                self._placed()
         self.changed.emit()
 
     def _watch(self, image: Image | None) -> None:
@@ -169,47 +183,60 @@ class Scene(QObject):
                 getattr(getattr(layer.events, name), callbacks)(self._placed)
 
     def use_settings(self, settings: ImageSettings) -> None:
-        """See the image's pixels in another way."""
+        """See the image's pixels in another way.
+
+        Raises:
+            ConfigError: the image has no such channels.
+        """
         workspace = self.workspace
         if workspace is None or settings == workspace.settings:
             return
+        ImageSnapshot.of(workspace.image, settings)
         if settings.channel_axis != workspace.settings.channel_axis:
-            # Planes are others now, so nothing of before has a place any more.
-            workspace = Workspace(workspace.image, settings)
-            self._workspaces[workspace.image] = self.workspace = workspace
-            self.plane = None
-            self._moved()
-        workspace.settings = settings
+            self._begin_anew(workspace, settings)
+        else:
+            workspace.settings = settings
         self._pixels_changed()
+
+    def _begin_anew(self, workspace: Workspace, settings: ImageSettings) -> None:
+        """Planes are others now, so nothing of before has a place any more; objects stay in their layer."""
+        if workspace.objects is not None:
+            workspace.objects.release()
+        self.workspace = self._workspaces[workspace.image] = Workspace(workspace.image, settings)
+        self.plane = None
+        self.prompts.show({})
+        self.edited.emit()
 
     def _pixels_changed(self, event: Any = None) -> None:
         workspace = self.workspace
         if workspace is None:
             return
         self.image_left()
-        workspace.forget_answers()
-        objects = workspace.objects
-        if objects is not None and not fits(objects.layer, self._shape(), workspace.settings.channel_axis):
-            # Another image in the same layer: its objects begin anew, the old ones stay in their layer.
-            self._let_go_of_objects(workspace)
-        self._moved()
+        image = workspace.image
+        if shape_of(image) != workspace.shape:
+            self._begin_anew(workspace, replace(_first_settings(image), intensity=workspace.settings.intensity))
+        else:
+            workspace.pixels = image.data
+            workspace.forget_answers()
+        self._placed()
 
     def _placed(self, event: Any = None) -> None:
         if self.workspace is None:
             return
         if self.workspace.objects is not None:
             settings = self.workspace.settings
-            place_labels(self.workspace.objects.layer, self.workspace.image, self._shape(), settings.channel_axis)
+            place_labels(
+                self.workspace.objects.layer, self.workspace.image, self.workspace.shape, settings.channel_axis
+            )
         self._moved()
-
-    def _shape(self) -> tuple[int, ...]:
-        assert self.workspace is not None
-        return ImageSnapshot.of(self.workspace.image, self.workspace.settings).shape
 
     def _moved(self, event: Any = None) -> None:
         """Show what belongs to the plane that is in view now."""
         workspace = self.workspace
         if workspace is None:
+            return
+        if event is not None and not self.prompts.ready(len(workspace.shape)):
+            _later(self._moved)
             return
         dims = self.viewer.dims
         try:
@@ -238,7 +265,7 @@ class Scene(QObject):
             return None
         axis = workspace.settings.channel_axis
         index = round(float(workspace.image.world_to_data(self.viewer.dims.point)[axis]))
-        return axis, min(max(index, 0), self._shape()[axis] - 1)
+        return axis, min(max(index, 0), workspace.shape[axis] - 1)
 
     def visible_rectangle(self) -> tuple[float, float, float, float] | None:
         """What of the plane the window shows, x0, y0, x1, y1; None where that can't be told."""
@@ -263,21 +290,24 @@ class Scene(QObject):
         workspace = self.workspace
         assert workspace is not None
         if workspace.objects is None:
-            shape, channel_axis = self._shape(), workspace.settings.channel_axis
+            shape, channel_axis = workspace.shape, workspace.settings.channel_axis
             layer = new_labels(self.viewer, workspace.image, shape, channel_axis)
-            workspace.objects = ObjectsLayer(layer, self._painted)
+            workspace.objects = self._objects(workspace, layer)
         return workspace.objects
 
     def use_labels(self, layer: Labels) -> bool:
         """Commit objects into an existing Labels layer; False if it doesn't fit the image."""
         workspace = self.workspace
-        if workspace is None or not fits(layer, self._shape(), workspace.settings.channel_axis):
+        if workspace is None or not fits(layer, workspace.shape, workspace.settings.channel_axis):
             return False
         if workspace.objects is not None:
             self._let_go_of_objects(workspace)
-        workspace.objects = ObjectsLayer(layer, self._painted)
+        workspace.objects = self._objects(workspace, layer)
         self.changed.emit()
         return True
+
+    def _objects(self, workspace: Workspace, layer: Labels) -> ObjectsLayer:
+        return ObjectsLayer(layer, lambda writes: self._painted(workspace, layer, writes))
 
     def _let_go_of_objects(self, workspace: Workspace) -> None:
         """The objects' layer is gone, and they with it; the prompts in hand stay."""
@@ -289,12 +319,29 @@ class Scene(QObject):
         workspace.history = History(Document(draft=draft))
         self.edited.emit()
 
-    def _painted(self, writes: Any) -> None:
-        if self.workspace is None or self.plane is None:
+    def _take_back(self, layer: Labels, workspace: Workspace, history: History) -> None:
+        """The objects' layer of before is back, unless others took its place; prompts made meanwhile stay in hand."""
+        if workspace.objects is not None or self._workspaces.get(workspace.image) is not workspace:
             return
-        self.workspace.painted(writes, self.plane.axes)
+        workspace.objects = self._objects(workspace, layer)
+        draft, workspace.history = workspace.document.draft, history
+        if draft != history.document.draft:
+            history.do("keep prompts", replace(history.document, draft=draft, editing=None))
+        if workspace is self.workspace:
+            self.objects_returned()
+
+    def _painted(self, workspace: Workspace, layer: Labels, writes: tuple[Write, ...]) -> None:
+        # Not only in the plane in view: the labels of any image can be painted in, and in 3D too.
+        lacking = self.viewer.dims.ndim - layer.ndim
+        down, across = (axis - lacking for axis in self.viewer.dims.displayed[-2:])
+        workspace.painted(writes, (down, across))
         self.edited.emit()
         self.changed.emit()
+
+
+def _later(callback: Callable[[], None]) -> None:
+    """Call when napari is done with what it tells of: layers added amid an event would upset it."""
+    QTimer.singleShot(0, callback)
 
 
 def _first_settings(image: Image) -> ImageSettings:

@@ -88,13 +88,16 @@ class Stack:
             def encode_slice(index: int, crop: Crop) -> EncodedImage:
                 return encode(session, controller.reader, image, seeds[0].moved(axis, index), crop, work)
 
+            def read_slice(index: int, crop: Crop) -> NDArray[np.uint8]:
+                return controller.reader.read(image, seeds[0].moved(axis, index), crop)
+
             filled: dict[Plane, PlaneMask] = {}
             stops: list[str] = []
             if not start:
                 return filled, ["the mask of every seed is empty"]
             predict = predict_in_crops(encode_slice, hw)
             ends = [border.position[axis] for border in borders]
-            slices = propagate(start, predict, indices, settings, session.capabilities, ends)
+            slices = propagate(start, predict, indices, settings, session.capabilities, ends, read_slice)
             try:
                 for done in slices:
                     if done.mask is not None:

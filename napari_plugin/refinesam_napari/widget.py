@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 import napari
@@ -33,9 +33,7 @@ class RefineSAMWidget(QWidget):
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         super().__init__()
-        # napari hands plugins a proxy that wraps each layer anew on every access; layers are known by identity here.
-        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
-        self.controller = Controller(viewer, self)
+        self.controller = Controller(unwrapped(napari_viewer), self)
         self.keys = Keys(self.controller)
         self.image_panel = ImagePanel(self.controller)
         self.prompt_panel = PromptPanel(self.controller)
@@ -90,12 +88,13 @@ class RefineSAMWidget(QWidget):
         layout.addStretch(1)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(content)
         outer = QVBoxLayout(self)
         outer.addWidget(scroll, 1)
         outer.addWidget(self._busy)
         outer.addWidget(self.status)
-        self.setMinimumWidth(330)
+        self.setMinimumWidth(content.minimumSizeHint().width() + 40)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
 
     def _update_shown(self) -> None:
@@ -126,5 +125,10 @@ def _end(files: Files, controller: Controller) -> None:
 
 def segment_layer(viewer: napari.Viewer, layer: Image) -> None:
     """Open the widget on a layer: the command in the layers' menu."""
-    _, widget = viewer.window.add_plugin_dock_widget("refinesam", "refinesam")
-    widget.controller.choose_image(layer)
+    _, widget = unwrapped(viewer).window.add_plugin_dock_widget("refinesam", "refinesam")
+    widget.controller.choose_image(unwrapped(layer))
+
+
+def unwrapped(proxied: Any) -> Any:
+    """Return what napari wraps for plugins: it wraps anew on every access, and layers are known by identity here."""
+    return getattr(proxied, "__wrapped__", proxied)

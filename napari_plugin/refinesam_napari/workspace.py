@@ -13,14 +13,14 @@ import numpy as np
 
 from refinesam_napari.document import Change, Document, History, Origin, PlanePrompts, SegmentedObject, Write
 from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
-from refinesam_napari.images import ImageSettings
+from refinesam_napari.images import ImageSettings, ImageSnapshot
 from refinesam_napari.inference import Answer
 from refinesam_napari.objects_layer import ObjectsLayer
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
-__all__ = ["Workspace"]
+__all__ = ["Workspace", "shape_of"]
 
 ANSWERS_KEPT = 64
 NOTHING = PlaneMask(0, 0, np.zeros((0, 0), np.bool_))
@@ -38,6 +38,8 @@ class Workspace:
         objects: the labels layer with the committed objects, None before the first.
         crops: what the model saw last, by plane, for the object in hand.
         generation: counts up whenever earlier answers lose their validity.
+        shape: of the image that all of it belongs to, without colours.
+        pixels: the layer's data that the answers are about.
     """
 
     image: Image
@@ -47,6 +49,9 @@ class Workspace:
     crops: dict[Plane, Crop] = field(default_factory=dict)
     generation: int = 0
     _answers: OrderedDict[Any, Answer] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.shape, self.pixels = shape_of(self.image), self.image.data
 
     @property
     def document(self) -> Document:
@@ -299,6 +304,11 @@ class Workspace:
     def _apply(self, writes: Iterable[Write]) -> None:
         if self.objects is not None:
             self.objects.apply(writes)
+
+
+def shape_of(image: Image) -> tuple[int, ...]:
+    """Return the sizes of an image layer's axes at full resolution, without colours."""
+    return ImageSnapshot.of(image, ImageSettings()).shape
 
 
 def _question(plane: Plane, prompts: PlanePrompts, refine: bool) -> tuple[Any, ...]:

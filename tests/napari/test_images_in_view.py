@@ -161,9 +161,11 @@ def test_switching_images_keeps_each_ones_work(open_gui: Callable[..., Gui]) -> 
     gui.click(image, *COIN)
     mask = gui.mask()
     gui.viewer.layers.selection.active = other
+    gui.settle()
     assert gui.controller.workspace.image is other
     assert len(gui.controller.prompts.points.data) == 0 and not gui.controller.preview.layer.visible
     gui.viewer.layers.selection.active = image
+    gui.settle()
     assert np.array_equal(gui.mask(), mask) and len(gui.controller.prompts.points.data) == 1
     # Renaming and moving layers changes nothing.
     image.name, gui.controller.prompts.points.name = "renamed", "mine"
