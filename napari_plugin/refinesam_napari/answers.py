@@ -254,7 +254,7 @@ class Answers(Scene):
         self._settled.stop()
         self.engine.cancel()
         self.long.cancel()
-        self.told.emit("Cancelled. The next prompt, or another plane, starts anew.", False)
+        self.told.emit("Cancelled. The next prompt starts anew.", False)
 
     @property
     def busy(self) -> bool:
