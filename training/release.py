@@ -1,4 +1,4 @@
-"""Put trained weights into the package and measure them: assets, results and the table of the model card.
+"""Put trained weights into the package and measure them; print the tables of the model card.
 
     python training/release.py runs/builtin/weights.safetensors --data DATA --input-size 320 --sources dsb2018 emps
 
@@ -58,6 +58,16 @@ def measure(weights: Path, data: Path, sources: list[str], limit: int | None) ->
     return rows
 
 
+def card_table(group: dict[str, Any]) -> str:
+    """Return a group's results as the model card shows them: mIoU of the chosen mask, in brackets of the best one."""
+    lines = ["| source | images | objects | box | 3 clicks | 1 click |", "|---|---|---|---|---|---|"]
+    for source, row in group["by_source"].items():
+        cells = (f"{row[p]['miou']:.2f} ({row[p]['miou_oracle']:.2f})" for p in PROTOCOLS)
+        lines.append(f"| {source} | {row['images']} | {row['objects']} | {' | '.join(cells)} |")
+    means = " | ".join(f"**{group['mean_over_sources'][p]:.3f}**" for p in PROTOCOLS)
+    return "\n".join([*lines, f"| **mean** | | | {means} |"])
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,6 +86,7 @@ def main() -> None:
             mean = {p: fmean(row[p]["miou"] for row in rows.values()) for p in PROTOCOLS}
             print(f"mean of {group}:", *(f"{p} {v:.3f}" for p, v in mean.items()))
             result[group] = {"mean_over_sources": mean, "by_source": rows}
+            print(card_table(result[group]))
     write_json(RESULTS, result, indent=1)
 
 

@@ -18,6 +18,7 @@ from refinesam_napari.geometry import Plane
 from refinesam_napari.images import CropReader, ImageSnapshot
 from refinesam_napari.inference import Answer, Model, Request, answer, encode, sessions
 from refinesam_napari.scene import Scene
+from refinesam_napari.views import visible_rectangle
 from refinesam_napari.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Answers(Scene):
             options.refine,
             options.model,
             options.crop_mode,
-            self.visible_rectangle(),
+            visible_rectangle(workspace.image, plane),
         )
 
     @property

@@ -237,7 +237,10 @@ class ObjectsPanel(QGroupBox):
         self.discard = button("Drop prompts  [Q]", "Drop the prompts in hand", controller.discard)
         self.undo = button("Undo", "Ctrl-Z", controller.undo)
         self.redo = button("Redo", "Ctrl-Shift-Z", controller.redo)
-        self.overwrite = QCheckBox("overwrite other objects")
+        self.labels = QComboBox()
+        self.labels.setToolTip("The labels layer that objects are added to; what it holds already stays.")
+        self.labels.activated.connect(self._choose_labels)
+        self.overwrite = QCheckBox("overwrite others")
         self.overwrite.toggled.connect(lambda on: controller.use_options(overwrite=on))
         self.list = QListWidget()
         self.list.setMaximumHeight(150)
@@ -247,7 +250,7 @@ class ObjectsPanel(QGroupBox):
         layout = QVBoxLayout(self)
         layout.addWidget(row(self.commit, self.discard))
         layout.addWidget(row(self.undo, self.redo))
-        layout.addWidget(self.overwrite)
+        layout.addWidget(row(QLabel("into"), self.labels, self.overwrite))
         layout.addWidget(self.list)
         layout.addWidget(row(self.edit, self.delete))
 
@@ -274,6 +277,7 @@ class ObjectsPanel(QGroupBox):
                 self.list.addItem(entry)
                 if object_id == chosen:
                     self.list.setCurrentItem(entry)
+        self._show_labels()
         history = None if workspace is None else workspace.history
         for made, name, verb in (
             (self.undo, history.undo_name if history else None, "Undo"),
@@ -283,6 +287,26 @@ class ObjectsPanel(QGroupBox):
             made.setText(verb if name is None else f"{verb}: {name}")
         self.commit.setEnabled(bool(document and document.draft))
         self.discard.setEnabled(bool(document and (document.draft or document.editing)))
+
+    def _show_labels(self) -> None:
+        objects = None if self.controller.workspace is None else self.controller.workspace.objects
+        fitting = self.controller.fitting_labels()
+        with QSignalBlocker(self.labels):
+            self.labels.clear()
+            if objects is None:
+                self.labels.addItem("a new layer")
+            for layer in fitting:
+                self.labels.addItem(layer.name)
+            if objects is not None and objects.layer in fitting:
+                self.labels.setCurrentIndex(fitting.index(objects.layer))
+
+    def _choose_labels(self, index: int) -> None:
+        workspace, fitting = self.controller.workspace, self.controller.fitting_labels()
+        if workspace is None:
+            return
+        index -= workspace.objects is None  # "a new layer" comes first.
+        if index >= 0 and (workspace.objects is None or workspace.objects.layer is not fitting[index]):
+            self.controller.use_labels(fitting[index])
 
     def _edit(self) -> None:
         if self.chosen is not None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image, Labels
-from qtpy.QtCore import QObject, QTimer, Signal
+from napari.layers import Image
+from qtpy.QtCore import QObject, QTimer
 
 from refinesam import RefineSAMError
-from refinesam_napari.document import Document, History, PlanePrompts, Write
+from refinesam_napari.committed import Committed
+from refinesam_napari.document import PlanePrompts
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
-from refinesam_napari.objects_layer import ObjectsLayer, fits, new_labels, place_labels
+from refinesam_napari.objects_layer import place_labels
 from refinesam_napari.placing import is_kept_active
 from refinesam_napari.preview import DISPLAY_ONLY, Preview
 from refinesam_napari.prompt_layers import PromptLayers
@@ -22,7 +22,6 @@ from refinesam_napari.views import guess_channel_axis, plane_in_view
 from refinesam_napari.workspace import Workspace, shape_of
 
 if TYPE_CHECKING:
-    from napari.layers import Layer
     from napari.viewer import Viewer
 
 __all__ = ["Scene"]
@@ -30,28 +29,16 @@ __all__ = ["Scene"]
 PLACE = ("scale", "translate", "rotate", "shear", "affine")
 
 
-class Scene(QObject):
+class Scene(Committed):
     """The image in hand, the plane in view, and the layers of prompts, preview and objects.
 
     Layers are known by identity, never by name. `workspace` is None without an image, `plane` where nothing can be
     prompted, as in 3D. A subclass says what is to be done when pixels, plane or prompts change.
-
-    Signals:
-        changed: something that a widget shows has changed.
-        edited: the document changed.
     """
 
-    changed = Signal()
-    edited = Signal()
-
     def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self.viewer = viewer
-        self.workspace: Workspace | None = None
+        super().__init__(viewer, parent)
         self.plane: Plane | None = None
-        self._workspaces: weakref.WeakKeyDictionary[Layer, Workspace] = weakref.WeakKeyDictionary()
-        # Objects' layers that were removed, with the history that belongs to them: they may come back.
-        self._removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History]] = weakref.WeakKeyDictionary()
         self.prompts = PromptLayers(viewer, self.prompts_edited)
         self.preview = Preview(viewer)
         for event, callback in self._events():
@@ -75,10 +62,6 @@ class Scene(QObject):
 
     def plane_shown(self) -> None:
         """A plane came into view, or is seen in another way."""
-        raise NotImplementedError
-
-    def objects_returned(self) -> None:
-        """The layer of objects, with their history, is back."""
         raise NotImplementedError
 
     # -- viewer -----------------------------------------------------------------------------------------------------
@@ -112,15 +95,14 @@ class Scene(QObject):
         layer = event.value
         if self.workspace is None:
             _later(self._begin)
-        if layer in self._removed:
-            self._take_back(layer, *self._removed.pop(layer))
+        self.take_back_objects(layer)
         self.changed.emit()
 
     def _layer_removed(self, event: Any) -> None:
         layer = event.value
         for workspace in list(self._workspaces.values()):
             if workspace.objects is not None and layer is workspace.objects.layer:
-                self._let_go_of_objects(workspace)
+                self.let_go_of_objects(workspace)
         if self.workspace is not None and layer is self.workspace.image:
             self.choose_image(None)
             _later(self._begin)
@@ -266,77 +248,6 @@ class Scene(QObject):
         axis = workspace.settings.channel_axis
         index = round(float(workspace.image.world_to_data(self.viewer.dims.point)[axis]))
         return axis, min(max(index, 0), workspace.shape[axis] - 1)
-
-    def visible_rectangle(self) -> tuple[float, float, float, float] | None:
-        """What of the plane the window shows, x0, y0, x1, y1; None where that can't be told."""
-        workspace, plane = self.workspace, self.plane
-        if workspace is None or plane is None or workspace.image.corner_pixels.shape[0] < 2:
-            return None
-        low, high = workspace.image.corner_pixels
-        level = getattr(workspace.image, "data_level", 0)
-        factor = workspace.image.downsample_factors[level] if workspace.image.multiscale else [1.0] * len(low)
-        down, across = plane.axes
-        x0, y0 = low[across] * factor[across], low[down] * factor[down]
-        return float(x0), float(y0), float(high[across] * factor[across]), float(high[down] * factor[down])
-
-    # -- objects ----------------------------------------------------------------------------------------------------
-
-    def ensure_objects(self) -> ObjectsLayer:
-        """Return the layer of committed objects, made when the first is committed.
-
-        Raises:
-            ConfigError: there is not enough memory.
-        """
-        workspace = self.workspace
-        assert workspace is not None
-        if workspace.objects is None:
-            shape, channel_axis = workspace.shape, workspace.settings.channel_axis
-            layer = new_labels(self.viewer, workspace.image, shape, channel_axis)
-            workspace.objects = self._objects(workspace, layer)
-        return workspace.objects
-
-    def use_labels(self, layer: Labels) -> bool:
-        """Commit objects into an existing Labels layer; False if it doesn't fit the image."""
-        workspace = self.workspace
-        if workspace is None or not fits(layer, workspace.shape, workspace.settings.channel_axis):
-            return False
-        if workspace.objects is not None:
-            self._let_go_of_objects(workspace)
-        workspace.objects = self._objects(workspace, layer)
-        self.changed.emit()
-        return True
-
-    def _objects(self, workspace: Workspace, layer: Labels) -> ObjectsLayer:
-        return ObjectsLayer(layer, lambda writes: self._painted(workspace, layer, writes))
-
-    def _let_go_of_objects(self, workspace: Workspace) -> None:
-        """The objects' layer is gone, and they with it; the prompts in hand stay."""
-        assert workspace.objects is not None
-        workspace.objects.release()
-        self._removed[workspace.objects.layer] = (workspace, workspace.history)
-        workspace.objects = None
-        draft = workspace.document.draft
-        workspace.history = History(Document(draft=draft))
-        self.edited.emit()
-
-    def _take_back(self, layer: Labels, workspace: Workspace, history: History) -> None:
-        """The objects' layer of before is back, unless others took its place; prompts made meanwhile stay in hand."""
-        if workspace.objects is not None or self._workspaces.get(workspace.image) is not workspace:
-            return
-        workspace.objects = self._objects(workspace, layer)
-        draft, workspace.history = workspace.document.draft, history
-        if draft != history.document.draft:
-            history.do("keep prompts", replace(history.document, draft=draft, editing=None))
-        if workspace is self.workspace:
-            self.objects_returned()
-
-    def _painted(self, workspace: Workspace, layer: Labels, writes: tuple[Write, ...]) -> None:
-        # Not only in the plane in view: the labels of any image can be painted in, and in 3D too.
-        lacking = self.viewer.dims.ndim - layer.ndim
-        down, across = (axis - lacking for axis in self.viewer.dims.displayed[-2:])
-        workspace.painted(writes, (down, across))
-        self.edited.emit()
-        self.changed.emit()
 
 
 def _later(callback: Callable[[], None]) -> None:

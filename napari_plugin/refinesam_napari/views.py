@@ -14,7 +14,7 @@ from refinesam_napari.images import along_channels
 if TYPE_CHECKING:
     from napari.layers import Image
 
-__all__ = ["guess_channel_axis", "plane_in_view", "stack_axis"]
+__all__ = ["guess_channel_axis", "plane_in_view", "stack_axis", "visible_rectangle"]
 
 CHANNEL_LABELS = frozenset({"c", "ch", "channel", "channels"})
 DEPTH_LABELS = frozenset({"z", "depth", "plane", "slice"})
@@ -76,6 +76,16 @@ def stack_axis(layer: Image, plane: Plane, channel_axis: int | None) -> int | No
     if depth is not None:
         return depth
     return next((axis for axis in reversed(others) if _labelled(layer, [axis], TIME_LABELS) is None), None)
+
+
+def visible_rectangle(layer: Image, plane: Plane) -> tuple[float, float, float, float] | None:
+    """Return what of a plane the window shows, as x0, y0, x1, y1; None where that can't be told."""
+    corners = layer.corner_pixels
+    if corners.shape[0] < 2:
+        return None
+    factor = layer.downsample_factors[layer.data_level] if layer.multiscale else np.ones(corners.shape[1])
+    (y0, x0), (y1, x1) = (corners * factor)[:, list(plane.axes)].tolist()
+    return x0, y0, x1, y1
 
 
 def _labelled(layer: Image, axes: Sequence[int], labels: frozenset[str]) -> int | None:

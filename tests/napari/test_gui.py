@@ -175,3 +175,24 @@ def test_painting_by_hand_is_in_the_same_history(open_gui: Callable[..., Gui]) -
     assert not (gui.labels() == 7).any() and np.array_equal(gui.labels() == 1, mask)
     gui.key("Z", "control shift")
     assert np.array_equal(gui.labels() == 7, painted)
+
+
+def test_objects_go_into_labels_that_were_there(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    image = gui.viewer.layers["image"]
+    there = np.zeros(image.data.shape, np.int32)
+    there[:60, :45] = 5  # covers half of the coin
+    layer = gui.viewer.add_labels(there.copy(), name="mine")
+    gui.settle()
+    panel = gui.widget.objects_panel
+    assert [panel.labels.itemText(i) for i in range(panel.labels.count())] == ["a new layer", "mine"]
+    panel.labels.setCurrentIndex(1)
+    panel.labels.activated.emit(1)
+    gui.controller.prompts.use_points(True)
+    gui.click(image, *COIN)
+    mask = gui.mask()
+    gui.key("N")
+    assert gui.controller.workspace.objects.layer is layer
+    assert np.array_equal(layer.data == 6, mask & (there == 0)) and np.array_equal(layer.data == 5, there == 5)
+    gui.key("Z", "control")
+    assert np.array_equal(layer.data, there)

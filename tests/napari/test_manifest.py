@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from napari_gui import Gui
 from npe2 import PluginManifest
 from skimage import data
+
+from napari_gui import Gui
 
 
 def test_the_manifest_is_valid() -> None:

@@ -1,0 +1,118 @@
+"""The Labels layers that hold committed objects: made, chosen, lost and found again."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from napari.layers import Labels
+from qtpy.QtCore import QObject, Signal
+
+from refinesam_napari.document import Document, History, Write
+from refinesam_napari.objects_layer import ObjectsLayer, fits, new_labels
+from refinesam_napari.preview import DISPLAY_ONLY
+from refinesam_napari.workspace import Workspace
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+    from napari.viewer import Viewer
+
+__all__ = ["Committed"]
+
+
+class Committed(QObject):
+    """The workspaces of a viewer's images, and the layers of their objects.
+
+    Signals:
+        changed: something that a widget shows has changed.
+        edited: the document changed.
+    """
+
+    changed = Signal()
+    edited = Signal()
+
+    def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.viewer = viewer
+        self.workspace: Workspace | None = None
+        self._workspaces: weakref.WeakKeyDictionary[Layer, Workspace] = weakref.WeakKeyDictionary()
+        # Objects' layers that were removed, with the history that belongs to them: they may come back.
+        self._removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History]] = weakref.WeakKeyDictionary()
+
+    def objects_returned(self) -> None:
+        """For the subclass: the layer of objects, with their history, is back."""
+        raise NotImplementedError
+
+    def ensure_objects(self) -> ObjectsLayer:
+        """Return the layer of committed objects, made when the first is committed.
+
+        Raises:
+            ConfigError: there is not enough memory.
+        """
+        workspace = self.workspace
+        assert workspace is not None
+        if workspace.objects is None:
+            shape, channel_axis = workspace.shape, workspace.settings.channel_axis
+            layer = new_labels(self.viewer, workspace.image, shape, channel_axis)
+            workspace.objects = self._objects(workspace, layer)
+        return workspace.objects
+
+    def fitting_labels(self) -> list[Labels]:
+        """The Labels layers that objects of the image can be committed to."""
+        workspace = self.workspace
+        if workspace is None:
+            return []
+        return [
+            layer
+            for layer in self.viewer.layers
+            if isinstance(layer, Labels)
+            and not DISPLAY_ONLY.items() <= layer.metadata.items()
+            and fits(layer, workspace.shape, workspace.settings.channel_axis)
+        ]
+
+    def use_labels(self, layer: Labels) -> bool:
+        """Commit objects into an existing Labels layer; False if it doesn't fit the image."""
+        workspace = self.workspace
+        if workspace is None or layer not in self.fitting_labels():
+            return False
+        if workspace.objects is not None:
+            self.let_go_of_objects(workspace)
+        workspace.objects = self._objects(workspace, layer)
+        self.changed.emit()
+        return True
+
+    def _objects(self, workspace: Workspace, layer: Labels) -> ObjectsLayer:
+        return ObjectsLayer(layer, lambda writes: self._painted(workspace, layer, writes))
+
+    def let_go_of_objects(self, workspace: Workspace) -> None:
+        """The objects' layer is gone, and they with it; the prompts in hand stay."""
+        assert workspace.objects is not None
+        workspace.objects.release()
+        self._removed[workspace.objects.layer] = (workspace, workspace.history)
+        workspace.objects = None
+        draft = workspace.document.draft
+        workspace.history = History(Document(draft=draft))
+        self.edited.emit()
+
+    def take_back_objects(self, layer: Layer) -> None:
+        """The objects' layer of before is back, unless others took its place; prompts made meanwhile stay in hand."""
+        if layer not in self._removed:
+            return
+        workspace, history = self._removed.pop(layer)
+        if workspace.objects is not None or self._workspaces.get(workspace.image) is not workspace:
+            return
+        workspace.objects = self._objects(workspace, layer)
+        draft, workspace.history = workspace.document.draft, history
+        if draft != history.document.draft:
+            history.do("keep prompts", replace(history.document, draft=draft, editing=None))
+        if workspace is self.workspace:
+            self.objects_returned()
+
+    def _painted(self, workspace: Workspace, layer: Labels, writes: tuple[Write, ...]) -> None:
+        # Not only in the plane in view: the labels of any image can be painted in, and in 3D too.
+        lacking = self.viewer.dims.ndim - layer.ndim
+        down, across = (axis - lacking for axis in self.viewer.dims.displayed[-2:])
+        workspace.painted(writes, (down, across))
+        self.edited.emit()
+        self.changed.emit()
