@@ -164,10 +164,9 @@ class ImagePanel(QGroupBox):
                 channel_axis=axis,
                 channels=tuple(int(part) for part in text.split(",") if part) if axis is not None else (),
             )
+            self.controller.use_settings(settings)
         except (RefineSAMError, ValueError) as error:
             self.controller.told.emit(f"Channels {self.channels.text()!r}: {error}", True)
-            return
-        self.controller.use_settings(settings)
 
     def _show_seen(self) -> None:
         self.controller.show_what_the_model_sees()

@@ -106,7 +106,11 @@ class Scene(Committed):
         if self.workspace is not None and layer is self.workspace.image:
             self.choose_image(None)
             _later(self._begin)
-        elif layer in (self.prompts.points, self.prompts.boxes) and not self.prompts.is_quiet:
+        made = self._workspaces.get(layer)
+        if made is not None and made.history.undo_name is None and made.history.redo_name is None:
+            # Nothing was made in it: let go of it, since it holds the image's memory.
+            del self._workspaces[layer]
+        if layer in (self.prompts.points, self.prompts.boxes) and not self.prompts.is_quiet:
             # What lay in it is gone, which can be undone; to go on, an empty one is needed.
             _later(self._restore_prompt_layers)
         self.changed.emit()
