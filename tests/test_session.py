@@ -166,6 +166,15 @@ def test_negative_click_inside_the_clicked_object_removes_at_least_its_spot() ->
     assert not prediction.mask[5, 5]
 
 
+def test_negative_click_takes_a_part_rather_than_the_whole_object() -> None:
+    # What lies under the click is the boxed object itself, half of it as every other pixel, or everything.
+    encoded = Session(FloodModel()).encode(patches())
+    boxed = encoded.predict(Prompt(points=[[5, 5]], labels=[0], box=[0, 0, 16, 12]))
+    assert boxed.negatives == "subtracted"
+    every_other = np.indices((12, 16)).sum(0) % 2 == 0
+    assert np.array_equal(boxed.mask[:12, :16], ~every_other)
+
+
 def test_negative_click_goes_to_a_model_that_was_trained_on_it() -> None:
     model = FloodModel(negative_points=True)
     prompt = Prompt(points=[[3, 4], [20, 4]], labels=[1, 0])

@@ -23,6 +23,8 @@ __all__ = ["EncodedImage", "OnProgress", "SegmentationModel", "Session"]
 # Called with the steps done so far and their number.
 OnProgress = Callable[[int, int], None]
 
+# Of a mask, by a negative click: what takes more is likely the object that the user means.
+MOST_REMOVED = 0.5
 DEFAULT_CACHE_BYTES = 512 * 2**20
 
 
@@ -97,7 +99,7 @@ class EncodedImage:
             best = logits[[int(np.argmax(iou))]]
             ignored = prompt.negative_points[self._values(best, prompt.negative_points)[0] > 0]
         for point in ignored:
-            logits = self._subtracted(logits, point, prompt.positive_points)
+            logits = self._subtracted(logits, int(np.argmax(iou)), point, prompt.positive_points)
         return Prediction(
             masks=self.model.upsample(logits, self.image_hw),
             iou_predictions=iou,
@@ -142,17 +144,22 @@ class EncodedImage:
     def _values(self, logits: FloatArray, points: FloatArray) -> FloatArray:
         return self.model.value_at(logits, self.image_hw, points)
 
-    def _subtracted(self, logits: FloatArray, negative: FloatArray, positives: FloatArray) -> FloatArray:
+    def _subtracted(self, logits: FloatArray, best: int, negative: FloatArray, positives: FloatArray) -> FloatArray:
         """Answer a negative click without training: what it points at is taken away in logit space.
 
-        The masks at the click are decoded as objects of their own. The best of those that cover no positive click is
-        removed: min(mask, -object). If all of them cover one, each pixel goes to the surer of the two:
+        The masks at the click are decoded as objects of their own. The best of those that cover no positive click and
+        at most half of the best mask is removed: min(mask, -object). If there is none, as when the click lies inside the
+        object that is meant, each pixel goes to the surer of the mask and the object that takes the least of it:
         min(mask, mask - object).
         """
         others, other_iou = self.model.decode(self.features, self.image_hw, Prompt(points=[negative]), True)
-        apart = np.array([not (row > 0).any() for row in self._values(others, positives)])
-        chosen = int(np.argmax(np.where(apart, other_iou, other_iou - 10)))
-        taken = -others[chosen] if apart[chosen] else logits - np.maximum(others[chosen], 0)
+        covered = logits[best] > 0
+        share = ((others > 0) & covered).sum(axis=(1, 2)) / max(1, np.count_nonzero(covered))
+        apart = np.array([not (row > 0).any() for row in self._values(others, positives)]) & (share <= MOST_REMOVED)
+        if apart.any():
+            taken = -others[int(np.argmax(np.where(apart, other_iou, -np.inf)))]
+        else:
+            taken = logits - np.maximum(others[int(np.argmin(share))], 0)
         return np.asarray(np.minimum(logits, taken), np.float32)
 
 
