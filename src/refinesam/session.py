@@ -148,8 +148,8 @@ class EncodedImage:
         """Answer a negative click without training: what it points at is taken away in logit space.
 
         The masks at the click are decoded as objects of their own. The best of those that cover no positive click and
-        at most half of the best mask is removed: min(mask, -object). If there is none, as when the click lies inside the
-        object that is meant, each pixel goes to the surer of the mask and the object that takes the least of it:
+        at most half of the best mask is removed: min(mask, -object). If there is none, as when the click lies inside
+        the object that is meant, each pixel goes to the surer of the mask and the object that takes the least of it:
         min(mask, mask - object).
         """
         others, other_iou = self.model.decode(self.features, self.image_hw, Prompt(points=[negative]), True)
