@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo-installed
+# Label Studio's server pins other versions of nearly everything, so it lives apart.
+LABEL_STUDIO := .venv-labelstudio
+# label-studio-ml's release pins what it needs to versions of 2020; it runs with those of today.
+LABEL_STUDIO_ML := .site-labelstudio-ml
+LABEL_STUDIO_ML_RELEASE := label-studio-ml==1.0.9 label-studio-tools==0.0.4
+LABEL_STUDIO_STAMP := $(LABEL_STUDIO)/.installed
 
 # The wheels of torch, OpenCV and pycocotools bring their own libraries and need only the C++ runtime.
 DEBIAN_PACKAGES := libstdc++6 zlib1g
 # The tests open real windows on a virtual screen.
 SCREEN_PACKAGES := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 \
 	libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1 \
-	libdbus-1-3 fontconfig fonts-dejavu-core
+	libdbus-1-3 fontconfig fonts-dejavu-core chromium
 SCREEN := xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24"
 # Ground truth in two and three dimensions; nothing of it is imported, so its own dependencies stay out.
 GROUND_TRUTH := stardist==0.9.2
@@ -19,7 +25,7 @@ DEBIAN_PACKAGES += python3-venv
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts setup debian-packages screen screenshots build clean
+.PHONY: help demo test lint format types contracts setup labelstudio debian-packages screen screenshots build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +33,7 @@ help: ## list the targets
 demo: $(DEMO_STAMP) ## segment sample images, plain and refined, into demo_output/
 	$(VENV)/bin/refinesam demo --output demo_output
 
-test: screen lint types contracts ## every check: ruff, mypy, import-linter, pytest
+test: screen labelstudio lint types contracts ## every check: ruff, mypy, import-linter, pytest
 	$(SCREEN) $(VENV)/bin/python -m pytest
 
 screenshots: screen $(STAMP) ## the pictures of docs/napari.md, from the real window
@@ -62,6 +68,16 @@ $(STAMP): pyproject.toml constraints.txt | debian-packages
 	$(VENV)/bin/python -m pip install --quiet --no-deps $(GROUND_TRUTH)
 	@touch $@ $(DEMO_STAMP)
 
+labelstudio: $(LABEL_STUDIO_STAMP) ## a real Label Studio server for the tests, in .venv-labelstudio
+
+$(LABEL_STUDIO_STAMP): constraints-labelstudio.txt | debian-packages
+	test -x $(LABEL_STUDIO)/bin/pip || $(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/python -m pip install --quiet --constraint constraints-labelstudio.txt label-studio
+	$(LABEL_STUDIO)/bin/python -m pip install --quiet --target $(LABEL_STUDIO_ML) --constraint constraints-labelstudio.txt \
+		flask rq redis colorama appdirs requests lxml
+	$(LABEL_STUDIO)/bin/python -m pip install --quiet --target $(LABEL_STUDIO_ML) --no-deps $(LABEL_STUDIO_ML_RELEASE)
+	@touch $@
+
 # The demonstration needs no windows and no tools.
 $(DEMO_STAMP): pyproject.toml constraints.txt | debian-packages
 	$(call check-python)
@@ -95,5 +111,5 @@ build: $(STAMP) ## a wheel in dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove .venv, caches and outputs
-	rm -rf $(VENV) dist build demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) dist build demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

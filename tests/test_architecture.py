@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "refinesam"
 MODULES = sorted(SOURCE.rglob("*.py"))
 RELATIVE = [path.relative_to(SOURCE).as_posix() for path in MODULES]
-PLUGIN = ROOT / "napari_plugin"
+ADAPTERS = ("napari_plugin", "labelstudio_backend")
+ADAPTER_MODULES = [path for folder in ADAPTERS for path in sorted((ROOT / folder).rglob("*.py"))]
 # Path from the root of every module, the adapters' too.
-EVERYWHERE = [path.relative_to(ROOT).as_posix() for path in [*MODULES, *sorted(PLUGIN.rglob("*.py"))]]
+EVERYWHERE = [path.relative_to(ROOT).as_posix() for path in MODULES + ADAPTER_MODULES]
 
 TORCH_BORDER = re.compile(r"(models|training)/.+\.py|(predictor|automatic|weights)\.py")
 ADAPTERS_AND_HOSTS = ("refinesam_", "napari", "qtpy", "magicgui", "fastapi", "label_studio_sdk", "fiftyone")
@@ -109,7 +110,7 @@ def test_names_say_what_a_thing_is(relative: str) -> None:
     assert [name for name in classes if re.match(r"_?Base[A-Z]", name) or name.endswith("Manager")] == []
 
 
-@pytest.mark.parametrize("relative", [path for path in EVERYWHERE if path.startswith("napari_plugin")])
+@pytest.mark.parametrize("relative", [path for path in EVERYWHERE if path.startswith(ADAPTERS)])
 def test_adapters_use_public_names_only(relative: str) -> None:
     tree = ast.parse((ROOT / relative).read_text(encoding="utf-8"))
     for node in ast.walk(tree):

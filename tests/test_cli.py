@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,3 +174,65 @@ def test_bad_calls_end_with_one_clear_line(
     assert words in message
     assert "Traceback" not in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Path:
+    """A folder of installed adapters: `greet` works, `broken` lacks a dependency, both tell when they are imported."""
+    info = tmp_path / "adapters-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: adapters\nVersion: 1.0\n")
+    names = ["greet = greeting_adapter:app", "broken = broken_adapter:app", "segment = broken_adapter:app"]
+    (info / "entry_points.txt").write_text("\n".join(["[refinesam.commands]", *names, ""]))
+    program = [
+        "import sys, typer",
+        "print('greeting imported')",
+        "app = typer.Typer(add_completion=False)",
+        "@app.command()",
+        "def hello(name: str) -> None:",
+        "    print(f'hello {name}', 'torch' in sys.modules)",
+        "@app.command()",
+        "def other() -> None:",
+        "    raise SystemExit(7)",
+    ]
+    (tmp_path / "greeting_adapter.py").write_text("\n".join(program))
+    (tmp_path / "broken_adapter.py").write_text("print('broken imported')\nimport a_package_nobody_has\n")
+    return tmp_path
+
+
+def run_with(adapters: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(adapters), "COLUMNS": "160", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "refinesam.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_adapters_without_importing_them(adapters: Path) -> None:
+    done = run_with(adapters, "--help")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[1]: line for line in done.stdout.splitlines() if len(line.split()) > 2}
+    assert "comes with the extra 'greet'" in lines["greet"]
+    assert "the extra 'broken'" in lines["broken"]
+    assert "imported" not in done.stdout
+    # A command of the core cannot be replaced from outside.
+    assert "adapter" not in lines["segment"]
+
+
+def test_an_adapter_is_loaded_when_it_is_called(adapters: Path) -> None:
+    done = run_with(adapters, "greet", "hello", "Ada")
+    assert (done.returncode, done.stdout.split()) == (0, ["greeting", "imported", "hello", "Ada", "False"]), done.stderr
+    assert run_with(adapters, "greet", "other").returncode == 7
+    listed = run_with(adapters, "greet", "--help")
+    assert listed.returncode == 0
+    assert "hello" in listed.stdout
+
+
+def test_an_adapter_without_its_dependencies_names_the_extra(adapters: Path) -> None:
+    done = run_with(adapters, "broken", "hello")
+    assert done.returncode == 1
+    message = " ".join(done.stderr.split())
+    assert "MissingExtraError: a_package_nobody_has" in message
+    assert 'pip install "refinesam[broken]"' in message
+    assert "Traceback" not in message
+    unknown = run_with(adapters, "nonesuch")
+    assert unknown.returncode == 2
+    assert "No such command" in unknown.stderr

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from refinesam.errors import PromptError, RefineSAMError
+from refinesam.errors import MissingExtraError, PromptError, RefineSAMError
 
 if TYPE_CHECKING:
     from refinesam.types import Prediction, Prompt
 
 __all__ = ["app", "main"]
 
+# An adapter's entry point here, "NAME = its_package.module:typer_app", becomes `refinesam NAME`.
+COMMANDS = "refinesam.commands"
+
+
+class _Commands(TyperGroup):
+    """The commands below and the adapters'; an adapter is listed by its entry point and imported when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(entry_points(group=COMMANDS).names - self.commands.keys())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if (own := super().get_command(ctx, cmd_name)) is not None or not entry_points(group=COMMANDS, name=cmd_name):
+            return own
+        return TyperCommand(cmd_name, help=f"The {cmd_name} adapter, which comes with the extra {cmd_name!r}.")
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and name not in self.commands:
+            command = get_command(_loaded(next(iter(entry_points(group=COMMANDS, name=name)))))
+        return name, command, rest
+
+
+def _loaded(command: EntryPoint) -> Any:
+    try:
+        return command.load()
+    except ModuleNotFoundError as error:
+        # The extra has the command's name.
+        raise MissingExtraError(error.name or command.module, command.name) from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Promptable segmentation: EfficientSAM with Adaptive Mask Refinement.",
     no_args_is_help=True,
     add_completion=False,

@@ -1,0 +1,1 @@
+"""refinesam in Label Studio: pre-annotations that arrive, smart tools that answer."""

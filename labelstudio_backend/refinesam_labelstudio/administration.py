@@ -1,0 +1,52 @@
+"""`ProjectServer`: what only the command line asks of Label Studio, beside what the backend does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from refinesam_labelstudio.access import LabelStudioServer
+from refinesam_labelstudio.responses import ServerError, check_status
+
+__all__ = ["ProjectServer"]
+
+
+class ProjectServer(LabelStudioServer):
+    """A Label Studio server whose projects are prepared and examined."""
+
+    def whoami(self) -> dict[str, Any]:
+        """Return the token's user, with "email"; ServerError if the token is refused."""
+        return self._object("GET", "/api/current-user/whoami")
+
+    def update_prediction(self, prediction_id: int, row: Mapping[str, Any]) -> None:
+        """Replace a stored prediction in place; doing so twice is the same as once.
+
+        Args:
+            prediction_id: the prediction's.
+            row: with "result", "score" and "model_version".
+
+        Raises:
+            ServerError: not reached, or refused.
+        """
+        self._object("PATCH", f"/api/predictions/{int(prediction_id)}/", content=dict(row))
+
+    def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
+        """Return the models that a project is connected to, each with "url", "state" and "is_interactive".
+
+        The server asks each of them for its health and setup first, so "state" is fresh.
+
+        Raises:
+            ServerError: not reached, refused, or no list.
+        """
+
+        def attempt() -> list[dict[str, Any]]:
+            params = {"project": int(project_id)}
+            request = self._client.build_request("GET", f"{self.url}/api/ml", params=params)
+            response = self._send(request, self._authorization())
+            check_status(response)
+            content = response.json()
+            if not isinstance(content, list):
+                raise ServerError(f"{self.url}/api/ml answered with no list: is it Label Studio 1.x?")
+            return content
+
+        return self._retrying(attempt)

@@ -1,0 +1,159 @@
+"""From one task to its regions: read the image, find the prompts, ask the session, write and check the regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinesam import DatasetError, EncodedImage, Prediction, Prompt, RefineSAMError, Session
+from refinesam_labelstudio.labeling_config import ImageTag, LabelingConfig
+from refinesam_labelstudio.options import ServiceOptions
+from refinesam_labelstudio.prompts import PromptedObject, prompt_from_context, prompts_from_annotations
+from refinesam_labelstudio.results import check_regions, regions_from_mask
+
+__all__ = ["Answer", "Answerer", "ReadImage"]
+
+# Takes what a task's data says of its image, and the task's id; returns (H, W, 3) uint8 RGB.
+ReadImage = Callable[[object, int | None], NDArray[np.uint8]]
+Job = tuple[Callable[[], Prediction], str | None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a task.
+
+    Attributes:
+        regions: as Label Studio takes them, checked against the labeling config.
+        score: mean predicted IoU of the masks, 0 without any.
+        problems: why something is missing, one sentence each.
+        unprompted: nothing is asked for yet, so that there is time to encode the images.
+    """
+
+    regions: tuple[dict[str, Any], ...] = ()
+    score: float = 0.0
+    problems: tuple[str, ...] = ()
+    unprompted: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Answerer:
+    """Answers tasks of one project.
+
+    Attributes:
+        session: the model.
+        read_image: from what the task says to pixels.
+        config: the project's labeling config.
+        options: the project's.
+    """
+
+    session: Session
+    read_image: ReadImage
+    config: LabelingConfig
+    options: ServiceOptions
+
+    def answer(self, task: object, context: object = None) -> Answer:
+        """Answer one task; what goes wrong with one of its objects costs that object alone.
+
+        Args:
+            task: with "data", and where there are any "annotations", "drafts" and "predictions".
+            context: what an annotator drew, {"result": [...]}; None or {} where nobody waits at the screen.
+
+        Raises:
+            RefineSAMError: no task, no image that can be read, or no prompt in the context.
+        """
+        if not isinstance(task, Mapping) or not isinstance(context or {}, Mapping):
+            raise DatasetError(
+                f"A task and its context must be JSON objects, got a {type(task).__name__} and a "
+                f"{type(context).__name__}: send them as Label Studio does."
+            )
+        if isinstance(context, Mapping) and "result" in context and not context["result"]:
+            return Answer(unprompted=True)
+        images = {tag.name: self._read(task, tag) for tag in self._shown(task, context)}
+        objects: dict[str, list[PromptedObject]] = {}
+        for name, pixels in images.items():
+            found = self._objects(task, context, pixels.shape[:2])
+            objects[name] = [item for item in found if item.to_name == name]
+        prompted = any(objects.values())
+        if not prompted and self.options.everything is None:
+            return Answer(unprompted=True)
+        regions: list[dict[str, Any]] = []
+        scores: list[float] = []
+        problems: list[str] = []
+        for name, pixels in images.items():
+            encoded = self.session.encode(pixels)
+            for make, label in self._prompted(encoded, objects[name]) if prompted else self._everything(encoded, name):
+                try:
+                    prediction = make()
+                    made = self._regions(prediction, label, name)
+                except RefineSAMError as error:
+                    problems.append(str(error))
+                    continue
+                regions += made
+                scores += [_score(prediction)] if made else []
+        return Answer(tuple(regions), float(np.mean(scores)) if scores else 0.0, tuple(problems))
+
+    def images(self, task: Mapping[str, Any]) -> list[object]:
+        """Return what a task's data says of the images of the labeling config that it has."""
+        data = task.get("data")
+        found = [data.get(tag.variable) for tag in self.config.images] if isinstance(data, Mapping) else []
+        return [value for value in found if value is not None]
+
+    def _read(self, task: Mapping[str, Any], tag: ImageTag) -> NDArray[np.uint8]:
+        task_id = task.get("id")
+        return self.read_image(task["data"][tag.variable], task_id if isinstance(task_id, int) else None)
+
+    def _shown(self, task: Mapping[str, Any], context: object) -> list[ImageTag]:
+        """Return the images that the context is about; without one, all that the task has."""
+        data = task.get("data")
+        has = data if isinstance(data, Mapping) else {}
+        shown = [tag for tag in self.config.images if has.get(tag.variable) is not None]
+        if len(shown) > 1 and isinstance(context, Mapping) and isinstance(context.get("result"), list):
+            about = [region.get("to_name") for region in context["result"] if isinstance(region, Mapping)]
+            shown = [tag for tag in shown if tag.name in about]
+        if not shown:
+            wanted = ", ".join(tag.variable for tag in self.config.images)
+            raise DatasetError(
+                f"The task has no image: its data needs {wanted}, as the labeling config says. Import it with it, or "
+                "correct the config."
+            )
+        return shown
+
+    def _objects(self, task: Mapping[str, Any], context: object, image_hw: tuple[int, ...]) -> list[PromptedObject]:
+        hw = (image_hw[0], image_hw[1])
+        if isinstance(context, Mapping) and context:
+            return prompt_from_context(context, task, self.config, hw)
+        return prompts_from_annotations(task, self.config, hw)
+
+    def _prompted(self, encoded: EncodedImage, objects: list[PromptedObject]) -> Iterator[Job]:
+        for item in objects:
+            yield partial(self._predicted, encoded, item.prompt), item.label
+
+    def _everything(self, encoded: EncodedImage, name: str) -> Iterator[Job]:
+        tag = self.config.output_for(self.options.label, self.options.output, name)
+        label = self.options.label or next(iter(tag.labels), None)
+        settings: dict[str, Any] = dict(self.options.everything or {})
+        for prediction in self.session.segment_everything(encoded, **settings)[: self.options.max_masks]:
+            yield partial(self._refined, encoded, prediction), label
+
+    def _predicted(self, encoded: EncodedImage, prompt: Prompt) -> Prediction:
+        return self._refined(encoded, encoded.predict(prompt))
+
+    def _refined(self, encoded: EncodedImage, prediction: Prediction) -> Prediction:
+        return prediction if self.options.amr is None else encoded.refine(prediction, self.options.amr)
+
+    def _regions(self, prediction: Prediction, label: str | None, name: str) -> list[dict[str, Any]]:
+        tag = self.config.output_for(label, self.options.output, name)
+        mask = prediction.mask
+        regions = regions_from_mask(mask, tag, label, (mask.shape[0], mask.shape[1]), _score(prediction))
+        check_regions(regions, self.config)
+        return regions
+
+
+def _score(prediction: Prediction) -> float:
+    """The predicted IoU; a model may predict more than 1, which Label Studio has no room for."""
+    return min(max(prediction.score, 0.0), 1.0)

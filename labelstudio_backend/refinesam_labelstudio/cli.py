@@ -1,0 +1,213 @@
+"""`refinesam labelstudio ...`: serve, preannotate, doctor, configs, finetune."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import refinesam
+from refinesam import ConfigError, write_json
+from refinesam_labelstudio.answering import Answerer
+from refinesam_labelstudio.doctor import examine
+from refinesam_labelstudio.environment import (
+    DEFAULT_FOLDER,
+    TOKEN,
+    URL,
+    annotations_folder,
+    basic_auth,
+    image_reader,
+    journal_path,
+    options_from,
+    required_label_studio,
+    start_service,
+)
+from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
+from refinesam_labelstudio.learning import finetune_project, weights_for
+from refinesam_labelstudio.options import weights_version
+from refinesam_labelstudio.preannotate import Preannotation, preannotate
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Label Studio: serve the ML backend, pre-annotate projects, find out what is wrong.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+WeightsOption = Annotated[
+    str, typer.Option(envvar="REFINESAM_WEIGHTS", help="Name of `refinesam weights list`, a file, or a versions.json.")
+]
+DeviceOption = Annotated[str, typer.Option(envvar="REFINESAM_DEVICE", help="auto, cpu, cuda, cuda:1, ...")]
+RefineOption = Annotated[bool, typer.Option("--refine", help="Apply Adaptive Mask Refinement.")]
+ExtraOption = Annotated[str, typer.Option(help='As a project\'s extra params, such as {"output": "polygon"}.')]
+FolderOption = Annotated[
+    Path, typer.Option(envvar="REFINESAM_LABELSTUDIO_FOLDER", help="For downloads, journals and annotations.")
+]
+RootsOption = Annotated[
+    list[Path] | None, typer.Option("--local-root", help="Label Studio's local files, as mounted here; repeatable.")
+]
+HostsOption = Annotated[
+    list[str] | None, typer.Option("--allow-host", help="A further host to fetch images from; repeatable.")
+]
+ProjectOption = Annotated[int, typer.Option(help="The project's id, the number in its address.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 9090,
+    weights: WeightsOption = "builtin",
+    device: DeviceOption = "auto",
+    refine: RefineOption = False,
+    extra_params: ExtraOption = "",
+    folder: FolderOption = DEFAULT_FOLDER,
+    local_root: RootsOption = None,
+    allow_host: HostsOption = None,
+    learn: Annotated[bool, typer.Option("--learn", help="Collect accepted annotations from the webhook.")] = False,
+) -> None:
+    """Run the ML backend.
+
+    Secrets come from the environment: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY to read images,
+    REFINESAM_LABELSTUDIO_USER and REFINESAM_LABELSTUDIO_PASSWORD to ask for a user name and password.
+    """
+    import uvicorn
+
+    from refinesam_labelstudio.app import create_app
+
+    _log()
+    credentials, options = basic_auth(), options_from(refine, extra_params)
+    service = start_service(weights, device, options, folder, local_root or (), allow_host or (), learn)
+    if not os.environ.get(URL):
+        errors.print(f"Without {URL} and {TOKEN}, only images in local roots and data URIs can be read.")
+    uvicorn.run(create_app(service, basic_auth=credentials), host=host, port=port, log_level="info")
+
+
+@app.command("preannotate")
+def preannotate_project(
+    project: ProjectOption,
+    overwrite_own: Annotated[
+        bool, typer.Option("--overwrite-own", help="Make predictions of this model version anew.")
+    ] = False,
+    chunk: Annotated[int, typer.Option(min=1, max=1000, help="Tasks that are stored together.")] = 20,
+    report: Annotated[Path | None, typer.Option(help="Write what was done as JSON.")] = None,
+    weights: WeightsOption = "builtin",
+    device: DeviceOption = "auto",
+    refine: RefineOption = False,
+    extra_params: ExtraOption = "",
+    folder: FolderOption = DEFAULT_FOLDER,
+    local_root: RootsOption = None,
+    allow_host: HostsOption = None,
+) -> None:
+    """Store a prediction for every task of a project; may be ended and started again at any time.
+
+    LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY say where and as whom.
+    """
+    _log()
+    options = options_from(refine, extra_params)
+    server = required_label_studio(allow_host or ())
+    config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
+    config.output_for(options.label, options.output)
+    session = refinesam.load(weights_for(weights), device=device)
+    answerer = Answerer(session, image_reader(server, folder, local_root or ()), config, options)
+    version = options.version(weights_version(session))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors) as progress:
+        bar = progress.add_task(version, total=None)
+        done = preannotate(
+            server,
+            project,
+            answerer,
+            version,
+            journal_path(folder, server.url, project),
+            overwrite_own=overwrite_own,
+            chunk=chunk,
+            on_progress=lambda count, total: progress.update(bar, completed=count, total=total),
+        )
+    _print_summary(done)
+    if report is not None:
+        write_json(report, done.as_json(), indent=2)
+
+
+@app.command()
+def doctor(
+    project: Annotated[int | None, typer.Option(help="A project to look at, too.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="The backend's address from here; an empty one leaves it out.")
+    ] = "http://localhost:9090",
+) -> None:
+    """Say what keeps predictions from arriving or smart tools from answering; exit code 1 if anything does."""
+    url = os.environ.get(URL, "")
+    if not url:
+        raise ConfigError(f"{URL} is not set: set it to Label Studio's address, such as http://localhost:8080.")
+    findings = examine(
+        url, os.environ.get(TOKEN, ""), project_id=project, backend_url=backend or None, basic_auth=basic_auth()
+    )
+    table = Table("", "looked at", "found")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.good else "[bold red]wrong[/]"
+        # What servers say may look like markup.
+        table.add_row(mark, finding.check, finding.message.replace("[", r"\["))
+    console.print(table)
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def configs(
+    kind: Annotated[Literal["brush", "polygon", "bitmask", "box"], typer.Argument(help="What holds the masks.")],
+) -> None:
+    """Print a labeling config, ready to paste under Settings, Labeling Interface, Code."""
+    typer.echo(EXAMPLES[kind], nl=False)
+
+
+@app.command()
+def finetune(
+    project: ProjectOption,
+    weights: WeightsOption = "builtin",
+    variant: Annotated[str, typer.Option(help="Variant of these weights.")] = "hybrid_ti",
+    steps: Annotated[int, typer.Option(min=1)] = 200,
+    batch_size: Annotated[int, typer.Option(min=1)] = 4,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-4,
+    trainable: Annotated[str, typer.Option(help="Start of the names of what is trained; empty: all.")] = "mask_decoder",
+    device: DeviceOption = "auto",
+    folder: FolderOption = DEFAULT_FOLDER,
+) -> None:
+    """Learn from the accepted annotations that `serve --learn` collected, and register a new model version."""
+    versions = finetune_project(
+        annotations_folder(folder),
+        project,
+        weights=weights,
+        variant=variant,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        trainable=trainable,
+        device=device,
+    )
+    console.print(f"New version: {weights_for(str(versions))}", soft_wrap=True, markup=False)
+    console.print(f"Serve it: refinesam labelstudio serve --weights {versions}", soft_wrap=True, markup=False)
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=errors)])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _print_summary(done: Preannotation) -> None:
+    table = Table("tasks", "stored", "kept", "empty", "failed", "seconds")
+    numbers = (done.tasks, done.stored, done.kept, len(done.empty), len(done.failed), done.seconds)
+    table.add_row(*map(str, numbers))
+    console.print(table)
+    for task_id, reason in done.failed.items():
+        console.print(f"Task {task_id}: {reason}", markup=False, highlight=False, soft_wrap=True)

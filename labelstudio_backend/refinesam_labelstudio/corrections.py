@@ -1,0 +1,164 @@
+"""What annotators accepted, kept as COCO folders that `refinesam train finetune` reads.
+
+An event says only which task changed. What is kept comes from the server, so that nobody who can reach the webhook can
+teach the model something.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refinesam import DatasetError, RefineSAMError, coco_annotation, replacing, write_json
+from refinesam_labelstudio.access import LabelStudioServer
+from refinesam_labelstudio.answering import ReadImage
+from refinesam_labelstudio.labeling_config import LabelingConfig
+from refinesam_labelstudio.results import mask_from_region
+
+__all__ = ["Corrections", "masks_from_annotation", "project_folder"]
+
+KEPT = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
+# One of so many tasks is for validation, by its id, so that it stays where it is.
+VALIDATION_EVERY = 5
+
+_logger = logging.getLogger(__name__)
+
+
+def project_folder(root: Path, project_id: int) -> Path:
+    """Return the folder of a project, with `images`, `instances_train.json` and `instances_val.json`."""
+    return root / f"project-{int(project_id)}"
+
+
+def masks_from_annotation(result: Sequence[Any], to_name: str) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Return the masks of an image in an annotation, each with its label, "object" where it has none.
+
+    Brushes, bitmasks and polygons are masks; rectangles and key points are not. Polygons that name one of the same
+    label as their parent are parts of it. What is malformed is left out and logged.
+    """
+    regions = [region for region in result if isinstance(region, Mapping) and region.get("to_name") == to_name]
+    # A label from a Labels tag of its own is a second result of the same id.
+    names = {region.get("id"): name for region in regions if (name := _label(region)) is not None}
+    found: dict[Any, tuple[str, NDArray[np.bool_]]] = {}
+    for region in regions:
+        if str(region.get("type")).removesuffix("labels") not in ("brush", "bitmask", "polygon"):
+            continue
+        try:
+            mask = mask_from_region(region)
+        except DatasetError as error:
+            _logger.warning("Region %s is left out: %s", region.get("id"), error)
+            continue
+        label = names.get(region.get("id"), "object")
+        parent = found.get(region.get("parentID"))
+        if parent is not None and parent[0] == label and parent[1].shape == mask.shape:
+            found[region["parentID"]] = label, parent[1] | mask
+        else:
+            found[region.get("id")] = label, mask
+    return [(label, mask) for label, mask in found.values() if mask.any()]
+
+
+def _label(region: Mapping[str, Any]) -> str | None:
+    value = region.get("value")
+    names = value.get(str(region.get("type"))) if isinstance(value, Mapping) else None
+    return next((name for name in names if isinstance(name, str)), None) if isinstance(names, list) else None
+
+
+class Corrections:
+    """Collects accepted annotations in a folder for each project; not for two processes with the same folder."""
+
+    def __init__(self, root: Path, server: LabelStudioServer, read_image: ReadImage) -> None:
+        """Collect under `root`, which is made when the first annotation comes."""
+        self._root, self._server, self._read_image = root, server, read_image
+
+    def on_event(self, action: str, body: Mapping[str, Any]) -> None:
+        """Take what the webhook hears: annotations that are made, changed or deleted; what goes wrong is logged."""
+        try:
+            self._take(action, body)
+        except (RefineSAMError, OSError) as error:
+            _logger.warning("%s is not collected: %s", action, error)
+        except Exception:
+            _logger.exception("%s is not collected.", action)
+
+    def _take(self, action: str, body: Mapping[str, Any]) -> None:
+        annotation = body.get("annotation")
+        if action in KEPT and isinstance(annotation, Mapping):
+            task = annotation.get("task")
+            self.collect(int(task["id"] if isinstance(task, Mapping) else task))  # type: ignore[arg-type]
+        elif action == "ANNOTATIONS_DELETED" and isinstance(body.get("annotations"), list):
+            gone = {item.get("id") for item in body["annotations"] if isinstance(item, Mapping)}
+            for path in self._root.glob("project-*/tasks/*.json"):
+                if json.loads(path.read_text("utf-8"))["annotation"] in gone:
+                    self._forget(path)
+
+    def collect(self, task_id: int) -> int:
+        """Keep the newest accepted annotation of a task, in place of what was kept of it, and return its masks' number.
+
+        Raises:
+            ServerError: Label Studio can't be reached or refuses.
+            ConfigError: a labeling config without an image or a tag that takes masks.
+            ImageError: the image can't be read.
+        """
+        task = self._server.get_task(task_id)
+        project_id = int(task["project"])
+        folder = project_folder(self._root, project_id)
+        record = folder / "tasks" / f"{task_id}.json"
+        accepted = [item for item in task.get("annotations") or [] if not item.get("was_cancelled")]
+        if not accepted:
+            self._forget(record)
+            return 0
+        newest = max(accepted, key=lambda item: (str(item.get("updated_at") or ""), item.get("id") or 0))
+        config = LabelingConfig.parse(self._server.project(project_id)["label_config"])
+        images = list(self._images(task, task_id, newest.get("result") or [], config, folder))
+        write_json(record, {"annotation": newest.get("id"), "images": images})
+        write_dataset(folder)
+        return sum(len(image["objects"]) for image in images)
+
+    def _images(
+        self, task: Mapping[str, Any], task_id: int, result: Sequence[Any], config: LabelingConfig, folder: Path
+    ) -> Iterator[dict[str, Any]]:
+        for number, tag in enumerate(config.images):
+            masks = masks_from_annotation(result, tag.name)
+            if not masks or (value := task.get("data", {}).get(tag.variable)) is None:
+                continue
+            pixels = self._read_image(value, task_id)
+            fitting = [(label, mask) for label, mask in masks if mask.shape == pixels.shape[:2]]
+            if len(fitting) < len(masks):
+                _logger.warning("Task %s has masks of another size than its image; they are left out.", task_id)
+            name = f"{task_id}-{number}.png"
+            with replacing(folder / "images" / name) as temporary:
+                Image.fromarray(pixels).save(temporary, "PNG")
+            objects = [{"label": label, **coco_annotation(mask, 0, 0, 0)} for label, mask in fitting]
+            height, width = pixels.shape[:2]
+            yield {"file_name": name, "height": height, "width": width, "objects": objects}
+
+    def _forget(self, record: Path) -> None:
+        if record.exists():
+            record.unlink()
+            write_dataset(record.parent.parent)
+
+
+def write_dataset(folder: Path) -> None:
+    """Write a project's `instances_train.json` and `instances_val.json` from the records of its tasks."""
+    records = {int(path.stem): json.loads(path.read_text("utf-8")) for path in (folder / "tasks").glob("*.json")}
+    labels = sorted({item["label"] for record in records.values() for i in record["images"] for item in i["objects"]})
+    for split in ("train", "val"):
+        document: dict[str, Any] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": number, "name": label} for number, label in enumerate(labels, start=1)],
+        }
+        chosen = [task_id for task_id in sorted(records) if (task_id % VALIDATION_EVERY == 0) == (split == "val")]
+        for image in (image for task_id in chosen for image in records[task_id]["images"]):
+            image_id = len(document["images"]) + 1
+            document["images"].append({"id": image_id, **{k: image[k] for k in ("file_name", "height", "width")}})
+            for item in image["objects"]:
+                ids = {"id": len(document["annotations"]) + 1, "image_id": image_id}
+                content = {key: value for key, value in item.items() if key != "label"}
+                document["annotations"].append({**content, **ids, "category_id": labels.index(item["label"]) + 1})
+        write_json(folder / f"instances_{split}.json", document)

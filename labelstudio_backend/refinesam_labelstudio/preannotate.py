@@ -1,0 +1,242 @@
+"""`preannotate`: predictions for every task of a project, through the API; it may be killed and started again.
+
+What is done is what the server has: a task with a prediction of the same model version is left alone. The journal adds
+what the server can't know, which tasks came out empty and which were just being sent when the process was killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refinesam import RefineSAMError
+from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.answering import Answerer
+from refinesam_labelstudio.journal import Journal
+from refinesam_labelstudio.responses import ServerError
+
+__all__ = ["Preannotation", "preannotate"]
+
+# Answers that say what is wrong with the rows, so that sending fewer of them finds the one at fault.
+REFUSALS = frozenset({400, 404, 409, 413, 422})
+STORE_ATTEMPTS = 5
+# Longest that a request may still be at work on the server after its sender is gone.
+SETTLE_S = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Preannotation:
+    """What a run did.
+
+    Attributes:
+        project: the project's id.
+        model_version: of its predictions.
+        tasks: how many there were.
+        stored: tasks that got a prediction, or a new one in place of an earlier one.
+        kept: tasks that had one already.
+        empty: ids of tasks in which nothing was found.
+        failed: why a task has no prediction, by its id.
+        problems: what is missing from the prediction of a task that has one, by its id.
+        seconds: the run took.
+    """
+
+    project: int
+    model_version: str
+    tasks: int = 0
+    stored: int = 0
+    kept: int = 0
+    empty: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    problems: dict[int, list[str]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a dictionary ready for JSON."""
+        return asdict(self)
+
+
+def preannotate(
+    server: ProjectServer,
+    project_id: int,
+    answerer: Answerer,
+    model_version: str,
+    journal_path: Path,
+    *,
+    overwrite_own: bool = False,
+    chunk: int = 20,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Preannotation:
+    """Store a prediction for each task of a project.
+
+    Args:
+        server: Label Studio.
+        project_id: the project's.
+        answerer: with the project's labeling config.
+        model_version: of the predictions; what has one of this version is done.
+        journal_path: the journal of this server and project.
+        overwrite_own: make predictions of this version anew and put them in the place of those that are there.
+        chunk: tasks that are read, answered and stored together; a killed run loses the work on so many.
+        on_progress: is called with the tasks done and all tasks, after each.
+
+    Returns:
+        What was done. A task that can't be answered is in `failed` and is tried again by the next run.
+
+    Raises:
+        ServerError: Label Studio can't be reached for long, or refuses; start again later, nothing is lost.
+        ConfigError: another run has the journal.
+    """
+    started = time.monotonic()
+    report = Preannotation(project_id, model_version)
+    total = int(server.project(project_id).get("task_number") or 0)
+    with Journal.open(journal_path, model_version) as journal:
+        run = _Run(server, answerer, journal, report, overwrite_own)
+        run.settle()
+        for page in itertools.count(1):
+            tasks = server.tasks(project_id, page, page_size=chunk)
+            if not tasks:
+                break
+            run.chunk(tasks, lambda: on_progress(report.tasks, max(total, report.tasks)))
+    report.seconds = round(time.monotonic() - started, 3)
+    return report
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run over a project."""
+
+    server: ProjectServer
+    answerer: Answerer
+    journal: Journal
+    report: Preannotation
+    overwrite_own: bool
+
+    def settle(self) -> None:
+        """Wait for what a killed run had sent: the server may be about to store it."""
+        if sent := self.journal.tasks("sending"):
+            arrived = self._arrived(sent)
+            self.journal.note("stored", arrived)
+            self.journal.note("failed", set(sent) - arrived, "the run that sent it was killed before the server had it")
+
+    def chunk(self, tasks: Sequence[Mapping[str, Any]], on_task: Callable[[], None]) -> None:
+        """Answer a page of tasks and store the answers together."""
+        rows: list[dict[str, Any]] = []
+        replaced: dict[int, int] = {}
+        for task in tasks:
+            task_id, own = int(task["id"]), list(self._own(task))
+            done = bool(own) or self.journal.state(task_id) == "empty"
+            if done and not self.overwrite_own:
+                self.report.kept += bool(own)
+                self.report.empty += [] if own else [task_id]
+            elif (row := self._answered(task, task_id, bool(own))) is not None:
+                rows.append(row)
+                if own:
+                    replaced[task_id] = own[-1]
+            self.report.tasks += 1
+            on_task()
+        self._replace(rows, replaced)
+        self._store([row for row in rows if row["task"] not in replaced])
+
+    def _answered(self, task: Mapping[str, Any], task_id: int, replaces: bool) -> dict[str, Any] | None:
+        """Return the row of a task; None if nothing was found, or it failed, which is noted."""
+        others = [item for item in task.get("predictions") or [] if not self._is_own(item)]
+        try:
+            # Its own earlier boxes must not be taken for somebody's prompts.
+            answer = self.answerer.answer({**task, "predictions": others})
+        except ServerError as error:
+            if error.retry or error.status == 401:
+                raise  # the server's trouble, not the task's
+            self._fail(task_id, str(error))
+            return None
+        except RefineSAMError as error:
+            self._fail(task_id, str(error))
+            return None
+        except Exception as error:
+            _logger.exception("Task %s:", task_id)
+            self._fail(task_id, f"{type(error).__name__}: {error}")
+            return None
+        if answer.problems and not answer.regions:
+            self._fail(task_id, " ".join(answer.problems))
+            return None
+        if answer.problems:
+            self.report.problems[task_id] = list(answer.problems)
+        if not answer.regions and not replaces:
+            self.report.empty.append(task_id)
+            self.journal.note("empty", [task_id])
+            return None
+        version = self.report.model_version
+        return {"task": task_id, "result": list(answer.regions), "score": answer.score, "model_version": version}
+
+    def _fail(self, task_id: int, reason: str) -> None:
+        _logger.warning("Task %s: %s", task_id, reason)
+        self.report.failed[task_id] = reason
+        self.journal.note("failed", [task_id], reason)
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]], replaced: Mapping[int, int]) -> None:
+        for row in (row for row in rows if row["task"] in replaced):
+            content = {key: row[key] for key in ("result", "score", "model_version")}
+            self.server.update_prediction(replaced[row["task"]], content)
+            self.report.stored += 1
+
+    def _store(self, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        # Noted first: if this process is killed now, the next knows that these may be about to arrive.
+        self.journal.note("sending", [row["task"] for row in rows])
+        refused = self._import(rows)
+        self.journal.note("stored", [row["task"] for row in rows if row["task"] not in refused])
+        self.report.stored += len(rows) - len(refused)
+        for task_id, reason in refused.items():
+            self._fail(task_id, reason)
+
+    def _import(self, rows: list[dict[str, Any]]) -> dict[int, str]:
+        """Store rows, each once, and return by task why some are refused."""
+        for attempts_left in reversed(range(STORE_ATTEMPTS)):
+            try:
+                self.server.import_predictions(self.report.project, rows)
+                return {}
+            except ServerError as error:
+                if error.status in REFUSALS:
+                    return self._import_by_halves(rows, error)
+                if not error.may_have_run or not attempts_left:
+                    raise
+            arrived = self._arrived([row["task"] for row in rows])
+            rows = [row for row in rows if row["task"] not in arrived]
+            if not rows:
+                break
+        return {}
+
+    def _import_by_halves(self, rows: list[dict[str, Any]], error: ServerError) -> dict[int, str]:
+        if len(rows) == 1:
+            return {rows[0]["task"]: str(error)}
+        half = len(rows) // 2
+        return self._import(rows[:half]) | self._import(rows[half:])
+
+    def _arrived(self, task_ids: Sequence[int]) -> set[int]:
+        """Return which tasks have a prediction of ours, after a wait for them if none has: rows arrive together."""
+        deadline = time.monotonic() + SETTLE_S
+        while not self._has_own(task_ids[0]) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return {task_id for task_id in task_ids if self._has_own(task_id)}
+
+    def _has_own(self, task_id: int) -> bool:
+        try:
+            return any(self._own(self.server.get_task(task_id)))
+        except ServerError as error:
+            if error.status == 404:  # deleted meanwhile
+                return False
+            raise
+
+    def _own(self, task: Mapping[str, Any]) -> Iterator[int]:
+        """Yield the ids of a task's predictions of this version, the oldest first."""
+        found = [int(item["id"]) for item in task.get("predictions") or [] if self._is_own(item)]
+        return iter(sorted(found))
+
+    def _is_own(self, prediction: Mapping[str, Any]) -> bool:
+        return prediction.get("model_version") == self.report.model_version

@@ -1,0 +1,277 @@
+"""What the backend answers, without any web framework: `Service.health`, `setup`, `predict`, `versions`, `webhook`.
+
+One session serves all threads and projects; what belongs to a project is kept under its id, never as "the current one".
+Label Studio may ask for predictions before it called setup, as after a restart, so a request's own labeling config
+counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from refinesam import AMRConfig, ConfigError, RefineSAMError, Session
+from refinesam_labelstudio.answering import Answer, Answerer, ReadImage
+from refinesam_labelstudio.labeling_config import LabelingConfig
+from refinesam_labelstudio.options import ServiceOptions, weights_version
+
+__all__ = ["NotReadyError", "OnEvent", "Service"]
+
+# Takes an action such as "ANNOTATION_CREATED" and the whole event; called on a thread of its own, one after the other.
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+
+# Label Studio gives setup 3 seconds and predict 100.
+SETUP_WAIT_S = 2.0
+PREDICT_WAIT_S = 60.0
+BATCH_S = 80.0
+MOST_PROJECTS = 10_000
+MOST_PREFETCHED = 64
+LOADING = "loading"
+LATE = "the batch takes longer than Label Studio waits, so it is left empty: select fewer tasks, or use `preannotate`."
+
+_logger = logging.getLogger(__name__)
+_DEFAULT_OPTIONS = ServiceOptions()
+
+
+class NotReadyError(RefineSAMError, RuntimeError):
+    """The weights are still loading, or could not be loaded."""
+
+
+@dataclass(frozen=True)
+class _Project:
+    """What setup said of a project: its labeling config as text, and its options."""
+
+    label_config: str
+    options: ServiceOptions
+
+
+class Service:
+    """Answers Label Studio; safe to call from any number of threads."""
+
+    def __init__(
+        self,
+        session_factory: Callable[[], Session],
+        read_image: ReadImage,
+        *,
+        options: ServiceOptions = _DEFAULT_OPTIONS,
+        on_event: OnEvent | None = None,
+        batch_s: float = BATCH_S,
+        predict_wait_s: float = PREDICT_WAIT_S,
+    ) -> None:
+        """Start to load the weights on a thread of their own; nothing waits for them here.
+
+        Args:
+            session_factory: makes the session, such as `refinesam.load`.
+            read_image: takes what a task's data says of its image and the task's id, and returns (H, W, 3) uint8 RGB.
+            options: of projects whose extra params don't say otherwise.
+            on_event: is told what the webhook hears; None drops it.
+            batch_s: seconds after which a batch's remaining tasks are answered empty: the server gives up at 100, and
+                would lose the others too.
+            predict_wait_s: seconds that a prediction waits for weights that are still loading.
+        """
+        self._options, self._on_event = options, on_event
+        self._read_image, self._batch_s, self._predict_wait_s = read_image, batch_s, predict_wait_s
+        self._lock = threading.Lock()
+        self._projects: OrderedDict[str, _Project] = OrderedDict()
+        self._prefetching: set[tuple[object, int | None]] = set()
+        self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="refinesam-prefetch")
+        self._events = ThreadPoolExecutor(1, thread_name_prefix="refinesam-events")
+        self._loaded: Future[tuple[Session, str]] = Future()
+        # A daemon, since a download that hangs must not keep the process alive.
+        threading.Thread(target=self._load, args=(session_factory,), name="refinesam-load", daemon=True).start()
+
+    def close(self) -> None:
+        """Give up prefetching, and wait for the events that were accepted."""
+        self._prefetcher.shutdown(cancel_futures=True)
+        self._events.shutdown()
+
+    def health(self) -> dict[str, Any]:
+        """Return {"status": "UP"} and, under "model", whether the weights are "loading", "ready" or "failed"."""
+        if not self._loaded.done():
+            return {"status": "UP", "model": LOADING}
+        return {"status": "UP", "model": "failed" if self._loaded.exception() else "ready"}
+
+    def setup(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Take note of a project's labeling config and extra params.
+
+        Returns:
+            {"model_version": ...}; while weights take longer to load than the server waits, their version is "loading".
+
+        Raises:
+            ConfigError: no project, a labeling config that can't be answered, or unknown extra params.
+            NotReadyError: the weights could not be loaded.
+        """
+        project_id, schema = _project_id(body.get("project")), body.get("schema")
+        if project_id is None or not isinstance(schema, str):
+            raise ConfigError('/setup needs "project", such as "5.1700000000", and "schema", the labeling config.')
+        options = self._options.updated(body.get("extra_params"))
+        _parsed(schema).output_for(options.label, options.output)
+        with self._lock:
+            self._projects[project_id] = _Project(schema, options)
+            self._projects.move_to_end(project_id)
+            while len(self._projects) > MOST_PROJECTS:
+                self._projects.popitem(last=False)
+        try:
+            weights = self._session(SETUP_WAIT_S)[1]
+        except NotReadyError:
+            if self._loaded.done():
+                raise
+            weights = LOADING
+        return {"model_version": options.version(weights)}
+
+    def predict(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer tasks.
+
+        With a context, what was drawn in it is the prompt. Without one, a task's own boxes and key points are, and a
+        task without any is segmented as a whole.
+
+        Returns:
+            {"results": [{"result": [...], "score": ..., "model_version": ...}, ...]}, one for each task, in order. A
+            task that can't be answered has an empty result; the log says why.
+
+        Raises:
+            ConfigError: no list of tasks, or no labeling config that can be answered.
+            NotReadyError: the weights are still loading, or could not be loaded.
+        """
+        deadline = time.monotonic() + self._batch_s
+        tasks, params = body.get("tasks"), body.get("params")
+        if not isinstance(tasks, list):
+            raise ConfigError(f'/predict needs "tasks", a list, got a {type(tasks).__name__}.')
+        project = self._project(body, tasks)
+        context = params.get("context") if isinstance(params, Mapping) else None
+        session, weights = self._session(self._predict_wait_s)
+        version = project.options.version(weights)
+        answerer = Answerer(session, self._read_image, _parsed(project.label_config), project.options)
+        results = []
+        for task in tasks:
+            late = time.monotonic() > deadline
+            answer = Answer(problems=(LATE,)) if late else _guarded(answerer, task, context)
+            if answer.unprompted and isinstance(task, Mapping):
+                for value in answerer.images(task):
+                    self.prefetch(value, _task_id(task))
+            for problem in answer.problems:
+                _logger.warning("Task %s: %s", _task_id(task), problem)
+            results.append({"result": list(answer.regions), "score": answer.score, "model_version": version})
+        return {"results": results, "model_version": version}
+
+    def versions(self) -> dict[str, Any]:
+        """Return {"versions": [...]}: the model versions that can be had, as far as they are known."""
+        if not self._loaded.done() or self._loaded.exception():
+            return {"versions": []}
+        weights = self._loaded.result()[1]
+        with self._lock:
+            options = [self._options, *(project.options for project in self._projects.values())]
+        both = [ServiceOptions().version(weights), ServiceOptions(amr=AMRConfig()).version(weights)]
+        return {"versions": list(dict.fromkeys([item.version(weights) for item in options] + both))}
+
+    def webhook(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Pass an event on and return at once: {"status": "accepted"}, or "ignored" where nobody listens.
+
+        Raises:
+            ConfigError: no action.
+        """
+        action = body.get("action")
+        if not isinstance(action, str):
+            raise ConfigError('/webhook needs "action", such as "ANNOTATION_CREATED".')
+        if self._on_event is None:
+            return {"status": "ignored"}
+        self._events.submit(self._tell, self._on_event, action, body)
+        return {"status": "accepted"}
+
+    def prefetch(self, value: object, task_id: int | None) -> None:
+        """Encode an image in the background, so that the first click on it is answered as fast as the second.
+
+        Args:
+            value: what the task's data says of its image.
+            task_id: the task's.
+        """
+        key = (value if isinstance(value, str) else None, task_id)
+        with self._lock:
+            if key in self._prefetching or len(self._prefetching) >= MOST_PREFETCHED:
+                return
+            self._prefetching.add(key)
+        self._prefetcher.submit(self._encode, value, task_id, key)
+
+    def _load(self, session_factory: Callable[[], Session]) -> None:
+        try:
+            session = session_factory()
+            self._loaded.set_result((session, weights_version(session)))
+        except BaseException as error:
+            _logger.exception("The weights could not be loaded.")
+            self._loaded.set_exception(error)
+
+    def _session(self, wait_s: float) -> tuple[Session, str]:
+        wait([self._loaded], timeout=wait_s)
+        if not self._loaded.done():
+            raise NotReadyError("The weights are still loading: try again in a moment.")
+        if (error := self._loaded.exception()) is not None:
+            raise NotReadyError(
+                f"The weights could not be loaded ({type(error).__name__}: {error}): correct that and start again."
+            ) from error
+        return self._loaded.result()
+
+    def _project(self, body: Mapping[str, Any], tasks: list[Any]) -> _Project:
+        """Return the labeling config of the request, else of setup, and the project's options."""
+        project_id = _project_id(body.get("project"))
+        if project_id is None and tasks and isinstance(tasks[0], Mapping):
+            project_id = _project_id(tasks[0].get("project"))
+        with self._lock:
+            known = self._projects.get(project_id) if project_id is not None else None
+        label_config = body.get("label_config")
+        if isinstance(label_config, str) and label_config.strip():
+            return _Project(label_config, known.options if known else self._options)
+        if known is None:
+            raise ConfigError(
+                f'/predict needs "label_config", or /setup called before for its project ({project_id or "none"}).'
+            )
+        return known
+
+    def _tell(self, on_event: OnEvent, action: str, body: Mapping[str, Any]) -> None:
+        try:
+            on_event(action, body)
+        except Exception:  # The next event is told all the same.
+            _logger.exception("%s was not dealt with.", action)
+
+    def _encode(self, value: object, task_id: int | None, key: tuple[object, int | None]) -> None:
+        try:
+            self._session(self._predict_wait_s)[0].encode(self._read_image(value, task_id))
+        except RefineSAMError as error:
+            _logger.warning("Task %s can't be encoded ahead: %s", task_id, error)
+        except Exception:
+            _logger.exception("Task %s can't be encoded ahead.", task_id)
+        finally:
+            with self._lock:
+                self._prefetching.discard(key)
+
+
+_parsed = lru_cache(maxsize=64)(LabelingConfig.parse)
+
+
+def _guarded(answerer: Answerer, task: object, context: object) -> Answer:
+    """Answer one task; what it stumbles on must not cost the others their answers."""
+    try:
+        return answerer.answer(task, context)
+    except RefineSAMError as error:
+        return Answer(problems=(str(error),))
+    except Exception as error:
+        _logger.exception("Task %s:", _task_id(task))
+        return Answer(problems=(f"{type(error).__name__}, which should not happen: please report it with this log.",))
+
+
+def _task_id(task: object) -> int | None:
+    task_id = task.get("id") if isinstance(task, Mapping) else None
+    return task_id if isinstance(task_id, int) else None
+
+
+def _project_id(value: object) -> str | None:
+    """Return the id of "5.1700000000", the project and when it was made."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return str(value).partition(".")[0].strip() or None

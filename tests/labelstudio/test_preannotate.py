@@ -1,0 +1,258 @@
+"""preannotate over a project of a small server: once, again, killed, with restarts, with broken tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_label_studio import LEGACY, PERSONAL
+from fake_project import FakeProject, data_uri, project, task
+from fakes import FloodModel
+from refinesam import ConfigError, Session
+from refinesam_labelstudio import preannotate as module
+from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.answering import Answerer
+from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.journal import Journal
+from refinesam_labelstudio.labeling_config import LabelingConfig
+from refinesam_labelstudio.options import ServiceOptions
+from refinesam_labelstudio.preannotate import Preannotation, preannotate
+from refinesam_labelstudio.responses import ServerError
+from refinesam_labelstudio.results import mask_from_region
+
+VERSION = "flood-1"
+# The whole run in a process of its own, which a test can kill.
+PROGRAM = """
+import sys
+sys.path[:0] = ["tests", "labelstudio_backend"]
+from test_preannotate import run_alone
+run_alone(*sys.argv[1:])
+"""
+
+
+def run_alone(url: str, folder: str) -> None:
+    report = run(ProjectServer(url, PERSONAL, first_wait_s=0.05), Path(folder))
+    print(json.dumps(report.as_json()))
+
+
+def run(server: ProjectServer, folder: Path, **settings: Any) -> Preannotation:
+    access = ImageAccess(server, FileCache(folder / "images"))
+    answerer = Answerer(
+        Session(FloodModel()),
+        lambda value, task_id: image_for_task(value, access, task_id),
+        LabelingConfig.parse(server.project(1)["label_config"]),
+        ServiceOptions(everything=None),
+    )
+    try:
+        return preannotate(server, 1, answerer, VERSION, folder / "journal.jsonl", **settings)
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProject]:
+    monkeypatch.setattr(module, "SETTLE_S", 1.0)
+    with project() as server:
+        yield server
+
+
+def server_of(studio: FakeProject, token: str = LEGACY) -> ProjectServer:
+    return ProjectServer(studio.url, token, first_wait_s=0.01, attempts=9, timeout_s=5)
+
+
+def each_once(studio: FakeProject) -> dict[int, int]:
+    return {item["id"]: 1 for item in studio.tasks}
+
+
+def test_every_task_gets_its_mask(studio: FakeProject, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = run(server_of(studio), tmp_path, chunk=2, on_progress=lambda *numbers: seen.append(numbers))
+    assert (report.tasks, report.stored, report.kept, report.failed) == (5, 5, 0, {})
+    assert studio.predictions(VERSION) == each_once(studio)
+    assert seen == [(done, 5) for done in range(1, 6)]
+    assert studio.count("POST /api/projects/1/import/predictions") == 3
+    mask = mask_from_region(studio.stored[0]["result"][0])
+    assert mask.shape == (24, 32)
+    # The box in percent, on pixels.
+    assert mask[2:14, 3:19].all()
+    assert mask.sum() == 12 * 16
+
+
+def test_a_second_run_stores_nothing(studio: FakeProject, tmp_path: Path) -> None:
+    run(server_of(studio), tmp_path)
+    (tmp_path / "journal.jsonl").unlink()  # the server alone tells, too
+    report = run(server_of(studio), tmp_path)
+    assert (report.stored, report.kept) == (0, 5)
+    assert studio.predictions(VERSION) == each_once(studio)
+
+
+def test_overwriting_replaces_in_place(studio: FakeProject, tmp_path: Path) -> None:
+    run(server_of(studio), tmp_path)
+    for item in studio.tasks:
+        item["predictions"][-1]["result"] = []
+    report = run(server_of(studio), tmp_path, overwrite_own=True)
+    assert (report.stored, report.kept) == (5, 0)
+    assert studio.predictions(VERSION) == each_once(studio)
+    assert all(item["predictions"][-1]["result"] for item in studio.tasks)
+    assert all(item["predictions"][0]["model_version"] == "boxes" for item in studio.tasks)
+
+
+def test_own_boxes_are_no_prompts(studio: FakeProject, tmp_path: Path) -> None:
+    own = studio.tasks[0]["predictions"][0]
+    own["model_version"] = VERSION
+    report = run(server_of(studio), tmp_path, overwrite_own=True)
+    assert own["result"] == []  # nothing but its own earlier box marked an object
+    assert report.stored == 5
+
+
+def test_broken_tasks_cost_only_themselves(studio: FakeProject, tmp_path: Path) -> None:
+    studio.tasks[1]["data"]["image"] = "data:image/png;base64,bm90IGFuIGltYWdl"
+    studio.tasks[2]["data"] = {"text": "no image"}
+    studio.tasks[3]["data"]["image"] = "/data/upload/1/gone.png"
+    studio.tasks[4]["predictions"] = []
+    studio.tasks.append(task(6))
+    studio.tasks.append(task(7))
+    studio.refused = {6}
+    report = run(server_of(studio), tmp_path)
+    assert studio.predictions(VERSION) == {1: 1, 7: 1}
+    assert (report.tasks, report.stored, report.empty) == (7, 2, [5])
+    assert sorted(report.failed) == [2, 3, 4, 6]
+    assert "status 404" in report.failed[4]
+    assert "status 400" in report.failed[6]
+    # Mended, they are answered by the next run; what was found empty is not looked at again.
+    studio.refused = set()
+    studio.tasks[1]["data"]["image"] = data_uri(2)
+    again = run(server_of(studio), tmp_path)
+    assert (again.stored, again.kept, again.empty, sorted(again.failed)) == (2, 2, [5], [3, 4])
+
+
+def test_a_lost_answer_doubles_nothing(studio: FakeProject, tmp_path: Path) -> None:
+    studio.lose_answers = 2
+    report = run(server_of(studio), tmp_path, chunk=2)
+    assert report.stored == 5
+    assert studio.predictions(VERSION) == each_once(studio)
+
+
+def test_a_request_that_never_arrived_is_sent_again(studio: FakeProject, tmp_path: Path) -> None:
+    server = server_of(studio)
+    original, broken = server.import_predictions, [True]
+
+    def breaking(project_id: int, rows: Any) -> int:
+        if broken:
+            broken.clear()
+            studio.failing = [None]
+        return original(project_id, rows)
+
+    server.import_predictions = breaking  # type: ignore[method-assign]
+    assert run(server, tmp_path).stored == 5
+    assert studio.predictions(VERSION) == each_once(studio)
+
+
+def test_busy_answers_and_expired_tokens_are_outlived(studio: FakeProject, tmp_path: Path) -> None:
+    studio.life = 0.05  # of each access token
+    studio.store_s = 0.06
+    studio.failing = [503, 502, None, 503]
+    report = run(server_of(studio, PERSONAL), tmp_path, chunk=1)
+    assert report.stored == 5
+    assert studio.predictions(VERSION) == each_once(studio)
+    assert studio.count("POST /api/token/refresh/") >= 5
+
+
+def test_an_unreachable_server_ends_the_run(studio: FakeProject, tmp_path: Path) -> None:
+    studio.tasks[0]["data"]["image"] = "/data/upload/1/a.png"
+    studio.files["/data/upload/1/a.png"] = b"never read"
+    server = ProjectServer(studio.url, LEGACY, first_wait_s=0.001, attempts=2)
+    original = server.tasks
+
+    def then_down(*arguments: Any, **more: Any) -> Any:
+        page = original(*arguments, **more)
+        studio.failing = [503] * 2
+        return page
+
+    server.tasks = then_down  # type: ignore[method-assign]
+    with pytest.raises(ServerError, match="503"):
+        run(server, tmp_path)
+    assert studio.predictions(VERSION) == {}
+
+
+def test_two_runs_at_once_are_refused(studio: FakeProject, tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "journal.jsonl", VERSION), pytest.raises(ConfigError, match="Another process"):
+        run(server_of(studio), tmp_path)
+
+
+def test_a_torn_journal_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "journal.jsonl"
+    with Journal.open(path, VERSION) as journal:
+        journal.note("sending", [1, 2])
+        journal.note("empty", [3])
+        journal.note("stored", [1])
+    path.write_bytes(path.read_bytes() + b'{"version": "flood-1", "state": "sto')
+    with Journal.open(path, VERSION) as journal:
+        assert [journal.state(number) for number in (1, 2, 3, 4)] == ["stored", "sending", "empty", None]
+        journal.note("failed", [4], "broken")
+    with Journal.open(path, VERSION) as journal:
+        assert journal.tasks("failed") == [4]
+    with Journal.open(path, "another version") as journal:
+        assert journal.state(1) is None
+
+
+def test_what_a_killed_run_sent_is_waited_for(studio: FakeProject, tmp_path: Path) -> None:
+    studio.store_s = 0.5
+    with Journal.open(tmp_path / "journal.jsonl", VERSION) as journal:
+        journal.note("sending", [1, 2])
+    sender = server_of(studio)
+    rows = [{"task": number, "result": [], "score": 0.5, "model_version": VERSION} for number in (1, 2)]
+    request = threading.Thread(target=sender.import_predictions, args=(1, rows))
+    request.start()
+    while not studio.count("POST /api/projects/1/import/predictions"):
+        time.sleep(0.002)
+    report = run(server_of(studio), tmp_path)
+    request.join()
+    sender.close()
+    assert (report.stored, report.kept) == (3, 2)
+    assert studio.predictions(VERSION) == each_once(studio)
+
+
+def test_killed_and_restarted_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    """200 tasks; the run is killed whenever it stored some more, and the server restarts between."""
+    with project(200) as studio:
+        studio.store_s = 0.1
+        command = [sys.executable, "-c", PROGRAM, studio.url, str(tmp_path)]
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        for kill in range(4):
+            before = len(studio.requests)
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+            # Every other kill falls between a request and what it stores.
+            while process.poll() is None and not imports(studio, before) > 1:
+                time.sleep(0.002)
+            if kill % 2:
+                time.sleep(0.12)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            if kill == 1:
+                studio.restart(0.2)
+        restart = threading.Timer(1.5, studio.restart, [0.5])
+        restart.start()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        restart.join()
+        assert done.returncode == 0, done.stderr
+        assert studio.predictions(VERSION) == each_once(studio)
+        report = json.loads(done.stdout)
+        assert report["tasks"] == 200
+        assert 0 < report["kept"] < 200
+        assert report["stored"] + report["kept"] == 200
+
+
+def imports(studio: FakeProject, since: int) -> int:
+    return [line for line, _ in studio.requests[since:]].count("POST /api/projects/1/import/predictions")

@@ -1,0 +1,132 @@
+"""preannotate and doctor against a real Label Studio."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fakes import FloodModel
+from refinesam import Session
+from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.answering import Answerer
+from refinesam_labelstudio.doctor import examine
+from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
+from refinesam_labelstudio.options import ServiceOptions
+from refinesam_labelstudio.preannotate import Preannotation, preannotate
+
+if TYPE_CHECKING:
+    from real_label_studio import Backend, LabelStudio, Project
+
+VERSION = "flood-1"
+COUNT = 7
+
+
+def png(number: int) -> bytes:
+    pixels = np.full((24, 32, 3), number, np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def box(number: int) -> dict[str, Any]:
+    value = {"x": 0, "y": 0, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["Object"]}
+    size = {"original_height": 24, "original_width": 32, "image_rotation": 0}
+    return {
+        "id": f"r{number}",
+        "from_name": "box",
+        "to_name": "image",
+        "type": "rectanglelabels",
+        "value": value,
+        **size,
+    }
+
+
+@pytest.fixture
+def project(label_studio: LabelStudio) -> Project:
+    """Seven images, each with a box that somebody predicted, and one file that is no image."""
+    files = {f"{number}.png": png(number) for number in range(COUNT)}
+    made = label_studio.project(EXAMPLES["brush"], {**files, "broken.png": b"not an image"})
+    rows = [
+        {"task": made.tasks[f"{number}.png"], "result": [box(number)], "score": 1.0, "model_version": "boxes"}
+        for number in range(COUNT)
+    ]
+    label_studio.call("POST", f"/api/projects/{made.id}/import/predictions", json=rows)
+    return made
+
+
+def run(project: Project, folder: Path, **settings: Any) -> Preannotation:
+    server = ProjectServer(project.server.url, project.server.personal_token)
+    access = ImageAccess(server, FileCache(folder / "images"))
+    answerer = Answerer(
+        Session(FloodModel()),
+        lambda value, task_id: image_for_task(value, access, task_id),
+        LabelingConfig.parse(server.project(project.id)["label_config"]),
+        ServiceOptions(everything=None),
+    )
+    try:
+        return preannotate(server, project.id, answerer, VERSION, folder / "journal.jsonl", chunk=3, **settings)
+    finally:
+        server.close()
+
+
+def own(project: Project, name: str) -> list[dict[str, Any]]:
+    return [item for item in project.predictions(name) if item["model_version"] == VERSION]
+
+
+def test_every_task_once_and_again(project: Project, tmp_path: Path) -> None:
+    report = run(project, tmp_path)
+    assert (report.tasks, report.stored, list(report.failed)) == (COUNT + 1, COUNT, [project.tasks["broken.png"]])
+    for number in range(COUNT):
+        (prediction,) = own(project, f"{number}.png")
+        assert prediction["score"] == pytest.approx(0.9)
+        mask = project.masks(f"{number}.png")[-1]
+        assert mask[:6, :16].all()
+        assert mask.sum() == 6 * 16
+    assert own(project, "broken.png") == []
+    (tmp_path / "journal.jsonl").unlink()
+    again = run(project, tmp_path)
+    assert (again.stored, again.kept) == (0, COUNT)
+    before = {number: own(project, f"{number}.png")[0]["id"] for number in range(COUNT)}
+    replaced = run(project, tmp_path, overwrite_own=True)
+    assert (replaced.stored, replaced.kept) == (COUNT, 0)
+    assert {number: own(project, f"{number}.png")[0]["id"] for number in range(COUNT)} == before
+    assert all(len(own(project, f"{number}.png")) == 1 for number in range(COUNT))
+
+
+def test_a_deleted_task_costs_only_itself(project: Project, tmp_path: Path) -> None:
+    server = ProjectServer(project.server.url, project.server.personal_token)
+    original, gone = server.import_predictions, project.tasks["1.png"]
+
+    def after_deletion(project_id: int, rows: Any) -> int:
+        if any(row["task"] == gone for row in rows) and len(rows) > 1:
+            project.server.client.request("DELETE", f"/api/tasks/{gone}/")
+        return original(project_id, rows)
+
+    server.import_predictions = after_deletion  # type: ignore[method-assign]
+    access = ImageAccess(server, FileCache(tmp_path / "images"))
+    config = LabelingConfig.parse(EXAMPLES["brush"])
+    answerer = Answerer(
+        Session(FloodModel()), lambda v, i: image_for_task(v, access, i), config, ServiceOptions(everything=None)
+    )
+    report = preannotate(server, project.id, answerer, VERSION, tmp_path / "journal.jsonl", chunk=20)
+    server.close()
+    assert sorted(report.failed) == sorted([gone, project.tasks["broken.png"]])
+    assert all(len(own(project, f"{number}.png")) == 1 for number in range(COUNT) if number != 1)
+
+
+def test_doctor(project: Project, backend: Backend) -> None:
+    url, token = project.server.url, project.server.personal_token
+    checks = ["backend", "server", "token", "labeling config", "smart tags", "connection"]
+    found = examine(url, token, project_id=project.id, backend_url=backend.url)
+    assert [finding.check for finding in found if not finding.good] == ["connection"]
+    project.attach(backend.url)
+    found = examine(url, token, project_id=project.id, backend_url=backend.url)
+    assert [(finding.check, finding.good) for finding in found] == [(check, True) for check in checks], found
+    wrong = examine(url, "f" * 40, project_id=project.id)
+    assert [finding.check for finding in wrong if not finding.good] == ["token"]

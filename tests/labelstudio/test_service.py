@@ -1,0 +1,479 @@
+"""Service: setup, predict, versions and webhook, over a model made of arithmetic and over the built-in one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refinesam
+from fakes import FloodModel
+from refinesam import AMRConfig, ConfigError, ImageError, Session, WeightsError
+from refinesam_labelstudio.labeling_config import EXAMPLES
+from refinesam_labelstudio.options import ServiceOptions, weights_version
+from refinesam_labelstudio.recent import RecentImages
+from refinesam_labelstudio.results import mask_from_region
+from refinesam_labelstudio.service import NotReadyError, Service
+
+NOTHING = ServiceOptions(everything=None)
+TWO_IMAGES = """<View>
+  <Image name="left" value="$left"/><Image name="right" value="$right"/>
+  <BrushLabels name="mask_left" toName="left"><Label value="Object"/></BrushLabels>
+  <BrushLabels name="mask_right" toName="right"><Label value="Object"/></BrushLabels>
+  <KeyPointLabels name="point_left" toName="left" smart="true"><Label value="Object"/></KeyPointLabels>
+  <KeyPointLabels name="point_right" toName="right" smart="true"><Label value="Object"/></KeyPointLabels>
+</View>"""
+
+
+def patches(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
+    """Four patches of distinct red values."""
+    values = np.random.default_rng(seed).permutation(256)[:4].astype(np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2, 0], image[: height // 2, width // 2 :, 0] = values[:2]
+    image[height // 2 :, : width // 2, 0], image[height // 2 :, width // 2 :, 0] = values[2:]
+    return image
+
+
+IMAGES = {f"/data/upload/1/{seed}.png": patches(seed) for seed in range(6)}
+IMAGES["/data/upload/1/tall.png"] = patches(9, 40, 20)
+
+
+def read_image(value: object, task_id: int | None) -> np.ndarray:
+    if not isinstance(value, str) or value not in IMAGES:
+        raise ImageError(f"{value!r} is not there.")
+    return IMAGES[value]
+
+
+@pytest.fixture
+def model() -> FloodModel:
+    return FloodModel()
+
+
+@pytest.fixture
+def make(model: FloodModel) -> Iterator[Callable[..., Service]]:
+    made: list[Service] = []
+
+    def make(factory: Callable[[], Session] = lambda: Session(model), **settings: Any) -> Service:
+        made.append(Service(factory, settings.pop("read_image", read_image), **{"options": NOTHING, **settings}))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.close()
+
+
+def task(seed: int | str = 0, **more: Any) -> dict[str, Any]:
+    return {"id": 10, "data": {"image": f"/data/upload/1/{seed}.png"}, **more}
+
+
+def keypoint(x: float, y: float, label: str = "Object", hw: tuple[int, int] = (24, 32), **more: Any) -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": 0.5, "keypointlabels": [label]}
+    size = {"original_height": hw[0], "original_width": hw[1], "image_rotation": 0}
+    names = {"from_name": "point", "to_name": "image", "type": "keypointlabels", "id": "k1"}
+    return {**size, **names, "value": value, **more}
+
+
+def rectangle(x: float, y: float, width: float, height: float, **more: Any) -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0, "rectanglelabels": ["Object"]}
+    size = {"original_height": 24, "original_width": 32, "image_rotation": 0}
+    names = {"from_name": "box", "to_name": "image", "type": "rectanglelabels", "id": "r1"}
+    return {**size, **names, "value": value, **more}
+
+
+def request(*tasks: Any, context: Any = None, kind: str = "brush", project: str = "5.1700000000") -> dict[str, Any]:
+    params = {"login": None, "password": None, "context": context}
+    return {"tasks": list(tasks), "project": project, "label_config": EXAMPLES[kind], "params": params}
+
+
+def masks(result: dict[str, Any]) -> list[np.ndarray]:
+    return [mask_from_region(region) for region in result["result"]]
+
+
+@pytest.mark.parametrize("kind", list(EXAMPLES))
+def test_click_before_any_setup(make: Callable[..., Service], kind: str) -> None:
+    click = {"result": [keypoint(20, 20, is_positive=True)]}
+    answer = make().predict(request(task(), context=click, kind=kind))
+    (result,) = answer["results"]
+    expected = np.zeros((24, 32), bool)
+    expected[:12, :16] = True
+    (mask,) = masks(result)
+    assert np.array_equal(mask, expected)
+    assert result["result"][0]["type"] == {"box": "rectanglelabels"}.get(kind, f"{kind}labels")
+    assert result["score"] == pytest.approx(0.9)
+    assert result["model_version"] == answer["model_version"] == "flood-ffffffff"
+
+
+def test_the_images_own_size_counts(make: Callable[..., Service]) -> None:
+    click = {"result": [keypoint(75, 20, hw=(20, 40))]}  # what a reader that ignores EXIF would have sent
+    (result,) = make().predict(request(task("tall"), context=click))["results"]
+    expected = np.zeros((40, 20), bool)
+    expected[:20, 10:] = True
+    assert np.array_equal(masks(result)[0], expected)
+
+
+def test_several_rectangles_are_several_objects(make: Callable[..., Service]) -> None:
+    boxes = {"result": [rectangle(0, 0, 50, 50), rectangle(50, 50, 25, 50, id="r2")]}
+    (result,) = make().predict(request(task(), context=boxes))["results"]
+    assert [int(mask.sum()) for mask in masks(result)] == [12 * 16, 12 * 8]
+
+
+def test_batch_in_order_and_each_task_alone(make: Callable[..., Service], caplog: pytest.LogCaptureFixture) -> None:
+    marked = [{"result": [rectangle(0, 0, 25 * (1 + seed), 100)]} for seed in range(3)]
+    tasks = [
+        task(2, predictions=[marked[2]]),
+        task("missing", id=11),
+        task(0, annotations=[marked[0]]),
+        "no task",
+        {"id": 12},
+        {"id": 13, "data": {"picture": "/data/upload/1/0.png"}},
+        task(1, drafts=[marked[1]]),
+        None,
+    ]
+    with caplog.at_level(logging.WARNING):
+        results = make().predict(request(*tasks))["results"]
+    assert [int(sum(mask.sum() for mask in masks(result))) for result in results] == [576, 0, 192, 0, 0, 0, 384, 0]
+    assert [result["score"] for result in results] == pytest.approx([0.9, 0, 0.9, 0, 0, 0, 0.9, 0])
+    assert all(result["model_version"] == "flood-ffffffff" for result in results)
+    for said in ("Task 11: '/data/upload/1/missing.png' is not there", "Task 12: The task has no image", "Task 13: "):
+        assert said in caplog.text
+
+
+def test_one_bad_object_costs_only_itself(make: Callable[..., Service], caplog: pytest.LogCaptureFixture) -> None:
+    other = rectangle(0, 0, 25, 100, id="r2")
+    other["value"]["rectanglelabels"] = ["Unheard-of"]
+    with caplog.at_level(logging.WARNING):
+        (result,) = make().predict(request(task(context=None), context={"result": [rectangle(0, 0, 50, 50), other]}))[
+            "results"
+        ]
+    assert [int(mask.sum()) for mask in masks(result)] == [192]
+    assert "Unheard-of" in caplog.text
+
+
+def test_what_should_not_happen_costs_only_its_task(
+    make: Callable[..., Service], caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(value: object, task_id: int | None) -> np.ndarray:
+        if task_id == 11:
+            raise KeyError("a mistake of ours")
+        return read_image(value, task_id)
+
+    box = [{"result": [rectangle(0, 0, 50, 50)]}]
+    service = make(read_image=broken)
+    results = service.predict(request(task(id=11), task(0, predictions=box)))["results"]
+    assert [len(result["result"]) for result in results] == [0, 1]
+    assert "KeyError" in caplog.text
+
+
+def test_projects_do_not_leak(make: Callable[..., Service]) -> None:
+    service = make()
+    setups = {"5.1": ("brush", {"amr": True}), "6.1": ("polygon", None), "7.2": ("box", '{"amr": "paper"}')}
+
+    def setup(project: str) -> str:
+        kind, extra = setups[project]
+        body = {"project": project, "schema": EXAMPLES[kind], "hostname": "http://localhost", "extra_params": extra}
+        return service.setup(body)["model_version"]
+
+    def ask(project: str) -> tuple[str, str]:
+        body = request(task(), context={"result": [keypoint(20, 20)]}, project=project)
+        del body["label_config"]
+        (result,) = service.predict(body)["results"]
+        return result["result"][0]["type"], result["model_version"]
+
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(setup, list(setups) * 4))
+        answers = list(pool.map(ask, list(setups) * 8))
+    paper = "flood-ffffffff+amr(rule=paper_equation)"
+    assert versions[:3] == ["flood-ffffffff+amr", "flood-ffffffff", paper]
+    expected = [("brushlabels", versions[0]), ("polygonlabels", versions[1]), ("rectanglelabels", paper)]
+    assert answers == expected * 8
+    assert set(service.versions()["versions"]) == {*versions, "flood-ffffffff+amr"}
+    assert ask("5.2") == expected[0]  # the same project, whenever it was made
+
+
+def test_preferred_output(make: Callable[..., Service]) -> None:
+    both = EXAMPLES["brush"].replace("<BrushLabels", '<PolygonLabels name="poly" toName="image"><Label value="Object"/>'
+                                     "</PolygonLabels><BrushLabels", 1)  # fmt: skip
+    service = make()
+    for output, wanted in ((None, "brushlabels"), ("polygon", "polygonlabels"), ("bitmask", "brushlabels")):
+        extra = {} if output is None else {"output": output}
+        service.setup({"project": "5", "schema": both, "extra_params": extra})
+        body = {**request(task(), context={"result": [keypoint(20, 20)]}), "label_config": both}
+        assert service.predict(body)["results"][0]["result"][0]["type"] == wanted
+
+
+def test_two_images_of_a_task(make: Callable[..., Service]) -> None:
+    service = make()
+    data = {"left": "/data/upload/1/0.png", "right": "/data/upload/1/tall.png"}
+    click = keypoint(20, 20, hw=(40, 20), from_name="point_right", to_name="right")
+    body = {**request({"id": 1, "data": data}, context={"result": [click]}), "label_config": TWO_IMAGES}
+    (region,) = service.predict(body)["results"][0]["result"]
+    assert (region["from_name"], region["to_name"]) == ("mask_right", "right")
+    assert mask_from_region(region).shape == (40, 20)
+    left = keypoint(20, 20, from_name="point_left", to_name="left", id="k2")
+    body = {**request({"id": 1, "data": data, "predictions": [{"result": [click, left]}]}), "label_config": TWO_IMAGES}
+    regions = service.predict(body)["results"][0]["result"]
+    assert [mask_from_region(region).shape for region in regions] == [(24, 32), (40, 20)]
+
+
+def test_ten_clicks_and_eight_threads_encode_each_image_once(make: Callable[..., Service], model: FloodModel) -> None:
+    service = make()
+    clicks = [(seed, x, y) for seed in (0, 1) for x in (10, 30, 60, 80, 90) for y in (20, 80)]
+
+    def ask(click: tuple[int, int, int]) -> np.ndarray:
+        seed, x, y = click
+        body = request(task(seed), context={"result": [keypoint(x, y)]})
+        return masks(service.predict(body)["results"][0])[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, clicks))
+    for (seed, x, y), mask in zip(clicks, answers, strict=True):
+        red = patches(seed)[..., 0]
+        assert np.array_equal(mask, red == red[y * 24 // 100, x * 32 // 100])
+    assert model.encoded == 2
+
+
+@pytest.mark.parametrize("context", [None, {}, {"result": []}])
+def test_task_that_is_opened_is_encoded_ahead(make: Callable[..., Service], model: FloodModel, context: Any) -> None:
+    service = make()
+    (result,) = service.predict(request(task(), context=context))["results"]
+    assert result["result"] == []
+    service._prefetcher.shutdown()  # what was begun is finished
+    assert model.encoded == 1
+    for x in range(5, 95, 9):
+        service.predict(request(task(), context={"result": [keypoint(x, 50)]}))
+    assert model.encoded == 1
+
+
+def test_image_is_encoded_ahead_once_however_often_it_is_asked_for(make: Callable[..., Service]) -> None:
+    go, reads = threading.Event(), []
+
+    def slow(value: object, task_id: int | None) -> np.ndarray:
+        reads.append(value)
+        assert go.wait(30)
+        return read_image(value, task_id)
+
+    service = make(read_image=slow)
+    for seed in (0, 0, 1, 0, 1):
+        service.prefetch(f"/data/upload/1/{seed}.png", seed)
+    go.set()
+    service._prefetcher.shutdown()
+    assert reads == ["/data/upload/1/0.png", "/data/upload/1/1.png"]
+
+
+def test_refinement_is_asked_for_by_the_project(make: Callable[..., Service], model: FloodModel) -> None:
+    service = make()
+    decoded = []
+    for amr in (False, True):
+        service.setup({"project": "5", "schema": EXAMPLES["brush"], "extra_params": {"amr": amr}})
+        before = len(model.decoded)
+        service.predict(request(task(), context={"result": [keypoint(20, 20)]}))
+        decoded.append(len(model.decoded) - before)
+    assert decoded == [1, 2]
+
+
+def test_recent_images_are_decoded_once_and_bounded() -> None:
+    reads = []
+
+    def counted(value: object, task_id: int | None) -> np.ndarray:
+        reads.append(value)
+        return read_image(value, task_id)
+
+    size = patches(0).nbytes
+    recent = RecentImages(counted, capacity=2 * size)
+    names = [f"/data/upload/1/{seed}.png" for seed in range(3)]
+    for name in (names[0], names[1], names[0], names[2], names[0]):
+        assert np.array_equal(recent(name, 1), IMAGES[name])
+    assert reads == names
+    recent(names[1], 1)  # was dropped
+    recent(names[1], 2)  # another task's may be resolved to another file
+    assert reads == [*names, names[1], names[1]]
+    stale = RecentImages(counted, fresh_s=0)
+    reads.clear()
+    for _ in range(2):
+        stale(names[0], 1)
+    assert len(reads) == 2
+    with pytest.raises(ImageError):
+        recent("data:" + "A" * 5000, 1)
+    with pytest.raises(ImageError):
+        recent(None, 1)
+
+
+def test_encoding_ahead_survives_a_broken_image(
+    make: Callable[..., Service], model: FloodModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = make()
+    for seed in ("missing", 0, 0, 0):
+        service.prefetch(f"/data/upload/1/{seed}.png", 10)
+    service._prefetcher.shutdown()
+    assert model.encoded == 1
+    assert "can't be encoded ahead" in caplog.text
+    assert service._prefetching == set()
+
+
+def test_late_batch_is_cut_off(make: Callable[..., Service], caplog: pytest.LogCaptureFixture) -> None:
+    box = [{"result": [rectangle(0, 0, 50, 50)]}]
+    results = make(batch_s=-1).predict(request(task(predictions=box), task(predictions=box)))["results"]
+    assert [result["result"] for result in results] == [[], []]
+    assert "select fewer tasks" in caplog.text
+
+
+def test_while_weights_load(make: Callable[..., Service], model: FloodModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refinesam_labelstudio.service.SETUP_WAIT_S", 0.01)
+    go = threading.Event()
+
+    def factory() -> Session:
+        go.wait(30)
+        return Session(model)
+
+    service = make(factory, predict_wait_s=0.01)
+    setup = {"project": "5.1", "schema": EXAMPLES["brush"], "extra_params": {"amr": True}}
+    click = request(task(), context={"result": [keypoint(20, 20)]})
+    assert service.health() == {"status": "UP", "model": "loading"}
+    assert service.setup(setup) == {"model_version": "loading+amr"}
+    assert service.versions() == {"versions": []}
+    with pytest.raises(NotReadyError, match="still loading"):
+        service.predict(click)
+    go.set()
+    service._session(30)
+    assert service.health() == {"status": "UP", "model": "ready"}
+    assert service.setup(setup) == {"model_version": "flood-ffffffff+amr"}
+    assert len(service.predict(click)["results"][0]["result"]) == 1
+
+
+def test_prediction_waits_for_weights(make: Callable[..., Service], model: FloodModel) -> None:
+    def factory() -> Session:
+        time.sleep(0.2)
+        return Session(model)
+
+    service = make(factory)
+    assert len(service.predict(request(task(), context={"result": [keypoint(20, 20)]}))["results"]) == 1
+
+
+@pytest.mark.parametrize("error", [WeightsError("'no_such' is unknown."), TimeoutError("slow"), SystemExit(1)])
+def test_weights_that_do_not_load(make: Callable[..., Service], error: BaseException) -> None:
+    def factory() -> Session:
+        raise error
+
+    service = make(factory)
+    with pytest.raises(NotReadyError, match=type(error).__name__):
+        service.predict(request(task()))
+    with pytest.raises(NotReadyError, match="could not be loaded"):
+        service.setup({"project": "5.1", "schema": EXAMPLES["brush"]})
+    assert service.health() == {"status": "UP", "model": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"project": None}, "project"),
+        ({"project": ""}, "project"),
+        ({"project": True}, "project"),
+        ({"schema": None}, "schema"),
+        ({"schema": "<View></View>"}, "<Image"),
+        ({"schema": "<View>"}, "not XML"),
+        ({"schema": '<View><Text name="t" value="$text"/></View>'}, "<Image"),
+        ({"extra_params": "{"}, "no JSON"),
+        ({"extra_params": [1]}, "object is needed"),
+        ({"extra_params": {"arm": True}}, "'arm'; known are amr"),
+        ({"extra_params": {"amr": "on"}}, "true, false"),
+        ({"extra_params": {"amr": {"rules": 1}}}, "rules; known are"),
+        ({"extra_params": {"amr": {"rule": "best"}}}, "choose one of"),
+        ({"extra_params": {"amr": {"depth": 10**400}}}, "too large"),
+        ({"extra_params": {"amr": {"iterations": 10**9}}}, "from 1 to 64"),
+        ({"extra_params": {"output": "circle"}}, "one of brush"),
+        ({"extra_params": {"output": ["brush"]}}, "one of brush"),
+        ({"extra_params": {"everything": 3}}, "true, false"),
+        ({"extra_params": {"everything": {"grid": 3}}}, "'grid'; known are"),
+        ({"extra_params": {"everything": {"points_per_side": 1000}}}, "from 1 to 64"),
+        ({"extra_params": {"everything": {"iou_threshold": float("nan")}}}, "from 0 to 1"),
+        ({"extra_params": {"max_masks": 0}}, "from 1 to"),
+        ({"extra_params": {"label": ""}}, "name of a label"),
+        ({"extra_params": {"label": "Unheard-of"}}, "Unheard-of"),
+    ],
+)
+def test_setup_says_what_is_wrong(make: Callable[..., Service], change: dict[str, Any], message: str) -> None:
+    service = make()
+    with pytest.raises(ConfigError, match=message):
+        service.setup({"project": "5.1", "schema": EXAMPLES["brush"], **change})
+    body = request(task(), context={"result": [keypoint(20, 20)]})
+    del body["label_config"]
+    with pytest.raises(ConfigError, match="label_config"):
+        service.predict(body)  # nothing of it was kept
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [({}, "tasks"), ({"tasks": {}}, "tasks"), ({"tasks": []}, "label_config"), ({"tasks": [1], "project": "8"}, "8"),
+     ({"tasks": [], "label_config": "<View/>"}, "<Image")],
+)  # fmt: skip
+def test_predict_says_what_is_wrong(make: Callable[..., Service], body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make().predict(body)
+
+
+def test_extra_params_are_read() -> None:
+    options = ServiceOptions().updated('{"amr": {"iterations": 2}, "everything": {"min_area": 50}, "max_masks": 3}')
+    assert options.amr == AMRConfig(iterations=2)
+    assert options.everything == {"min_area": 50}
+    assert options.max_masks == 3
+    assert options.version("w") == "w+amr(iterations=2)"
+    assert ServiceOptions().updated("") == ServiceOptions().updated(None) == ServiceOptions()
+    assert options.updated({"amr": False, "everything": False}).version("w") == "w"
+    assert options.updated({"everything": True}).everything == {}
+
+
+def test_version_of_a_file_covers_all_of_it(tmp_path: Any, model: FloodModel) -> None:
+    model.name = str(tmp_path / "mine.safetensors")
+    versions = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "mine.safetensors").write_bytes(content)
+        versions.add(weights_version(Session(model)))
+    assert len(versions) == 2
+    assert all(version.startswith("mine-") and len(version) == 13 for version in versions)
+
+
+def test_webhook_passes_events_on_in_order(make: Callable[..., Service], caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[str] = []
+
+    def on_event(action: str, body: Any) -> None:
+        heard.append(body["annotation"]["id"])
+        if body["annotation"]["id"] == 1:
+            raise OSError("disk full")
+
+    service = make(on_event=on_event)
+    for number in range(5):
+        body = {"action": "ANNOTATION_CREATED", "annotation": {"id": number}, "project": {"id": 5}}
+        assert service.webhook(body) == {"status": "accepted"}
+    service.close()
+    assert heard == list(range(5))
+    assert "disk full" in caplog.text
+    assert make().webhook({"action": "START_TRAINING"}) == {"status": "ignored"}
+    with pytest.raises(ConfigError, match="action"):
+        make().webhook({})
+
+
+def test_real_weights_segment_everything_and_refine(make: Callable[..., Service]) -> None:
+    session = refinesam.load("builtin", device="cpu")
+    image = np.full((96, 128, 3), 200, np.uint8)
+    y, x = np.mgrid[:96, :128]
+    image[(y - 40) ** 2 + (x - 50) ** 2 < 24**2] = (30, 60, 160)
+    service = make(lambda: session, read_image=lambda value, task_id: image, options=ServiceOptions())
+    extra = {"amr": True, "everything": {"points_per_side": 4}, "max_masks": 5, "label": "Other"}
+    version = service.setup({"project": "5.1", "schema": EXAMPLES["brush"], "extra_params": extra})["model_version"]
+    assert version == f"builtin-{session.model.fingerprint[:8]}+amr"
+    (result,) = service.predict(request(task()))["results"]
+    assert 1 <= len(result["result"]) <= 5
+    assert {tuple(region["value"]["brushlabels"]) for region in result["result"]} == {("Other",)}
+    disc = (y - 40) ** 2 + (x - 50) ** 2 < 24**2
+    (clicked,) = service.predict(request(task(), context={"result": [keypoint(50 / 1.28, 40 / 0.96, hw=(96, 128))]}))[
+        "results"
+    ]
+    (mask,) = masks(clicked)
+    assert (mask & disc).sum() / (mask | disc).sum() > 0.9
+    assert session.cache.misses == 1
