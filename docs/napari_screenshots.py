@@ -20,7 +20,7 @@ from PIL import Image
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QScrollArea
+from qtpy.QtWidgets import QApplication, QScrollArea, QWidget
 
 import napari
 from refinesam_napari.widget import RefineSAMWidget
@@ -145,8 +145,9 @@ def brightest(window: Window) -> tuple[float, float]:
     return float(row), float(column)
 
 
-def scroll(window: Window, panel: object) -> None:
-    window.widget.findChild(QScrollArea).ensureWidgetVisible(panel, 0, 400)
+def scroll(window: Window, panel: QWidget) -> None:
+    area = window.widget.findChild(QScrollArea)
+    area.verticalScrollBar().setValue(panel.y() - 250)
     QTest.qWait(200)
 
 

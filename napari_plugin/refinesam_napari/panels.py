@@ -54,6 +54,14 @@ def button(text: str, tip: str, clicked: object) -> QPushButton:
     return made
 
 
+def combo() -> QComboBox:
+    """Make a list to choose from that stays narrow, however long the names of layers are."""
+    made = QComboBox()
+    made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    made.setMinimumContentsLength(8)
+    return made
+
+
 def row(*widgets: QWidget) -> QWidget:
     """Put widgets side by side."""
     holder = QWidget()
@@ -70,31 +78,31 @@ class ImagePanel(QGroupBox):
     def __init__(self, controller: Controller) -> None:
         super().__init__("Image and model")
         self.controller = controller
-        self.image = QComboBox()
+        self.image = combo()
         self.image.setToolTip("The layer to segment. Selecting an image in the list of layers chooses it, too.")
         self.image.activated.connect(self._choose_image)
-        self.weights = QComboBox()
+        self.weights = combo()
         self.weights.addItems([*WEIGHTS, OWN_FILE])
         self.weights.activated.connect(self._choose_model)
-        self.device = QComboBox()
+        self.device = combo()
         self.device.addItems(DEVICES)
         self.device.activated.connect(self._choose_model)
         self.running_on = QLabel("")
         self.keep_on_disk = QCheckBox("keep embeddings on disk")
         self.keep_on_disk.setToolTip("An image that was encoded once is not encoded again, after a restart neither.")
         self.keep_on_disk.toggled.connect(self._choose_model)
-        self.intensity = QComboBox()
+        self.intensity = combo()
         for name in INTENSITIES:
             self.intensity.addItem(INTENSITY_WORDS[name], name)
         self.intensity.setToolTip("How values that are not 8-bit become what the model sees.")
         self.intensity.activated.connect(self._choose_settings)
-        self.channel_axis = QComboBox()
+        self.channel_axis = combo()
         self.channel_axis.activated.connect(self._choose_settings)
         self.channels = QLineEdit()
         self.channels.setPlaceholderText("0 or 0,1 or 2,0,1")
         self.channels.setToolTip("One channel is seen gray; two as red, green; three as red, green, blue.")
         self.channels.editingFinished.connect(self._choose_settings)
-        self.crop = QComboBox()
+        self.crop = combo()
         for mode in CROP_MODES:
             self.crop.addItem(CROP_WORDS[mode], mode)
         self.crop.setToolTip("The part of a large image that the model sees at once.")
@@ -236,7 +244,7 @@ class ObjectsPanel(QGroupBox):
         self.discard = button("Drop prompts  [Q]", "Drop the prompts in hand", controller.discard)
         self.undo = button("Undo", "Ctrl-Z", controller.undo)
         self.redo = button("Redo", "Ctrl-Shift-Z", controller.redo)
-        self.labels = QComboBox()
+        self.labels = combo()
         self.labels.setToolTip("The labels layer that objects are added to; what it holds already stays.")
         self.labels.activated.connect(self._choose_labels)
         self.overwrite = QCheckBox("overwrite others")

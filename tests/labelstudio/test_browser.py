@@ -96,7 +96,9 @@ class Annotator:
             self.page.mouse.move(2, 2)
             self.page.wait_for_timeout(500)
             with Image.open(io.BytesIO(self.page.screenshot())) as image:
-                image.convert("RGB").quantize(128).save(Path(SCREENSHOTS) / f"{name}.png", optimize=True)
+                # Fewer colours make it small; the rare ones, of labels and buttons, must stay.
+                few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+                few.save(Path(SCREENSHOTS) / f"{name}.png", optimize=True)
 
     def _drawn(self, positions: list[tuple[float, float]], modifier: str | None = None) -> list[dict[str, Any]]:
         if not self.page.locator(".lsf-label_selected").count():  # a click takes the choice back

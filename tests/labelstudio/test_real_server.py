@@ -269,6 +269,7 @@ def test_an_access_token_that_expired_is_renewed_in_the_middle_of_a_run(
     project = label_studio.project(EXAMPLES["brush"], files)
     project.attach(backend.url)
     for name, image in zip(files, (PHOTO[60 * k : 60 * k + 120] for k in range(3)), strict=True):
+        backend.access.get_task(project.tasks[name])
         # As after its 300 seconds: the server refuses it.
         header, claims, _ = backend.access._access.split(".")
         backend.access._access = f"{header}.{claims}.{'A' * 43}"
