@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,3 +137,53 @@ def test_doctor(project: Project, backend: Backend) -> None:
     assert [(finding.check, finding.good) for finding in found] == [(check, True) for check in checks], found
     wrong = examine(url, "f" * 40, project_id=project.id)
     assert [finding.check for finding in wrong if not finding.good] == ["token"]
+
+
+def test_killed_with_its_server_restarted_200_tasks_are_stored_once(label_studio: LabelStudio, tmp_path: Path) -> None:
+    """The command itself, with the built-in weights: killed three times, the server restarted under the last run."""
+    names = [f"{number}.png" for number in range(200)]
+    project = label_studio.project(EXAMPLES["brush"])
+    tasks: list[int] = []
+    for start in range(0, len(names), 50):  # Label Studio takes at most 100 files at once.
+        files = [(names[number], (names[number], png(number))) for number in range(start, start + 50)]
+        address = f"/api/projects/{project.id}/import?return_task_ids=true"
+        tasks += label_studio.call("POST", address, files=files)["task_ids"]
+    rows = [
+        {"task": task, "result": [box(number)], "score": 1.0, "model_version": "boxes"}
+        for number, task in enumerate(tasks)
+    ]
+    label_studio.call("POST", f"/api/projects/{project.id}/import/predictions", json=rows)
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "refinesam.cli", "labelstudio", "preannotate", f"--project={project.id}"]
+    command += ["--chunk=5", f"--folder={tmp_path}", f"--report={report}", "--device=cpu"]
+    environment = {
+        **os.environ,
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": label_studio.personal_token,
+    }
+
+    def stored() -> Counter[int]:
+        found = label_studio.call("GET", f"/api/predictions?project={project.id}")
+        return Counter(item["task"] for item in found if item["model_version"] != "boxes")
+
+    def until_more_than(count: int, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 120
+        while sum(stored().values()) <= count and time.monotonic() < deadline:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.05)
+
+    assert len(tasks) == 200
+    for kill in range(3):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        until_more_than(sum(stored().values()) + 10 * kill, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = sum(stored().values())
+    assert 0 < before < 200
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    until_more_than(before, process)
+    label_studio.end()
+    label_studio.start()
+    assert process.wait(timeout=300) == 0
+    assert stored() == Counter(dict.fromkeys(tasks, 1))
+    assert json.loads(report.read_text())["tasks"] == 200
