@@ -18,6 +18,7 @@ from refinesam_labelstudio.hosts import host_of
 from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.learning import weights_for
 from refinesam_labelstudio.options import ServiceOptions
+from refinesam_labelstudio.recent import RecentImages
 from refinesam_labelstudio.service import Service
 
 __all__ = [
@@ -76,7 +77,7 @@ def start_service(
 
     return Service(
         session,
-        read_image,
+        RecentImages(read_image),  # a click after the first on a large photograph decodes no file
         options=options or ServiceOptions(),
         on_event=corrections.on_event if corrections is not None else None,
     )
