@@ -137,7 +137,7 @@ class Answers(Scene):
         self._paused = False
         if self.workspace.edit_draft(name, prompts):
             self.refresh()
-            self.edited.emit()
+            self.edited.emit(self.workspace)
         if self.prompts.has_strays:
             QTimer.singleShot(0, self._show_draft)
 
@@ -285,7 +285,7 @@ class Answers(Scene):
         """Show the document as it is after a step that was not made in the prompt layers."""
         self._show_draft()
         self.refresh()
-        self.edited.emit()
+        self.edited.emit(self.workspace)
 
 
 def _subject(workspace: Workspace, request: Request) -> tuple[Any, ...]:

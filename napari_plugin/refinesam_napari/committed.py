@@ -26,11 +26,13 @@ class Committed(QObject):
 
     Signals:
         changed: something that a widget shows has changed.
-        edited: the document changed.
+        edited: the document of the workspace that it carries changed.
+        losing: the objects of the workspace that it carries are about to be let go, since their layer was removed.
     """
 
     changed = Signal()
-    edited = Signal()
+    edited = Signal(object)
+    losing = Signal(object)
 
     def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -88,12 +90,14 @@ class Committed(QObject):
     def let_go_of_objects(self, workspace: Workspace) -> None:
         """The objects' layer is gone, and they with it; the prompts in hand stay."""
         assert workspace.objects is not None
+        self.losing.emit(workspace)
         workspace.objects.release()
         self._removed[workspace.objects.layer] = (workspace, workspace.history)
         workspace.objects = None
         draft = workspace.document.draft
         workspace.history = History(Document(draft=draft))
-        self.edited.emit()
+        # No edit: closing the viewer comes this way, too, and must not empty the autosave.
+        self.changed.emit()
 
     def take_back_objects(self, layer: Layer) -> None:
         """The objects' layer of before is back, unless others took its place; prompts made meanwhile stay in hand."""
@@ -114,5 +118,5 @@ class Committed(QObject):
         lacking = self.viewer.dims.ndim - layer.ndim
         down, across = (axis - lacking for axis in self.viewer.dims.displayed[-2:])
         workspace.painted(writes, (down, across))
-        self.edited.emit()
+        self.edited.emit(workspace)
         self.changed.emit()

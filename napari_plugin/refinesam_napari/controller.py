@@ -83,7 +83,7 @@ class Controller(Answers):
                 self.tell_error(mask)
             else:
                 workspace.complete(change, object_id, request.plane, mask, overwrite)
-            self.edited.emit()
+            self.edited.emit(workspace)
             self.changed.emit()
 
         post = self.on_gui_thread(deliver)

@@ -15,6 +15,7 @@ import refinesam
 from refinesam import DatasetError, Session
 from refinesam_napari.autosave import Autosave, autosave_folder, discard_autosave, pending_autosaves
 from refinesam_napari.controller import Controller
+from refinesam_napari.document import Document
 from refinesam_napari.engine import Work
 from refinesam_napari.export import write_coco, write_labels_tiff
 from refinesam_napari.geometry import Plane, PlaneMask
@@ -37,26 +38,28 @@ class Files:
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
         self._autosaves: dict[Workspace, Autosave] = {}
+        # Edited since their last autosave; the image in hand may be another one by the time that it is due.
+        self._edited: set[Workspace] = set()
         self._timer = QTimer(controller, singleShot=True, interval=AUTOSAVE_MS)
         self._timer.timeout.connect(self.autosave)
-        controller.edited.connect(self._timer.start)
+        controller.edited.connect(self._note_edit)
+        controller.losing.connect(self._autosave_first)
         # Errors come from the thread that writes.
         self._tell = controller.on_gui_thread(lambda text: controller.told.emit(text, True))
 
-    def saved(self) -> SavedSession:
-        """Return all that is needed to go on working with the image in hand.
+    def saved(self, workspace: Workspace | None = None) -> SavedSession:
+        """Return all that is needed to go on working with an image: that of a workspace, else the one in hand.
 
         Raises:
             DatasetError: there is no image.
         """
-        workspace, options = self._workspace(), self.controller.options
+        workspace, options = workspace or self._workspace(), self.controller.options
         layer, settings = workspace.image, workspace.settings
-        image = ImageSnapshot.of(layer, settings)
         description = {
             "name": layer.name,
-            "shape": image.shape,
-            "dtype": str(image.levels[0].dtype),
-            "axis_labels": image.axis_labels,
+            "shape": workspace.shape,
+            "dtype": str(layer.dtype),
+            "axis_labels": layer.axis_labels,
             "scale": np.asarray(layer.scale).tolist(),
             "translate": np.asarray(layer.translate).tolist(),
             "source": layer.source.path,
@@ -89,6 +92,7 @@ class Files:
         write_session(path, self.saved())
         # It is safe now; the next edit begins another autosave.
         workspace = self._workspace()
+        self._edited.discard(workspace)
         if workspace in self._autosaves:
             self._autosaves.pop(workspace).remove()
 
@@ -104,7 +108,7 @@ class Files:
         """
         saved = read_session(path)
         workspace = self._workspace()
-        shape = ImageSnapshot.of(workspace.image, workspace.settings).shape
+        shape = workspace.shape
         if tuple(saved.image["shape"]) != shape:
             raise DatasetError(
                 f"{path} belongs to {saved.image['name']!r} of shape {tuple(saved.image['shape'])}, the chosen image "
@@ -176,16 +180,27 @@ class Files:
 
     # -- autosave ---------------------------------------------------------------------------------------------------
 
+    def _note_edit(self, workspace: Workspace | None) -> None:
+        if workspace is not None:
+            self._edited.add(workspace)
+            self._timer.start()
+
+    def _autosave_first(self, workspace: Workspace) -> None:
+        """What was edited a moment ago is written with its objects, which are about to go."""
+        if workspace in self._edited:
+            self.autosave()
+
     def autosave(self) -> None:
-        """Have the state of now written in the background."""
-        workspace = self.controller.workspace
-        if workspace is None:
-            return
-        if workspace not in self._autosaves:
-            self._autosaves[workspace] = Autosave(
-                autosave_folder(), workspace.image.name, wait_s=0.0, on_error=self._tell
-            )
-        self._autosaves[workspace].request(self.saved())
+        """Have the state of what was edited written in the background."""
+        for workspace in self._edited:
+            if workspace not in self._autosaves:
+                if workspace.document == Document():
+                    continue  # There is nothing yet that could be lost.
+                self._autosaves[workspace] = Autosave(
+                    autosave_folder(), workspace.image.name, wait_s=0.0, on_error=self._tell
+                )
+            self._autosaves[workspace].request(self.saved(workspace))
+        self._edited.clear()
 
     def flush(self) -> None:
         """Write what is not written yet, now."""
@@ -206,17 +221,15 @@ class Files:
         workspace = self.controller.workspace
         if workspace is None:
             return []
-        shape = list(ImageSnapshot.of(workspace.image, workspace.settings).shape)
         found = []
         for path, image, when in pending_autosaves(autosave_folder()):
-            if list(image["shape"]) == shape and image["name"] == workspace.image.name:
+            if tuple(image["shape"]) == workspace.shape and image["name"] == workspace.image.name:
                 found.append((path, f"{when:%Y-%m-%d %H:%M}"))
         return found
 
     def restore(self, path: Path) -> tuple[str, ...]:
         """Load an autosave, and delete it once its content is in an autosave of this viewer."""
-        problems = self.load(path)
-        self.autosave()
+        problems = self.load(path)  # an edit, so there is an autosave to write
         self.flush()
         discard_autosave(path)
         return problems

@@ -191,7 +191,7 @@ class Scene(Committed):
         self.workspace = self._workspaces[workspace.image] = Workspace(workspace.image, settings)
         self.plane = None
         self.prompts.show({})
-        self.edited.emit()
+        self.edited.emit(self.workspace)
 
     def _pixels_changed(self, event: Any = None) -> None:
         workspace = self.workspace

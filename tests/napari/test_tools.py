@@ -189,3 +189,39 @@ def test_autosave_follows_and_is_restored(open_gui: Callable[..., Gui], autosave
     assert np.array_equal(other.labels(), labels)
     assert not orphan.exists()
     gui.until(lambda: not panel.restore.isVisible())
+
+
+def test_an_edit_is_autosaved_though_another_image_is_chosen_at_once(
+    open_gui: Callable[..., Gui], autosaves: Path
+) -> None:
+    gui = open_gui(data.coins())
+    other = gui.viewer.add_image(data.cell(), name="cell")
+    gui.controller.choose_image(gui.viewer.layers["image"])
+    gui.controller.prompts.use_points(True)
+    gui.click(gui.viewer.layers["image"], *COIN)
+    gui.controller.choose_image(other)
+    gui.widget.files.flush()
+    (path,) = autosaves.glob("image.*.json")
+    assert len(read_session(path).document.draft) == 1
+    assert not list(autosaves.glob("cell.*.json"))
+    # What was saved leaves no autosave behind, however short ago the edit was.
+    gui.controller.choose_image(gui.viewer.layers["image"])
+    gui.click(gui.viewer.layers["image"], *OTHER_COIN)
+    gui.widget.files.save(path.parent.parent / "saved.json")
+    gui.widget.files.flush()
+    assert not list(autosaves.glob("*.json"))
+
+
+def test_closing_the_viewer_at_once_leaves_the_last_step_in_the_autosave(
+    open_gui: Callable[..., Gui], autosaves: Path
+) -> None:
+    gui = open_gui(data.coins())
+    labels = two_coins(gui)
+    gui.viewer.layers.clear()  # as napari does when it closes
+    gui.settle()
+    gui.widget.files.flush()
+    (path,) = autosaves.glob("*.json")
+    saved = read_session(path)
+    assert sorted(saved.document.objects) == [1, 2]
+    for (object_id, _), mask in saved.masks.items():
+        assert np.array_equal(mask.on(labels.shape), labels == object_id)
