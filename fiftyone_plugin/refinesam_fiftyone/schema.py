@@ -1,0 +1,277 @@
+"""Names of everything that a run writes into a dataset, and the settings it was made with.
+
+A run has a key, as FiftyOne's evaluations have. All its sample fields start with that key, so that several runs live
+side by side and one of them can be deleted whole (`delete_run`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal, get_args
+
+import fiftyone as fo
+
+from refinesam import ConfigError
+
+__all__ = [
+    "AMR_SETTINGS",
+    "BUCKETS",
+    "FAILURES",
+    "MASK_STORAGES",
+    "PROMPT_SOURCES",
+    "ROLES",
+    "Bucket",
+    "Fields",
+    "Settings",
+    "check_whole",
+    "declare_fields",
+    "declare_label_fields",
+    "delete_run",
+    "list_runs",
+    "read_settings",
+    "register_run",
+]
+
+PromptSource = Literal["boxes", "keypoints", "random-2", "everything"]
+PROMPT_SOURCES: Final[tuple[PromptSource, ...]] = get_args(PromptSource)
+MaskStorage = Literal["database", "files"]
+MASK_STORAGES: Final[tuple[MaskStorage, ...]] = get_args(MaskStorage)
+AMRSetting = Literal["fast", "full", "paper"]
+AMR_SETTINGS: Final[tuple[AMRSetting, ...]] = get_args(AMRSetting)
+Bucket = Literal["amr_helped", "amr_hurt", "no_change", "both_failed"]
+BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
+# What a prompt or a sample may fail of: the label in the run's failures, and the end of the sample's tag.
+Failure = Literal[
+    "missing_file", "unreadable_image", "no_prompts", "bad_prompt", "no_truth", "not_stored", "unreadable_mask"
+]
+FAILURES: Final[tuple[Failure, ...]] = get_args(Failure)
+# The masks of one prompt, each in a field of its own.
+Role = Literal["baseline", "amr", "rejected"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
+# On every label of a run.
+LABEL_ATTRIBUTES: Final[Mapping[str, type[Any]]] = {
+    "prompt_id": fo.StringField,
+    "kappa": fo.IntField,
+    "compactness": fo.FloatField,
+    "holes": fo.IntField,
+    "strategy": fo.StringField,
+    "predicted_iou": fo.FloatField,
+    "kept": fo.StringField,
+    "reason": fo.StringField,
+    "area_px": fo.IntField,
+    "empty": fo.BooleanField,
+}
+
+_KEY = re.compile(r"[a-z][a-z0-9_]*")
+_KIND: Final = "refinesam"
+
+
+def check_whole(name: str, value: object, at_least: int) -> None:
+    """Raise ConfigError unless a value is a whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"{name} is {value!r}; give a whole number of at least {at_least}.")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The names of one run's sample fields.
+
+    Attributes:
+        key: the run's, lower-case letters, digits and underscores.
+
+    Raises:
+        ConfigError: a key that FiftyOne could not take as the start of a field's name.
+    """
+
+    key: str = "refinesam"
+
+    def __post_init__(self) -> None:
+        """Check the key."""
+        if not _KEY.fullmatch(str(self.key)):
+            raise ConfigError(
+                f"The run's key is {self.key!r}: it starts the names of fields, so give lower-case letters, digits "
+                "and underscores, a letter first."
+            )
+
+    def masks(self, role: Role) -> str:
+        """Return the Detections field of one role: the first masks, those after AMR, those that AMR rejected."""
+        return f"{self.key}_{role}"
+
+    @property
+    def baseline(self) -> str:
+        """Detections: the first masks."""
+        return self.masks("baseline")
+
+    @property
+    def amr(self) -> str:
+        """Detections: the masks after Adaptive Mask Refinement."""
+        return self.masks("amr")
+
+    @property
+    def rejected(self) -> str:
+        """Detections: the candidates that AMR decoded and did not keep."""
+        return self.masks("rejected")
+
+    @property
+    def points(self) -> str:
+        """Keypoints: the points that AMR placed."""
+        return f"{self.key}_points"
+
+    @property
+    def failures(self) -> str:
+        """Classifications: prompts (or the sample) that could not be answered, one of `FAILURES` each, and why."""
+        return f"{self.key}_failures"
+
+    @property
+    def digest(self) -> str:
+        """String: digest of settings, model, image file and prompts; a sample that has it is done."""
+        return f"{self.key}_digest"
+
+    def failure_tag(self, failure: Failure) -> str:
+        """Return the sample's tag for a failure."""
+        return f"{self.key}:{failure}"
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The fields that comparing writes."""
+        return (self.baseline, self.amr, self.rejected, self.points, self.failures, self.digest)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked to do; kept with the dataset.
+
+    Attributes:
+        prompts: "boxes" of a Detections field, "keypoints" with signs, "random-2" clicks in the ground truth (the
+            source paper's protocol for AMR), or "everything": no prompts.
+        prompt_field: the Detections or Keypoints field; None for the other two.
+        truth_field: Detections with masks to compare with; None without ground truth. "random-2" needs it.
+        weights: a name that `refinesam.load` knows, or a file.
+        amr: "fast" looks again with what was encoded before; "full" also re-encodes the object's surroundings, several
+            encodings for each prompt; "paper" places points by the source paper's equation.
+        masks: kept in the "database", or as PNG "files" named by mask_path.
+        masks_dir: folder of those files.
+        seed: of the random clicks.
+        points_per_side: of the grid of "everything"; None: as many as suit the model.
+
+    Raises:
+        ConfigError: an unknown value, or a field that is missing.
+    """
+
+    prompts: PromptSource = "boxes"
+    prompt_field: str | None = None
+    truth_field: str | None = None
+    weights: str = "builtin"
+    amr: AMRSetting = "fast"
+    masks: MaskStorage = "database"
+    masks_dir: str | None = None
+    seed: int = 0
+    points_per_side: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name, value, known in (
+            ("prompts", self.prompts, PROMPT_SOURCES),
+            ("amr", self.amr, AMR_SETTINGS),
+            ("masks", self.masks, MASK_STORAGES),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+        if self.prompts in ("boxes", "keypoints") and not self.prompt_field:
+            raise ConfigError(f"Prompts from {self.prompts} need prompt_field, the field that holds them.")
+        if self.prompts == "random-2" and not self.truth_field:
+            raise ConfigError("Random clicks are drawn in the ground truth: name its Detections field as truth_field.")
+        if self.masks == "files" and not self.masks_dir:
+            raise ConfigError("To keep masks as files, give masks_dir, the folder for them.")
+        check_whole("seed", self.seed, at_least=0)
+        if self.points_per_side is not None:
+            check_whole("points_per_side", self.points_per_side, at_least=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def register_run(dataset: Any, run: Fields, settings: Settings) -> None:
+    """Note a run and its settings in the dataset, in place of earlier settings of the same key."""
+    config = dataset.init_run(kind=_KIND, settings=settings.to_dict())
+    if dataset.has_run(run.key):
+        if run.key not in list_runs(dataset):
+            raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
+        dataset.update_run_config(run.key, config)
+    else:
+        dataset.register_run(run.key, config)
+
+
+def list_runs(dataset: Any) -> list[str]:
+    """Return the keys of the dataset's runs of refinesam."""
+    return list(dataset.list_runs(kind=_KIND))
+
+
+def read_settings(dataset: Any, run: Fields) -> Settings:
+    """Return what a run was asked to do.
+
+    Raises:
+        ConfigError: the dataset has no such run.
+    """
+    known = list_runs(dataset)
+    if run.key not in known:
+        raise ConfigError(f"The dataset has no run {run.key!r}; it has {', '.join(known) or 'none'}: compare first.")
+    kept = dataset.get_run_info(run.key).config.settings
+    # A setting of a later version that is unknown here is left out.
+    return Settings(**{field.name: kept[field.name] for field in fields(Settings) if field.name in kept})
+
+
+def declare_label_fields(dataset: Any, run: Fields) -> None:
+    """Declare the fields that comparing writes, so that the App can filter by them before anything is written."""
+    kinds = {run.masks(role): fo.Detections for role in ROLES}
+    for name, kind in {**kinds, run.points: fo.Keypoints, run.failures: fo.Classifications}.items():
+        # Checked first: adding an existing field again reloads every sample that is in memory.
+        if dataset.get_field(name) is None:
+            dataset.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=kind)
+    attributes = {f"{run.masks(r)}.detections.{name}": kind for r in ROLES for name, kind in LABEL_ATTRIBUTES.items()}
+    points = {f"{run.points}.keypoints.{name}": fo.StringField for name in ("prompt_id", "kept")}
+    failures = {f"{run.failures}.classifications.{name}": fo.StringField for name in ("prompt_id", "reason")}
+    declare_fields(dataset, {**attributes, **points, **failures, run.digest: fo.StringField})
+
+
+def declare_fields(dataset: Any, kinds: Mapping[str, type[Any]]) -> None:
+    """Declare plain fields and attributes, path -> kind, that the dataset does not have yet.
+
+    All at once: `add_sample_field` stores the whole schema and reads it back each time, a second for every ten.
+    """
+    missing = {path: kind() for path, kind in kinds.items() if dataset.get_field(path) is None}
+    if missing:
+        dataset._merge_sample_field_schema(missing)
+
+
+def delete_run(dataset: Any, run: Fields) -> None:
+    """Delete a run: its fields, what its evaluation wrote on the ground truth, its tags, its views and its record.
+
+    Mask files stay where they are.
+    """
+    settings = read_settings(dataset, run)
+    for field in _fields_of(dataset, run, settings):
+        dataset.delete_sample_field(field)
+    for tag in map(run.failure_tag, FAILURES):
+        dataset.untag_samples(tag)
+    for name in dataset.list_saved_views():
+        if name.startswith(f"{run.key}: "):
+            dataset.delete_saved_view(name)
+    dataset.delete_run(run.key)
+
+
+def _fields_of(dataset: Any, run: Fields, settings: Settings) -> Iterator[str]:
+    prefix = f"{run.key}_"
+    others = [f"{other}_" for other in list_runs(dataset) if other != run.key and other.startswith(prefix)]
+    for name in dataset.get_field_schema():
+        if name.startswith(prefix) and not name.startswith(tuple(others)):
+            yield name
+    if settings.truth_field:
+        path = f"{settings.truth_field}.detections"
+        for name in dataset.get_field(path).field.get_field_schema():
+            if name.startswith(prefix) and not name.startswith(tuple(others)):
+                yield f"{path}.{name}"

@@ -1,0 +1,70 @@
+"""Writing results into the dataset, so that one that the database refuses costs only its own sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fiftyone as fo
+from bson.errors import BSONError
+from mongoengine.errors import MongoEngineException
+from pymongo.errors import PyMongoError
+
+from .answers import SampleResult, failed_sample
+from .schema import FAILURES, Fields
+
+__all__ = ["store"]
+
+logger = logging.getLogger(__name__)
+
+# What the database says to one document; that it cannot be reached is another matter and ends the run.
+_REFUSALS = (PyMongoError, BSONError, MongoEngineException, ValueError, OverflowError)
+
+
+def store(dataset: Any, run: Fields, results: Sequence[SampleResult]) -> Iterator[SampleResult]:
+    """Write a batch of results and yield what was stored of each.
+
+    The digests, which say that samples are done, are written last.
+
+    Raises:
+        PyMongoError: the database cannot be reached; what was stored before stays.
+    """
+    if not results:
+        return
+    try:
+        _write(dataset, run, results)
+    except _REFUSALS as error:
+        if len(results) > 1:
+            for result in results:
+                yield from store(dataset, run, [result])
+            return
+        # A document beyond MongoDB's 16 MiB, most likely: many masks, all in the database.
+        (result,) = results
+        logger.warning("Sample %s could not be stored: %s", result.sample_id, error)
+        reason = f"The database refused the masks ({error}). If they are too large, keep masks as files."
+        failed = failed_sample(run, result.sample_id, result.digest, "not_stored", reason[:500])
+        _write(dataset, run, [failed])
+        yield failed
+        return
+    yield from results
+
+
+def _write(dataset: Any, run: Fields, results: Sequence[SampleResult]) -> None:
+    columns: dict[str, dict[str, Any]] = {
+        run.baseline: {one.sample_id: fo.Detections(detections=one.baseline) for one in results},
+        run.amr: {one.sample_id: fo.Detections(detections=one.amr) for one in results},
+        run.rejected: {one.sample_id: fo.Detections(detections=one.rejected) for one in results},
+        run.points: {one.sample_id: fo.Keypoints(keypoints=one.points) for one in results},
+        run.failures: {one.sample_id: fo.Classifications(classifications=one.failures) for one in results},
+    }
+    for name, values in columns.items():
+        dataset.set_values(name, values, key_field="id")
+    for failure in FAILURES:
+        tag = run.failure_tag(failure)
+        tagged = [one.sample_id for one in results if any(label.label == failure for label in one.failures)]
+        others = [one.sample_id for one in results if one.sample_id not in tagged]
+        dataset.select(others).match_tags(tag).untag_samples(tag)
+        if tagged:
+            dataset.select(tagged).tag_samples(tag)
+    dataset.set_values(run.digest, {one.sample_id: one.digest for one in results}, key_field="id")
