@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from refinesam.amr import AMRConfig
     from refinesam.automatic import AutomaticMaskGenerator
     from refinesam.batch import Item, Record, segment_batch
+    from refinesam.boundary import boundary_iou
     from refinesam.errors import (
         ConfigError,
         DatasetError,
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
         RefineSAMError,
         WeightsError,
     )
+    from refinesam.evaluation.coco import CocoScores, coco_scores
+    from refinesam.evaluation.metrics import bootstrap_interval
     from refinesam.files import replacing, write_json
     from refinesam.images import INTENSITY_POLICIES, as_rgb, read_image
-    from refinesam.masks import coco_annotation, polygons_from_mask
+    from refinesam.masks import box_from_mask, coco_annotation, mask_iou, polygons_from_mask
     from refinesam.predictor import load
     from refinesam.rle import decode_rle, encode_rle
     from refinesam.session import EncodedImage, Session
@@ -48,6 +51,7 @@ __all__ = [
     "AMRConfig",
     "AutomaticMaskGenerator",
     "Capabilities",
+    "CocoScores",
     "ConfigError",
     "DatasetError",
     "EncodedImage",
@@ -65,10 +69,15 @@ __all__ = [
     "WeightsError",
     "__version__",
     "as_rgb",
+    "bootstrap_interval",
+    "boundary_iou",
+    "box_from_mask",
     "coco_annotation",
+    "coco_scores",
     "decode_rle",
     "encode_rle",
     "load",
+    "mask_iou",
     "polygons_from_mask",
     "read_image",
     "replacing",
@@ -81,6 +90,7 @@ _EXPORTS: dict[str, str] = {
     "AMRConfig": "refinesam.amr",
     "AutomaticMaskGenerator": "refinesam.automatic",
     "Capabilities": "refinesam.types",
+    "CocoScores": "refinesam.evaluation.coco",
     "ConfigError": "refinesam.errors",
     "DatasetError": "refinesam.errors",
     "EncodedImage": "refinesam.session",
@@ -97,10 +107,15 @@ _EXPORTS: dict[str, str] = {
     "Session": "refinesam.session",
     "WeightsError": "refinesam.errors",
     "as_rgb": "refinesam.images",
+    "bootstrap_interval": "refinesam.evaluation.metrics",
+    "boundary_iou": "refinesam.boundary",
+    "box_from_mask": "refinesam.masks",
     "coco_annotation": "refinesam.masks",
+    "coco_scores": "refinesam.evaluation.coco",
     "decode_rle": "refinesam.rle",
     "encode_rle": "refinesam.rle",
     "load": "refinesam.predictor",
+    "mask_iou": "refinesam.masks",
     "polygons_from_mask": "refinesam.masks",
     "read_image": "refinesam.images",
     "replacing": "refinesam.files",

@@ -1,0 +1,237 @@
+"""COCO ground truth and results in the form that pycocotools takes, checked first: its C code trusts what it is given.
+
+Results are a JSON list of {"image_id", "category_id", "score", "segmentation" or "bbox"}, as COCO's evaluation server
+takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pycocotools import mask as coco_mask
+
+from refinesam.errors import ConfigError, DatasetError
+from refinesam.evaluation.dataset import categories_of, checked_lists, object_of
+from refinesam.evaluation.json_fields import ById, bbox_of, field_of, is_number, read_json
+from refinesam.masks import decode_segmentation
+from refinesam.rle import Rle, encode_rle, runs_from_compressed, shown
+
+__all__ = [
+    "GroundTruth",
+    "IoUType",
+    "checked_ground_truth",
+    "compressed",
+    "load_document",
+    "read_ground_truth",
+    "read_results",
+    "restricted",
+]
+
+IoUType = Literal["segm", "bbox"]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """A checked COCO document.
+
+    Attributes:
+        images: (height, width) by id.
+        categories: names by id.
+        annotations: with new ids from 1 on (pycocotools takes a match with id 0 for none), `segmentation` as
+            compressed RLE where masks are compared, `area` as the document has it.
+        where: what messages call the document.
+    """
+
+    images: Mapping[int, tuple[int, int]]
+    categories: Mapping[int, str]
+    annotations: Sequence[dict[str, Any]]
+    where: str
+
+
+def read_ground_truth(source: Mapping[str, Any] | str | Path, iou_type: IoUType) -> GroundTruth:
+    """Check a COCO document.
+
+    Args:
+        source: its content, or the path of its file.
+        iou_type: "segm" needs masks of the right size; "bbox" does without segmentations.
+
+    Raises:
+        DatasetError: the file cannot be read or the document breaks COCO's format; the message names the place.
+        ConfigError: an unknown `iou_type`.
+    """
+    return checked_ground_truth(*load_document(source), iou_type)
+
+
+def load_document(source: object) -> tuple[dict[str, Any], str]:
+    """Return a COCO document's content and what messages call it; only its lists are known to be there.
+
+    Args:
+        source: the content, or the path of the file.
+
+    Raises:
+        DatasetError: the file cannot be read, or it holds no COCO document.
+    """
+    if isinstance(source, str | Path):
+        return checked_lists(read_json(Path(source)), str(source)), str(source)
+    where = "the ground truth"
+    return checked_lists(dict(source) if isinstance(source, Mapping) else source, where), where
+
+
+def checked_ground_truth(content: dict[str, Any], where: str, iou_type: IoUType) -> GroundTruth:
+    """Check what `load_document` returned; see `read_ground_truth`.
+
+    Raises:
+        DatasetError: the document breaks COCO's format; the message names the place.
+        ConfigError: an unknown `iou_type`.
+    """
+    if iou_type not in get_args(IoUType):
+        raise ConfigError(f"iou_type is {iou_type!r}; choose segm or bbox.")
+    images = ById()
+    for index, raw in enumerate(content["images"]):
+        place = f"{where}: images[{index}]"
+        height, width = field_of(raw, "height", int, place), field_of(raw, "width", int, place)
+        images.add((height, width), field_of(raw, "id", int, place), place)
+    categories = categories_of(content.get("categories", []), where)
+    seen, annotations = ById(), []
+    for index, raw in enumerate(content["annotations"]):
+        place = f"{where}: annotations[{index}]"
+        annotation = _annotation(raw, place, images.values, categories, iou_type)
+        seen.add(annotation, annotation["id"], place)
+        annotations.append(annotation | {"id": index + 1})
+    # COCO's files name their categories; those of other tools may not.
+    named = categories or {annotation["category_id"]: str(annotation["category_id"]) for annotation in annotations}
+    return GroundTruth(images.values, named, annotations, where)
+
+
+def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) -> dict[str, Any]:
+    """Return a COCO document of some images only.
+
+    Args:
+        source: the content, or the path of the file; its ids are known to be there.
+        images: ids of the images that stay, with their annotations.
+
+    Raises:
+        DatasetError: the file cannot be read, or it holds no COCO document.
+    """
+    content, _ = load_document(source)
+    return {
+        **content,
+        "images": [image for image in content["images"] if image["id"] in images],
+        "annotations": [one for one in content["annotations"] if one["image_id"] in images],
+    }
+
+
+def read_results(
+    source: Sequence[dict[str, Any]] | str | Path,
+    truth: GroundTruth,
+    iou_type: IoUType,
+    *,
+    class_agnostic: bool = False,
+) -> list[dict[str, Any]]:
+    """Check COCO results and give each an id and an area.
+
+    Args:
+        source: the list of results, or the path of its file.
+        truth: what they are results for.
+        iou_type: "segm" takes masks, and areas from them: the boxes of such results are left out, since pycocotools
+            would take the areas from those. "bbox" takes boxes.
+        class_agnostic: categories that the ground truth lacks, or none at all, count as any.
+
+    Raises:
+        DatasetError: the file cannot be read or something in it is malformed; the message names the place.
+    """
+    from_file = isinstance(source, str | Path)
+    content = read_json(Path(source)) if isinstance(source, str | Path) else source
+    where = f"{source}: results" if from_file else "results"
+    if not isinstance(content, Sequence) or isinstance(content, str | bytes):
+        raise DatasetError(f"{where} must be a list of COCO results, got {shown(content)}: see COCO's results format.")
+    results = []
+    for index, raw in enumerate(content):
+        place = f"{where}[{index}]"
+        image_id = field_of(raw, "image_id", int, place)
+        if image_id not in truth.images:
+            raise DatasetError(
+                f"{place}.image_id {image_id} is not the id of any image of {truth.where}: these are results for "
+                "other images, or the image has to be added."
+            )
+        result = {"id": index + 1, "image_id": image_id, "iscrowd": 0, "score": _score(raw, place)}
+        result["category_id"] = _category(raw, place, truth, class_agnostic)
+        if iou_type == "segm":
+            rle = _mask_of(raw, place, truth.images[image_id])
+            results.append(result | {"segmentation": rle, "area": float(coco_mask.area(rle))})
+        else:
+            box = bbox_of(raw, place)
+            results.append(result | {"bbox": list(box), "area": box[2] * box[3]})
+    return results
+
+
+def compressed(segmentation: object, height: int, width: int) -> Rle:
+    """Return a segmentation, polygons or RLE of either kind, as a compressed RLE that is safe to give to pycocotools.
+
+    A compressed RLE comes back as it is once its runs are found to be sound, without decoding it.
+
+    Raises:
+        DatasetError: damaged, or of another size.
+    """
+    if isinstance(segmentation, Mapping):
+        counts, size = segmentation.get("counts"), segmentation.get("size")
+        if isinstance(counts, str) and isinstance(size, list | tuple) and list(size) == [height, width]:
+            runs = runs_from_compressed(counts)
+            if runs.size and runs.min() >= 0 and runs.max() <= height * width and runs.sum() == height * width:
+                return {"size": [height, width], "counts": counts}
+    return encode_rle(decode_segmentation(segmentation, height, width))
+
+
+def _annotation(
+    raw: Any, place: str, images: Mapping[int, tuple[int, int]], categories: Mapping[int, str], iou_type: IoUType
+) -> dict[str, Any]:
+    image_id = field_of(raw, "image_id", int, place)
+    if image_id not in images:
+        raise DatasetError(f"{place}.image_id {image_id} is not the id of any of 'images': add it or remove this.")
+    # Boxes alone need no segmentation.
+    one = object_of({"segmentation": []} | raw if iou_type == "bbox" else raw, place, categories)
+    annotation = {
+        "id": one.annotation_id,
+        "image_id": image_id,
+        "category_id": one.category_id,
+        "bbox": list(one.bbox_xywh),
+        "area": one.area,
+        "iscrowd": int(one.is_crowd),
+    }
+    if iou_type == "segm":
+        annotation["segmentation"] = _mask_of(raw, place, images[image_id])
+        if "area" not in raw:
+            annotation["area"] = float(coco_mask.area(annotation["segmentation"]))
+    return annotation
+
+
+def _mask_of(raw: Any, place: str, image_hw: tuple[int, int]) -> Rle:
+    segmentation = field_of(raw, "segmentation", (list, dict), place)
+    try:
+        return compressed(segmentation, *image_hw)
+    except DatasetError as error:
+        raise DatasetError(f"{place}.segmentation: {error}") from error
+
+
+def _score(raw: Any, place: str) -> float:
+    score = field_of(raw, "score", (int, float), place)
+    if not is_number(score):
+        raise DatasetError(f"{place}.score must be a finite number, got {shown(score)}: leave such results out.")
+    return float(score)
+
+
+def _category(raw: Any, place: str, truth: GroundTruth, class_agnostic: bool) -> int:
+    if class_agnostic:
+        category = raw.get("category_id")
+        # Known ones are kept: pycocotools breaks ties of the score by category.
+        return category if category in truth.categories else next(iter(truth.categories), 1)
+    category_id: int = field_of(raw, "category_id", int, place)
+    if category_id not in truth.categories:
+        raise DatasetError(
+            f"{place}.category_id {category_id} is not the id of any category of {truth.where}: map the detector's "
+            "categories to those, or compare without categories (class_agnostic)."
+        )
+    return category_id
