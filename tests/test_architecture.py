@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "refinesam"
 MODULES = sorted(SOURCE.rglob("*.py"))
 RELATIVE = [path.relative_to(SOURCE).as_posix() for path in MODULES]
-ADAPTERS = ("napari_plugin", "labelstudio_backend")
+ADAPTERS = ("napari_plugin", "labelstudio_backend", "fiftyone_plugin")
 ADAPTER_MODULES = [path for folder in ADAPTERS for path in sorted((ROOT / folder).rglob("*.py"))]
 # Path from the root of every module, the adapters' too.
 EVERYWHERE = [path.relative_to(ROOT).as_posix() for path in MODULES + ADAPTER_MODULES]
