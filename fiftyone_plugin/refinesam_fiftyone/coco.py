@@ -1,0 +1,173 @@
+"""A run as COCO documents: masks for other tools, and COCO's average precision of both masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pandas as pd
+
+from refinesam import ConfigError, coco_annotation, coco_scores, write_json
+
+from .regions import StoredLabel, StoredSample, dataset_and_ids, read_samples
+from .schema import Fields, read_settings
+
+__all__ = ["CocoExport", "coco_ap", "export_coco"]
+
+_METRICS: Final = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+_NO_CLASS: Final = "object"
+
+
+@dataclass(frozen=True)
+class CocoExport:
+    """What `export_coco` wrote.
+
+    Attributes:
+        path: of the document.
+        images: in it.
+        annotations: in it.
+        empty: masks without a pixel, which COCO has no place for.
+        unreadable: masks that cannot be read.
+    """
+
+    path: Path
+    images: int
+    annotations: int
+    empty: int
+    unreadable: int
+
+
+@dataclass
+class _Document:
+    """A COCO document that grows by samples; categories are numbered as they come."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    categories: dict[str, int] = field(default_factory=dict)
+
+    def add_image(self, sample: StoredSample) -> int:
+        height, width = sample.image_hw
+        number = len(self.images) + 1
+        # The sample's id too: files in different folders may share a name.
+        name = Path(sample.filepath).name
+        self.images.append({"id": number, "file_name": name, "height": height, "width": width, "sample_id": sample.id})
+        return number
+
+    def category(self, label: str | None) -> int:
+        return self.categories.setdefault(label or _NO_CLASS, len(self.categories) + 1)
+
+    def add(self, sample: StoredSample, image: int, one: StoredLabel, score: float | None = None) -> dict[str, Any]:
+        assert one.region is not None
+        frame = one.region.frame(sample.image_hw)
+        number = len(self.annotations) + 1
+        self.annotations.append(coco_annotation(frame, image, self.category(one.label), number, score))
+        return self.annotations[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        categories = [{"id": number, "name": name} for name, number in self.categories.items()]
+        return {"images": self.images, "annotations": self.annotations, "categories": categories}
+
+
+def export_coco(
+    samples: Any, path: str | Path, *, run_key: str = "refinesam", masks: Literal["baseline", "amr"] = "amr"
+) -> CocoExport:
+    """Write a run's masks, of either kind, as a COCO document: RLE masks, with predicted IoU as score and prompt ids.
+
+    Args:
+        samples: a dataset or view; its label filters are not looked at.
+        path: of the file, replaced if it exists.
+        run_key: of a run that `compare` made.
+        masks: "baseline" or "amr".
+
+    Raises:
+        ConfigError: no such run, or other masks.
+    """
+    if masks not in ("baseline", "amr"):
+        raise ConfigError(f"masks is {masks!r}; choose baseline or amr.")
+    run = Fields(run_key)
+    dataset, ids = dataset_and_ids(samples)
+    read_settings(dataset, run)
+    document, empty, unreadable = _Document(), 0, 0
+    for batch in read_samples(dataset, ids, [run.masks(masks)]):
+        for sample in batch:
+            if sample.failure is not None:
+                continue
+            image = document.add_image(sample)
+            for one in sample.labels[run.masks(masks)]:
+                if one.region is None:
+                    unreadable += 1
+                elif not one.region.area:
+                    empty += 1
+                else:
+                    document.add(sample, image, one, one.predicted_iou)["prompt_id"] = one.prompt_id
+    write_json(path, document.to_dict())
+    return CocoExport(Path(path), len(document.images), len(document.annotations), empty, unreadable)
+
+
+def coco_ap(samples: Any, run_key: str = "refinesam", *, class_agnostic: bool | None = None) -> pd.DataFrame:
+    """Return COCO's average precision and recall of a run's two masks, their predicted IoU being the score.
+
+    Ground truth with the attribute iscrowd is treated as COCO's crowds: matching it counts neither way.
+
+    Args:
+        samples: a dataset or view; its label filters are not looked at.
+        run_key: of a run with ground truth.
+        class_agnostic: leave classes out; None: only if some mask has a class that the ground truth has not, as those
+            of a run without prompts.
+
+    Returns:
+        Rows "baseline" and "amr"; columns ap, ap50, ap75, ap_small, ap_medium, ap_large, ar1, ar10, ar100, ar_small,
+        ar_medium, ar_large, from 0 to 1, NaN where there is no ground truth.
+
+    Raises:
+        ConfigError: no such run, or one without ground truth.
+    """
+    run = Fields(run_key)
+    dataset, ids = dataset_and_ids(samples)
+    truth = read_settings(dataset, run).truth_field
+    if truth is None:
+        raise ConfigError(f"The run {run.key!r} was made without ground truth, so it has no average precision.")
+    document = _Document()
+    found: dict[str, _Document] = {name: _Document() for name in (run.baseline, run.amr)}
+    crowds = f"{truth}.detections.iscrowd"
+    others = [crowds] if dataset.get_field(crowds) is not None else []
+    for batch in read_samples(dataset, ids, [truth, run.baseline, run.amr], others=others):
+        for sample in (one for one in batch if one.failure is None):
+            image = document.add_image(sample)
+            for one, crowd in _with_crowds(sample, truth, sample.others.get(crowds)):
+                document.add(sample, image, one)["iscrowd"] = crowd
+            for name, results in found.items():
+                for one in sample.labels[name]:
+                    if one.region is not None:
+                        results.add(sample, image, one, one.predicted_iou or 0.0)
+    if class_agnostic is None:
+        class_agnostic = any(set(results.categories) - set(document.categories) for results in found.values())
+    scores = {
+        name: asdict(
+            coco_scores(document.to_dict(), _results(document, one, class_agnostic), class_agnostic=class_agnostic)
+        )
+        for name, one in (("baseline", found[run.baseline]), ("amr", found[run.amr]))
+    }
+    return pd.DataFrame.from_dict(scores, orient="index", columns=list(_METRICS)).astype("float64")
+
+
+def _with_crowds(sample: StoredSample, truth: str, crowds: Any) -> Iterator[tuple[StoredLabel, int]]:
+    for one in sample.labels[truth]:
+        if one.region is not None:
+            yield one, int(bool(crowds[one.position])) if crowds else 0
+
+
+def _results(truth: _Document, found: _Document, class_agnostic: bool) -> list[dict[str, Any]]:
+    """Number the masks' classes as the ground truth does; without classes all have its first."""
+    names = {number: name for name, number in found.categories.items()}
+    results = []
+    for one in found.annotations:
+        category = 1 if class_agnostic else truth.categories.get(names[one["category_id"]])
+        if category is not None:
+            results.append({**one, "category_id": category})
+    return results

@@ -1,0 +1,276 @@
+"""One sample's labels judged against its ground truth: IoUs, buckets and sums, in plain values to be stored."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import fiftyone as fo
+
+from refinesam import boundary_iou
+
+from .pairing import best_overlap, pair
+from .regions import Region, StoredLabel, StoredSample, iou
+from .schema import Bucket, Failure, Fields, Settings
+
+__all__ = ["SCORES", "Judgement", "Thresholds", "bucket_of", "disagreement", "judge", "truth_scores"]
+
+# On each baseline and AMR label.
+SCORES: Final[Mapping[str, type[Any]]] = {
+    "truth_id": fo.StringField,
+    "iou": fo.FloatField,
+    "boundary_iou": fo.FloatField,
+    "base_iou": fo.FloatField,
+    "amr_iou": fo.FloatField,
+    "rejected_iou": fo.FloatField,
+    "delta_iou": fo.FloatField,
+    "base_boundary_iou": fo.FloatField,
+    "amr_boundary_iou": fo.FloatField,
+    "oracle_iou": fo.FloatField,
+    "regret": fo.FloatField,
+    "pred_iou_base": fo.FloatField,
+    "pred_iou_amr": fo.FloatField,
+    "bucket": fo.StringField,
+    "size": fo.StringField,
+    "disagreement": fo.FloatField,
+}
+# On each rejected candidate and each Keypoint of AMR's points.
+REJECTED_SCORES: Final = ("truth_id", "iou", "bucket")
+POINTS_SCORES: Final = ("truth_id", "bucket")
+# COCO's edges, in pixels of mask area.
+SMALL_BELOW, MEDIUM_BELOW = 32**2, 96**2
+# The share of an image's diagonal that Boundary IoU's authors use.
+BOUNDARY_RATIO: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as failed, and as changed."""
+
+    failed_below: float
+    changed_by: float
+
+
+@dataclass
+class Judgement:
+    """What evaluating one sample found.
+
+    Attributes:
+        values: path in the sample's document -> value to store.
+        buckets: evaluated objects by bucket.
+        objects: how many were evaluated.
+        missed: ground truth labels that no prompt reached.
+        unpaired: answered prompts without ground truth.
+        failures: prompt id, or the sample's -> what could not be judged, and why.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    buckets: Counter[str] = field(default_factory=Counter)
+    objects: int = 0
+    missed: int = 0
+    unpaired: int = 0
+    failures: dict[str, tuple[Failure, str]] = field(default_factory=dict)
+
+
+def truth_scores(run: Fields) -> dict[str, tuple[str, type[Any]]]:
+    """Return attribute of a ground truth label -> the score it holds ("prompt_id" too), and its type."""
+    own = {name: kind for name, kind in SCORES.items() if name not in ("truth_id", "iou", "boundary_iou")}
+    return {f"{run.key}_{name}": (name, kind) for name, kind in {"prompt_id": fo.StringField, **own}.items()}
+
+
+def bucket_of(base_iou: float, amr_iou: float, thresholds: Thresholds) -> Bucket:
+    """Return an object's bucket; that both masks failed wins over the others.
+
+    >>> bucket_of(0.7, 0.9, Thresholds(0.5, 0.01)), bucket_of(0.2, 0.4, Thresholds(0.5, 0.01))
+    ('amr_helped', 'both_failed')
+    """
+    if base_iou < thresholds.failed_below and amr_iou < thresholds.failed_below:
+        return "both_failed"
+    if amr_iou - base_iou > thresholds.changed_by:
+        return "amr_helped"
+    return "amr_hurt" if amr_iou - base_iou < -thresholds.changed_by else "no_change"
+
+
+def disagreement(baseline: Region, amr: Region) -> float:
+    """Return 1 - IoU of a prompt's two masks; 0 where both are empty, for then they agree."""
+    return 1 - iou(baseline, amr) if baseline.area or amr.area else 0.0
+
+
+def judge(sample: StoredSample, run: Fields, settings: Settings, thresholds: Thresholds) -> Judgement:
+    """Compare a sample's masks with its ground truth.
+
+    Every attribute of every label gets a value, None where there is none, so nothing of an earlier evaluation stays.
+    """
+    found = Judgement()
+    if sample.failure is not None:
+        found.failures[sample.id] = sample.failure
+        return found
+    _note_problems(sample, run, settings, found)
+    truth_of = pair(sample, run, settings)
+    amr = {one.prompt_id: one for one in sample.labels[run.amr]}
+    rejected = {one.prompt_id: one for one in sample.labels[run.rejected]}
+    scores: dict[str | None, dict[str, Any]] = {}
+    for one in sample.labels[run.baseline]:
+        refined = amr.get(one.prompt_id)
+        if one.region is None or refined is None or refined.region is None:
+            continue
+        scores[one.prompt_id] = {"disagreement": disagreement(one.region, refined.region)}
+        truth = truth_of.get(one.prompt_id or "")
+        if truth is None or truth.region is None:
+            found.unpaired += 1
+            continue
+        other = rejected.get(one.prompt_id)
+        regions = one.region, refined.region, None if other is None else other.region
+        scores[one.prompt_id] |= _scores(truth, regions, sample.image_hw, thresholds)
+        scores[one.prompt_id] |= {"pred_iou_base": one.predicted_iou, "pred_iou_amr": refined.predicted_iou}
+    missed = _missed(sample, run, settings, scores, thresholds)
+    found.missed = len(missed)
+    _set_labels(sample, run, scores, found)
+    counted = missed.values() if settings.prompts == "everything" else ()
+    _set_truth(sample, run, settings, scores, missed if counted else {}, found)
+    _sum_up(run, [*(one for one in scores.values() if "bucket" in one), *counted], found)
+    return found
+
+
+def _note_problems(sample: StoredSample, run: Fields, settings: Settings, found: Judgement) -> None:
+    truths = sample.labels[settings.truth_field or ""]
+    for one in [label for role in (run.baseline, run.amr, run.rejected) for label in sample.labels[role]] + truths:
+        if one.problem is not None:
+            found.failures[one.prompt_id or one.id] = ("unreadable_mask", one.problem)
+    bare = sum(one.region is None and one.problem is None for one in truths)
+    if bare:
+        reason = f"{bare} of {len(truths)} ground truth labels have no mask, so nothing can be compared with them."
+        found.failures[sample.id] = ("no_truth", reason)
+
+
+def _scores(
+    truth: StoredLabel,
+    regions: tuple[Region, Region, Region | None],
+    image_hw: tuple[int, int],
+    thresholds: Thresholds,
+) -> dict[str, Any]:
+    assert truth.region is not None
+    base, amr = iou(regions[0], truth.region), iou(regions[1], truth.region)
+    rejected = None if regions[2] is None else iou(regions[2], truth.region)
+    oracle = max(base, amr, rejected or 0.0)
+    return {
+        "truth_id": truth.id,
+        "base_iou": base,
+        "amr_iou": amr,
+        "rejected_iou": rejected,
+        "delta_iou": amr - base,
+        "base_boundary_iou": _boundary_iou(regions[0], truth.region, image_hw),
+        "amr_boundary_iou": _boundary_iou(regions[1], truth.region, image_hw),
+        "oracle_iou": oracle,
+        "regret": oracle - amr,
+        "bucket": bucket_of(base, amr, thresholds),
+        "size": _size_of(truth.region.area),
+    }
+
+
+def _size_of(area: int) -> str:
+    return "small" if area < SMALL_BELOW else "medium" if area < MEDIUM_BELOW else "large"
+
+
+def _boundary_iou(a: Region, b: Region, image_hw: tuple[int, int]) -> float:
+    """Boundary IoU of two masks of the whole image, from the part of it that holds both.
+
+    The boundary's width goes by the image's diagonal, so the ratio is that of the part with the same width. A part
+    whose diagonal is less than that width is boundary throughout, as it is with its own diagonal as the width.
+    """
+    parts = [one for one in (a, b) if one.area]
+    if not parts:
+        return 0.0
+    top, left = min(one.top for one in parts), min(one.left for one in parts)
+    bottom = max(one.top + one.part.shape[0] for one in parts)
+    right = max(one.left + one.part.shape[1] for one in parts)
+    size = bottom - top, right - left
+    frames = [Region(o.top - top, o.left - left, o.part, o.area) if o.area else o for o in (a, b)]
+    width = max(1, round(BOUNDARY_RATIO * math.hypot(*image_hw)))
+    return boundary_iou(frames[0].frame(size), frames[1].frame(size), min(1.0, width / math.hypot(*size)))
+
+
+def _missed(
+    sample: StoredSample,
+    run: Fields,
+    settings: Settings,
+    scores: Mapping[str | None, Mapping[str, Any]],
+    thresholds: Thresholds,
+) -> dict[str, dict[str, Any]]:
+    """Return the ground truth that no prompt reached: id -> the best that any mask overlaps it."""
+    reached = {one.get("truth_id") for one in scores.values()}
+    missed = {}
+    for truth in sample.labels[settings.truth_field or ""]:
+        if truth.id in reached or truth.region is None:
+            continue
+        base, amr = (best_overlap(truth.region, sample.labels[name]) for name in (run.baseline, run.amr))
+        missed[truth.id] = {
+            "base_iou": base,
+            "amr_iou": amr,
+            "delta_iou": amr - base,
+            "oracle_iou": max(base, amr),
+            "regret": max(base, amr) - amr,
+            "bucket": bucket_of(base, amr, thresholds),
+            "size": _size_of(truth.region.area),
+        }
+    return missed
+
+
+def _set_labels(
+    sample: StoredSample, run: Fields, scores: Mapping[str | None, Mapping[str, Any]], found: Judgement
+) -> None:
+    layers: Iterable[tuple[str, Iterable[str], dict[str, str]]] = (
+        (run.baseline, SCORES, {"iou": "base_iou", "boundary_iou": "base_boundary_iou"}),
+        (run.amr, SCORES, {"iou": "amr_iou", "boundary_iou": "amr_boundary_iou"}),
+        (run.rejected, REJECTED_SCORES, {"iou": "rejected_iou"}),
+    )
+    for name, attributes, own in layers:
+        for one in sample.labels[name]:
+            values = scores.get(one.prompt_id, {})
+            for attribute in attributes:
+                path = f"{name}.detections.{one.position}.{attribute}"
+                found.values[path] = values.get(own.get(attribute, attribute))
+    for position, prompt_id in enumerate(sample.others[f"{run.points}.keypoints.prompt_id"] or ()):
+        for attribute in POINTS_SCORES:
+            found.values[f"{run.points}.keypoints.{position}.{attribute}"] = scores.get(prompt_id, {}).get(attribute)
+
+
+def _set_truth(
+    sample: StoredSample,
+    run: Fields,
+    settings: Settings,
+    scores: Mapping[str | None, Mapping[str, Any]],
+    missed: Mapping[str, Mapping[str, Any]],
+    found: Judgement,
+) -> None:
+    # Of several prompts for one object (clicks may be), its label holds the first's scores.
+    by_truth: dict[str, Mapping[str, Any]] = dict(missed)
+    for prompt_id, one in scores.items():
+        if "truth_id" in one:
+            by_truth.setdefault(one["truth_id"], {**one, "prompt_id": prompt_id})
+    for truth in sample.labels[settings.truth_field or ""]:
+        values = by_truth.get(truth.id, {})
+        for attribute, (score, _) in truth_scores(run).items():
+            found.values[f"{settings.truth_field}.detections.{truth.position}.{attribute}"] = values.get(score)
+
+
+def _sum_up(run: Fields, objects: list[Mapping[str, Any]], found: Judgement) -> None:
+    found.objects = len(objects)
+    found.buckets.update(one["bucket"] for one in objects)
+    deltas = [one["delta_iou"] for one in objects]
+    count = len(objects)
+    found.values |= {
+        f"{run.key}_objects": count,
+        f"{run.key}_missed": found.missed,
+        f"{run.key}_mean_base_iou": math.fsum(one["base_iou"] for one in objects) / count if count else None,
+        f"{run.key}_mean_amr_iou": math.fsum(one["amr_iou"] for one in objects) / count if count else None,
+        f"{run.key}_mean_delta": math.fsum(deltas) / count if count else None,
+        f"{run.key}_worst_delta": min(deltas, default=None),
+        f"{run.key}_best_delta": max(deltas, default=None),
+        f"{run.key}_helped": found.buckets["amr_helped"],
+        f"{run.key}_hurt": found.buckets["amr_hurt"],
+        f"{run.key}_failed": found.buckets["both_failed"],
+    }
