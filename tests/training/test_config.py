@@ -9,7 +9,7 @@ import pytest
 from refinesam.errors import ConfigError
 from refinesam.training.config import TRAINABLE, read_config
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "training").glob("*.toml"))
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "training").glob("builtin_*.toml"))
 GOOD = """
 seed = 1
 
@@ -45,6 +45,10 @@ def test_a_file_is_read_with_defaults_for_the_rest(tmp_path: Path) -> None:
     assert (config.seed, config.data.sources, config.optim.steps) == (1, ("a", "b"), 10)
     assert config.optim.learning_rate == 1.0, "a whole number is a number"
     assert (config.optim.betas, config.model.input_size, config.precision) == ((0.9, 0.999), 0, "auto")
+
+
+def test_recipes_without_self_made_prompts_have_none(tmp_path: Path) -> None:
+    assert read_config(written(tmp_path, GOOD)).prompts.self_probability == 0
 
 
 def test_settings_cannot_change(tmp_path: Path) -> None:
@@ -89,6 +93,17 @@ def test_settings_cannot_change(tmp_path: Path) -> None:
         ('["a", "b"]', '["a"]\nzoom_probability = 1.5', r"data\.zoom_probability is 1\.5: .*less than or equal to 1"),
         ('["a", "b"]', '["a"]\nworkers = -1', r"data\.workers is -1: .*"),
         ("[optim]", "[prompts]\nmax_clicks = 0\n[optim]", r"prompts\.max_clicks is 0: .*"),
+        (
+            "[optim]",
+            "[prompts]\ncorrection_probability = 0.75\nself_probability = 0.5\n[optim]",
+            r"prompts\.self_probability is 0\.5: with correction_probability 0\.75 it is above 1",
+        ),
+        (
+            "[optim]",
+            "[prompts]\ncorrection_probability = 2\nself_probability = 0.5\n[optim]",
+            r"prompts\.correction_probability is 2: .*less than or equal to 1",
+        ),
+        ("[optim]", "[optim]\nself_mask_weight = -0.1", r"optim\.self_mask_weight is -0\.1: .*"),
         ('variant = "hybrid_ti"', "input_size = 250", r"model\.input_size is 250: .*multiple of 16"),
         ('variant = "hybrid_ti"', "input_size = -16", r"model\.input_size is -16: .*"),
         ('variant = "hybrid_ti"', 'variant = "resnet50"', r"model\.variant is 'resnet50': finetuning trains hybrid_ti"),

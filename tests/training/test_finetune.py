@@ -115,7 +115,7 @@ def test_a_finished_run_is_not_trained_further(whole: Run, shapes_root: Path) ->
 def test_three_steps_and_three_resumed_are_six(
     tiny_config: Any, shapes_root: Path, output: Path, batches_of: Any, assert_same: Any
 ) -> None:
-    config = tiny_config(prompts={"correction_probability": 0.6})
+    config = tiny_config(prompts={"correction_probability": 0.4, "self_probability": 0.4})
     batches = batches_of(config, shapes_root, 6)
     uninterrupted = Finetuning(config, CPU)
     for batch in batches:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from refinesam.errors import ConfigError, WeightsError
 from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS
 from refinesam.training.finetune import Finetuning, finetune
+from refinesam.training.losses import dice_loss, focal_loss, hard_iou, mask_loss
+from refinesam.training.prompts import prompt_length, self_made_prompts
+from refinesam.training.rounds import round_losses
 from refinesam.weights import load_model, save_weights
 
 CPU = torch.device("cpu")
@@ -117,6 +120,26 @@ def test_a_part_that_is_not_there_is_told(tiny_config: Any) -> None:
         Finetuning(tiny_config(model={"trainable": "encoder"}), CPU)
 
 
+def recorded_rounds(run: Finetuning, batch: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Do a step; return what the model was asked and what it answered, round by round."""
+    rounds: list[tuple[Any, ...]] = []
+    decode = run.model.decode
+
+    def recorded(*inputs: Any) -> Any:
+        outputs = decode(*inputs)
+        rounds.append((inputs, outputs))
+        return outputs
+
+    monkeypatch.setattr(run.model, "decode", recorded)
+    run.train_step(batch)
+    return rounds
+
+
+def chosen_logits(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
+    index = iou.argmax(-1)
+    return torch.stack([torch.stack([logits[b, p, index[b, p]] for p in range(2)]) for b in range(2)]).detach()
+
+
 @pytest.mark.parametrize(("correction", "logits_only"), [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])
 def test_a_second_round_shows_the_chosen_mask_and_a_correction_or_the_mask_alone(
     tiny_config: Any,
@@ -128,23 +151,11 @@ def test_a_second_round_shows_the_chosen_mask_and_a_correction_or_the_mask_alone
 ) -> None:
     prompts = {"correction_probability": correction, "logits_only_probability": logits_only}
     run = Finetuning(tiny_config(prompts=prompts), CPU)
-    batch = batches_of(run.config, shapes_root, 1)[0]
-    rounds: list[tuple[Any, ...]] = []
-    decode = run.model.decode
-
-    def recorded(*inputs: Any) -> Any:
-        outputs = decode(*inputs)
-        rounds.append((inputs, outputs))
-        return outputs
-
-    monkeypatch.setattr(run.model, "decode", recorded)
-    run.train_step(batch)
+    rounds = recorded_rounds(run, batches_of(run.config, shapes_root, 1)[0], monkeypatch)
     assert len(rounds) == 1 + int(correction)
     if correction:
-        (first, (logits, iou)), (second, _) = rounds
-        chosen = iou.argmax(-1)
-        for b, p in np.ndindex(2, 2):
-            assert torch.equal(second[3][b, p], logits[b, p, chosen[b, p]])
+        (first, answer), (second, _) = rounds
+        assert torch.equal(second[3], chosen_logits(*answer))
         assert not second[3].requires_grad
         assert torch.equal(second[1][:, :, :-1], first[1])
         if logits_only:
@@ -152,6 +163,80 @@ def test_a_second_round_shows_the_chosen_mask_and_a_correction_or_the_mask_alone
         else:
             assert torch.equal(second[2][:, :, :-1], first[2])
             assert second[2][:, :, -1].min() >= 0
+
+
+def test_a_second_round_of_self_made_prompts_follows_from_the_chosen_masks(
+    tiny_config: Any, shapes_root: Path, monkeypatch: pytest.MonkeyPatch, batches_of: Any
+) -> None:
+    prompts = {"correction_probability": 0.0, "self_probability": 1.0, "self_logits_probability": 1.0}
+    run = Finetuning(tiny_config(prompts=prompts), CPU)
+    (first, answer), (second, _) = recorded_rounds(run, batches_of(run.config, shapes_root, 1)[0], monkeypatch)
+    shown = chosen_logits(*answer)
+    assert torch.equal(second[3], shown)
+    generator = torch.Generator().manual_seed(run.config.seed * 1_000_003)
+    torch.rand(2, generator=generator)
+    points, labels, _ = self_made_prompts(shown, first[1], first[2], 1.0, generator)
+    assert torch.equal(second[1], points)
+    assert torch.equal(second[2], labels)
+
+
+@pytest.mark.parametrize("mask_weight", [0.0, 0.3, 1.0])
+def test_a_self_made_rounds_masks_count_less_and_its_scores_in_full(
+    tiny_config: Any, shapes_root: Path, monkeypatch: pytest.MonkeyPatch, batches_of: Any, mask_weight: float
+) -> None:
+    prompts = {"correction_probability": 0.0, "self_probability": 1.0}
+    optim = {"self_mask_weight": mask_weight, "chosen_mask_weight": 0.5, "iou_weight": 2.0}
+    run = Finetuning(tiny_config(prompts=prompts, optim=optim), CPU)
+    batch = batches_of(run.config, shapes_root, 1)[0]
+    answers = [outputs for _, outputs in recorded_rounds(run, batch, monkeypatch)]
+    first, second = (mask_loss(*answer, batch["target"], chosen_mask_weight=0.5, iou_weight=0) for answer in answers)
+    scores = [
+        (iou - hard_iou(logits, batch["target"].unsqueeze(2).expand_as(logits))).square().mean()
+        for logits, iou in answers
+    ]
+    masks = (
+        first.total
+        + 0.1 * _mean_of_all(answers[0], batch)
+        + mask_weight * (second.total + 0.1 * _mean_of_all(answers[1], batch))
+    )
+    monkeypatch.undo()
+    again = Finetuning(run.config, CPU)
+    _, total = round_losses(
+        again.model, batch, run.config, torch.Generator().manual_seed(run.config.seed * 1_000_003), CPU
+    )
+    assert total.item() == pytest.approx((masks + 2 * sum(scores)).item(), rel=1e-5)
+
+
+def _mean_of_all(answer: tuple[torch.Tensor, torch.Tensor], batch: Any) -> torch.Tensor:
+    truth = batch["target"].unsqueeze(2).expand_as(answer[0])
+    return (20 * focal_loss(answer[0], truth) + dice_loss(answer[0], truth)).mean()
+
+
+def test_the_chances_of_second_rounds_are_those_configured(
+    tiny_config: Any, shapes_root: Path, monkeypatch: pytest.MonkeyPatch, batches_of: Any
+) -> None:
+    class Rounds(nn.Module):
+        """Answers at once, and counts what is asked by the number of its points."""
+
+        asked: Counter[int] = Counter()
+
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels
+
+        def decode(self, features: Any, points: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            self.asked[points.shape[2]] += 1
+            return torch.zeros(2, 2, 3, 16, 16), torch.zeros(2, 2, 3)
+
+    config = tiny_config(prompts={"correction_probability": 0.2, "self_probability": 0.5})
+    batch, model = batches_of(config, shapes_root, 1)[0], Rounds()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        round_losses(model, batch, config, generator, CPU)
+    length = prompt_length(config.prompts)
+    assert model.asked[length] == 300
+    # One correcting click, or two slots of a self-made prompt; four standard deviations of 300 draws.
+    assert abs(model.asked[length + 1] / 300 - 0.2) < 0.1
+    assert abs(model.asked[length + 2] / 300 - 0.5) < 0.12
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tiny_config: Any, shapes_root: Path, batches_of: Any) -> None:

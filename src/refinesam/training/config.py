@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from refinesam.errors import ConfigError, MissingExtraError
+from pydantic import Field, ValidationInfo, field_validator
+
 from refinesam.models.config import CONFIGS
-
-try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-except ImportError as error:
-    raise MissingExtraError("pydantic", "train") from error
+from refinesam.training.settings import Momentum, Name, Positive, Probability, Section, read_settings
 
 __all__ = ["DataConfig", "FinetuneConfig", "ModelSection", "OptimConfig", "PromptConfig", "read_config"]
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(min_length=1)]
 
 # What finetuning can train: samples are stretched to the square, and negative clicks and logits fed back are simulated.
 TRAINABLE = tuple(name for name, config in CONFIGS.items() if config.family == "hybrid")
 
 
-class _Section(BaseModel):
-    # Strict: TOML has types, so a number in quotes is a mistake.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """Which model, and from what it starts.
 
     Attributes:
@@ -55,7 +41,7 @@ class ModelSection(_Section):
         return name
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where images and masks come from: `root/SOURCE/images`, `root/SOURCE/instances_{train,val}.json`.
 
     Attributes:
@@ -74,7 +60,7 @@ class DataConfig(_Section):
     val_images: Annotated[int, Field(ge=0)] = 6
 
 
-class PromptConfig(_Section):
+class PromptConfig(Section):
     """How users are simulated.
 
     Attributes:
@@ -84,7 +70,10 @@ class PromptConfig(_Section):
         negative_probability: share of first prompts with one or two negative clicks.
         max_clicks: most positive clicks in a first prompt; fewer are likelier.
         correction_probability: chance that a step has a second round, with a click where the first mask is wrong.
-        logits_only_probability: chance that a second round has the earlier logits and nothing else.
+        logits_only_probability: chance that such a second round has the earlier logits and nothing else.
+        self_probability: chance that a step has a second round of prompts made from the model's own first mask, as
+            refinement makes them, instead of a correction; with correction_probability at most 1.
+        self_logits_probability: share of self-made prompts that come with the earlier logits.
     """
 
     per_image: Positive = 4
@@ -94,9 +83,20 @@ class PromptConfig(_Section):
     max_clicks: Positive = 5
     correction_probability: Probability = 0.5
     logits_only_probability: Probability = 0.1
+    self_probability: Probability = 0.0
+    self_logits_probability: Probability = 0.3
+
+    @field_validator("self_probability")
+    @classmethod
+    def _check_sum(cls, probability: float, info: ValidationInfo) -> float:
+        # Absent where it is itself out of range, which is told then.
+        correction = info.data.get("correction_probability", 0.0)
+        if correction + probability > 1:
+            raise ValueError(f"with correction_probability {correction} it is above 1; a step has one second round")
+        return probability
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """AdamW, its learning rate, the moving average of the weights, and the loss.
 
     Attributes:
@@ -108,6 +108,8 @@ class OptimConfig(_Section):
         ema_decay: see `refinesam.training.loop.WeightAverage`.
         focal_weight, dice_weight, iou_weight, other_masks_weight, chosen_mask_weight: see
             `refinesam.training.losses.mask_loss`.
+        self_mask_weight: factor on the masks' losses in a round of self-made prompts, which may point elsewhere than at
+            the object; the IoU head's error counts as in any round.
     """
 
     steps: Positive
@@ -125,9 +127,10 @@ class OptimConfig(_Section):
     iou_weight: Annotated[float, Field(ge=0)] = 1.0
     other_masks_weight: Annotated[float, Field(ge=0)] = 0.1
     chosen_mask_weight: Annotated[float, Field(ge=0)] = 0.0
+    self_mask_weight: Annotated[float, Field(ge=0)] = 0.3
 
 
-class FinetuneConfig(_Section):
+class FinetuneConfig(Section):
     """A whole finetuning run.
 
     Attributes:
@@ -153,24 +156,4 @@ def read_config(path: str | Path) -> FinetuneConfig:
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value is of the wrong kind or out of range.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration {path}: {error}. Give the path of a TOML file.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}. Mend it at the place named.") from error
-    try:
-        return FinetuneConfig.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(
-            _problem(".".join(map(str, e["loc"])), e["type"], e["msg"], e["input"]) for e in error.errors()
-        )
-        raise ConfigError(f"{path} does not fit: {problems}. Correct these keys.") from error
-
-
-def _problem(key: str, kind: str, message: str, value: Any) -> str:
-    if kind == "missing":
-        return f"{key} is missing"
-    if kind == "extra_forbidden":
-        return f"{key} is unknown"
-    return f"{key} is {value!r}: {message.removeprefix('Value error, ')}"
+    return read_settings(path, FinetuneConfig)

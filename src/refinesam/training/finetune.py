@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from refinesam.errors import ConfigError, RefineSAMError, WeightsError
-from refinesam.models.build import build_model, normalise
+from refinesam.models.build import build_model
 from refinesam.models.config import config_named
-from refinesam.models.prompt_encoder import PADDING
 from refinesam.models.promptable import PromptableModel
 from refinesam.predictor import resolve_device
 from refinesam.training.config import FinetuneConfig
 from refinesam.training.data import PromptedCrops, Sample, batches_from, load_sources
 from refinesam.training.loop import JsonLines, WeightAverage, learning_rate, read_checkpoint, write_checkpoint
-from refinesam.training.losses import MaskLoss, mask_loss
-from refinesam.training.prompts import correction_clicks
+from refinesam.training.losses import MaskLoss
+from refinesam.training.rounds import round_losses
 from refinesam.training.validate import WholeImages, validate
 from refinesam.weights import load_model, save_weights
 
@@ -71,7 +70,7 @@ class Finetuning:
         # Randomness follows the step alone, so a resumed run repeats the uninterrupted one.
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            first, total = self._losses(batch, generator)
+            first, total = round_losses(self.model, batch, self.config, generator, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         gradient = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm)
@@ -84,36 +83,6 @@ class Finetuning:
         self.ema.update(self.model)
         self.step += 1
         return first
-
-    def _losses(self, batch: Sample, generator: torch.Generator) -> tuple[MaskLoss, Tensor]:
-        prompts, model = self.config.prompts, self.model
-        target, points, labels = (batch[k].to(self.device) for k in ("target", "points", "labels"))
-        features = model.encode(normalise(batch["image"].to(self.device)))
-        logits, iou = model.decode(features, points, labels)
-        first = self._loss(logits, iou, target)
-        chance = torch.rand(2, generator=generator).tolist()
-        if chance[0] >= prompts.correction_probability:
-            return first, first.total
-        shown = logits.detach().float().take_along_dim(first.chosen[..., None, None, None], dim=2).squeeze(2)
-        clicks, click_labels = correction_clicks(shown, target, generator)
-        points, labels = torch.cat([points, clicks], dim=2), torch.cat([labels, click_labels], dim=2)
-        if chance[1] < prompts.logits_only_probability:
-            labels = torch.full_like(labels, PADDING)
-        logits, iou = model.decode(features, points, labels, shown)
-        return first, first.total + self._loss(logits, iou, target).total
-
-    def _loss(self, logits: Tensor, iou: Tensor, target: Tensor) -> MaskLoss:
-        optim = self.config.optim
-        return mask_loss(
-            logits.float(),
-            iou.float(),
-            target,
-            focal_weight=optim.focal_weight,
-            dice_weight=optim.dice_weight,
-            iou_weight=optim.iou_weight,
-            other_masks_weight=optim.other_masks_weight,
-            chosen_mask_weight=optim.chosen_mask_weight,
-        )
 
     def metrics(self, loss: MaskLoss) -> dict[str, float | Tensor]:
         """Return what the log says about a step."""

@@ -1,23 +1,43 @@
-"""Simulated users: boxes with jitter, clicks on and off the object, corrections where a mask is wrong.
+"""Simulated prompts: boxes with jitter, clicks on and off the object, corrections, and what refinement makes of a mask.
 
 Follows SAM's training (Kirillov et al. 2023, appendix A): box or clicks first, box corners jittered by 10 % of the side
-and at most 20 px, then clicks drawn from the error region with the previous logits fed back.
+and at most 20 px, then clicks drawn from the error region with the previous logits fed back. Users know the object;
+Adaptive Mask Refinement and self-prompting only know the model's first mask, be it right or wrong. A model that never
+saw their prompts takes every further point for right and overrates its answer.
 """
 
 from __future__ import annotations
 
+from typing import Final, Literal, get_args
+
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
+from refinesam.topology import boundary_points, centre_points
 from refinesam.training.config import PromptConfig
 
-__all__ = ["click_in", "correction_clicks", "first_prompt", "jittered_box", "prompt_length"]
+__all__ = [
+    "SELF_MADE",
+    "SelfMade",
+    "click_in",
+    "correction_clicks",
+    "first_prompt",
+    "jittered_box",
+    "prompt_length",
+    "self_made_prompt",
+    "self_made_prompts",
+]
 
 MAX_NEGATIVES = 2
+SelfMade = Literal["own_box", "own_box_and_clicks", "centre", "boundary", "centre_alone", "boundary_alone", "unchanged"]
+SELF_MADE: Final[tuple[SelfMade, ...]] = get_args(SelfMade)
+# Slots that a self-made prompt adds: for a box's corners, or for as many points as refinement places.
+ADDED = 2
 
 
 def prompt_length(config: PromptConfig) -> int:
@@ -117,3 +137,70 @@ def correction_clicks(logits: Tensor, target: Tensor, generator: torch.Generator
     jitter = torch.rand(xy.shape, generator=generator).to(xy.device)
     labels = torch.where(truth.gather(2, index) | correct, POSITIVE, NEGATIVE)
     return (xy + jitter) * 4, labels
+
+
+def self_made_prompt(
+    mask: NDArray[np.bool_], points: NDArray[np.float32], labels: NDArray[np.int64], kind: SelfMade
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Make the prompt that follows from a first mask: its box, or points as `refinesam.topology` places them.
+
+    Args:
+        mask: (S, S), the first mask.
+        points: (T, 2), what the user gave, in pixels of the mask.
+        labels: (T,).
+        kind: "own_box" is the mask's box alone, "own_box_and_clicks" has the user's clicks with it. "centre" and
+            "boundary" append positive points to the user's prompt, with "_alone" they replace it. "unchanged" is the
+            user's prompt once more, to be asked with the first mask's logits.
+
+    Returns:
+        points (T + 2, 2) and labels (T + 2,), padded with label -1. Where nothing follows from the mask, which is
+        empty or leaves no room around it, the prompt is unchanged.
+    """
+    length = len(points)
+    points = np.concatenate([points, np.zeros((ADDED, 2), np.float32)])
+    labels = np.concatenate([labels, np.full(ADDED, PADDING)])
+    if kind == "unchanged" or not mask.any():
+        return points, labels
+    if kind in ("own_box", "own_box_and_clicks"):
+        replaced = (labels >= TOP_LEFT) | (kind == "own_box")
+        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        points[length:] = [[x, y], [x + width, y + height]]
+        labels[replaced] = PADDING
+        labels[length:] = TOP_LEFT, BOTTOM_RIGHT
+        return points, labels
+    place = centre_points if kind in ("centre", "centre_alone") else boundary_points
+    placed = place(mask, ADDED)
+    if len(placed):
+        if kind in ("centre_alone", "boundary_alone"):
+            labels[:] = PADDING
+        points[length : length + len(placed)] = placed
+        labels[length : length + len(placed)] = POSITIVE
+    return points, labels
+
+
+def self_made_prompts(
+    logits: Tensor, points: Tensor, labels: Tensor, logits_probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make a prompt of a random kind from each first mask, see `self_made_prompt`.
+
+    Args:
+        logits: (B, P, h, w) of the first masks, at stride 4.
+        points: (B, P, T, 2), the prompts that they answer.
+        labels: (B, P, T).
+        logits_probability: share of prompts that come with the first mask's logits; unchanged ones always do.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        points (B, P, T + 2, 2), labels (B, P, T + 2), and logits (B, P, h, w) to feed back, zero where there are none.
+    """
+    kinds = torch.randint(len(SELF_MADE), logits.shape[:2], generator=generator)
+    fed = torch.rand(logits.shape[:2], generator=generator) < logits_probability
+    fed |= kinds == SELF_MADE.index("unchanged")
+    # At the input's resolution: a point just off the mask is then not 4 pixels away from it.
+    masks = (F.interpolate(logits, scale_factor=4, mode="bilinear") > 0).flatten(0, 1).cpu().numpy()
+    given = zip(masks, points.flatten(0, 1).cpu().numpy(), labels.flatten(0, 1).cpu().numpy(), strict=True)
+    made = [self_made_prompt(*one, SELF_MADE[kind]) for one, kind in zip(given, kinds.flatten().tolist(), strict=True)]
+    new_points, new_labels = (torch.from_numpy(np.stack(part)).to(logits.device) for part in zip(*made, strict=True))
+    shape = logits.shape[:2]
+    feedback = logits * fed[..., None, None].to(logits.device)
+    return new_points.unflatten(0, shape), new_labels.unflatten(0, shape), feedback
