@@ -189,7 +189,8 @@ def test_proposals_need_no_category() -> None:
     document, results = small()
     del results[0]["category_id"]
     assert coco_scores(document, results, class_agnostic=True).ap == ONE
-    assert coco_scores(document, [results[0] | {"category_id": 77}], class_agnostic=True).ap == ONE
+    for odd in (77, "cell", [2], None):
+        assert coco_scores(document, [results[0] | {"category_id": odd}], class_agnostic=True).ap == ONE
     with pytest.raises(DatasetError, match=r"results\[0\]\.category_id must be int, got nothing"):
         coco_scores(document, results)
 

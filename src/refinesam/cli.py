@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from refinesam.errors import MissingExtraError, PromptError, RefineSAMError
+from refinesam.evaluation.commands import evaluate
 
 if TYPE_CHECKING:
     from refinesam.types import Prediction, Prompt
@@ -180,48 +181,7 @@ def everything(
         _write_coco(coco, image.name, (pixels.shape[0], pixels.shape[1]), predictions)
 
 
-@app.command()
-def evaluate(
-    annotations: Annotated[Path, typer.Option(help="COCO JSON.")],
-    images: Annotated[Path, typer.Option(help="Folder of the images it names.")],
-    protocol: Annotated[
-        Literal["box", "points-1", "points-3", "points-5", "random-2"], typer.Option(help="How objects are prompted.")
-    ] = "box",
-    refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
-    weights: WeightsOption = "builtin",
-    device: DeviceOption = "auto",
-    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random clicks.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write summary and records.")] = None,
-) -> None:
-    """Measure mIoU against ground truth, per category and size, with and without refinement."""
-    from refinesam.amr import AMRConfig
-    from refinesam.evaluation.dataset import read_coco_folder
-    from refinesam.evaluation.protocols import evaluate as run
-
-    folder = read_coco_folder(annotations, images)
-    from rich.progress import Progress
-
-    from refinesam.predictor import load
-
-    session = load(weights, device=device)
-    with Progress(console=errors, transient=True) as progress:
-        task = progress.add_task("Evaluating", total=len(folder.images) if limit is None else limit)
-        evaluation = run(
-            session,
-            folder,
-            protocol,
-            refine=AMRConfig() if refine else None,
-            seed=seed,
-            limit_images=limit,
-            on_image=lambda *_: progress.advance(task),
-        )
-    from refinesam.evaluation.tables import summary_tables
-
-    for table in summary_tables(evaluation):
-        console.print(table)
-    if json is not None:
-        evaluation.to_json(json)
+app.command()(evaluate)
 
 
 @app.command()

@@ -1,1 +1,1 @@
-"""Evaluation: COCO-format data, prompts by protocol, metrics."""
+"""Evaluation: COCO-format data, prompts by protocol, clicks, average precision, proposals, reports."""

@@ -110,17 +110,22 @@ def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) 
     """Return a COCO document of some images only.
 
     Args:
-        source: the content, or the path of the file; its ids are known to be there.
+        source: the content, or the path of the file. Entries without a whole id stay, for the checks to name.
         images: ids of the images that stay, with their annotations.
 
     Raises:
         DatasetError: the file cannot be read, or it holds no COCO document.
     """
     content, _ = load_document(source)
+
+    def stays(entry: Any, key: str) -> bool:
+        number = entry.get(key) if isinstance(entry, dict) else None
+        return not isinstance(number, int) or number in images
+
     return {
         **content,
-        "images": [image for image in content["images"] if image["id"] in images],
-        "annotations": [one for one in content["annotations"] if one["image_id"] in images],
+        "images": [image for image in content["images"] if stays(image, "id")],
+        "annotations": [one for one in content["annotations"] if stays(one, "image_id")],
     }
 
 
@@ -227,7 +232,8 @@ def _category(raw: Any, place: str, truth: GroundTruth, class_agnostic: bool) ->
     if class_agnostic:
         category = raw.get("category_id")
         # Known ones are kept: pycocotools breaks ties of the score by category.
-        return category if category in truth.categories else next(iter(truth.categories), 1)
+        known = isinstance(category, int) and category in truth.categories
+        return int(category) if known else next(iter(truth.categories), 1)
     category_id: int = field_of(raw, "category_id", int, place)
     if category_id not in truth.categories:
         raise DatasetError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError, DatasetError
+from refinesam.evaluation.calibration import Calibration, calibration
 from refinesam.evaluation.metrics import (
     SIZES,
     MeanIoU,
@@ -22,6 +23,7 @@ from refinesam.evaluation.metrics import (
     size_of,
 )
 from refinesam.files import write_json
+from refinesam.rle import Rle
 
 __all__ = ["Evaluation", "Failure", "ObjectRecord", "RefinedRecord", "mean_over_sources"]
 
@@ -39,6 +41,8 @@ class RefinedRecord:
         compactness: Q = 4 pi Area / Perimeter^2 of the first mask.
         kept: "first" or "refined".
         milliseconds: time it took.
+        boundary_iou: of the mask that it returned, see `refinesam.boundary`.
+        mask: that mask, where masks are kept.
     """
 
     iou: float
@@ -49,6 +53,8 @@ class RefinedRecord:
     compactness: float
     kept: str
     milliseconds: float = field(compare=False)
+    boundary_iou: float | None = None
+    mask: Rle | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,11 @@ class ObjectRecord:
         area: ground-truth pixels.
         ious: of every mask that the model returned.
         predicted_ious: the model's estimate of each.
-        chosen: index of the mask with the highest predicted IoU, the one that counts.
+        chosen: index of the mask that counts.
         refined: with refinement, None without.
         milliseconds: time that decoding took, upsampling included.
+        boundary_iou: of the chosen mask, see `refinesam.boundary`.
+        mask: the chosen mask, where masks are kept.
     """
 
     image_id: int
@@ -76,6 +84,8 @@ class ObjectRecord:
     chosen: int
     refined: RefinedRecord | None
     milliseconds: float = field(compare=False)
+    boundary_iou: float | None = None
+    mask: Rle | None = field(default=None, repr=False)
 
     @property
     def iou(self) -> float:
@@ -155,6 +165,9 @@ class Evaluation:
             "images": len(ious),
             **asdict(_mean_iou(self.records)),
             "miou_interval": _listed(bootstrap_interval(list(ious.values()))),
+            "calibration_error": self.calibration().error,
+            "boundary_iou": mean_or_none([r.boundary_iou for r in self.records if r.boundary_iou is not None]),
+            "boundary_iou_refined": mean_or_none([one.boundary_iou for one in refined if one.boundary_iou is not None]),
             "miou_refined_oracle": mean_or_none([_refined_oracle(record) for record in self.records if record.refined]),
             "change": None if change is None else {**asdict(change), "interval": _listed(change.interval)},
             "kept_refined": mean_or_none([float(one.kept == "refined") for one in refined]),
@@ -168,6 +181,14 @@ class Evaluation:
                 "refine": _median([one.milliseconds for one in refined]),
             },
         }
+
+    def calibration(self) -> Calibration:
+        """Compare the chosen masks' predicted IoUs with their true ones."""
+        return calibration([record.predicted_ious[record.chosen] for record in self.records], self.ious())
+
+    def ious(self) -> list[float]:
+        """Return the chosen masks' IoUs."""
+        return [record.iou for record in self.records]
 
     def _per_category(self) -> list[dict[str, Any]]:
         groups: dict[int, list[ObjectRecord]] = defaultdict(list)
@@ -184,8 +205,43 @@ class Evaluation:
         Raises:
             OSError: the file cannot be written.
         """
-        records = [{**asdict(r), "iou": r.iou, "oracle_iou": r.oracle_iou, "size": r.size} for r in self.records]
-        write_json(path, _without_nan({"summary": self.summary(), "records": records}), indent=1)
+        write_json(path, without_nan({"summary": self.summary(), "records": self.rows()}), indent=1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the records as plain Python values, without the masks."""
+        rows = []
+        for record in self.records:
+            row = {**asdict(record), "iou": record.iou, "oracle_iou": record.oracle_iou, "size": record.size}
+            for part in (row, row["refined"] or {}):
+                part.pop("mask", None)
+            rows.append(row)
+        return rows
+
+    def coco_results(self, *, refined: bool = False) -> list[dict[str, Any]]:
+        """Return the kept masks as COCO results, scored by predicted IoU (0 where a broken model predicts NaN).
+
+        Args:
+            refined: the masks after refinement instead of the first ones.
+
+        Raises:
+            ConfigError: masks were not kept, or there was no refinement.
+        """
+        results = []
+        for record in self.records:
+            mask, score = record.mask, record.predicted_ious[record.chosen]
+            if refined:
+                mask, score = (record.refined.mask, record.refined.predicted_iou) if record.refined else (None, 0.0)
+            if mask is None:
+                raise ConfigError("There are no masks to make results of: evaluate with keep_masks (and with refine).")
+            results.append(
+                {
+                    "image_id": record.image_id,
+                    "category_id": record.category_id,
+                    "segmentation": dict(mask),
+                    "score": score if math.isfinite(score) else 0.0,
+                }
+            )
+        return results
 
 
 def mean_over_sources(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -243,10 +299,10 @@ def _median(milliseconds: Sequence[float]) -> float | None:
     return round(median(milliseconds), 3) if milliseconds else None
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Replace NaN and infinities, which a broken model predicts and JSON lacks, by None."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from rich.table import Table
 
-from refinesam.evaluation.report import Evaluation
+from refinesam.evaluation.click_report import ClickEvaluation
+from refinesam.evaluation.lvis import LvisScores
+from refinesam.evaluation.mask_ap import MaskAP
+from refinesam.evaluation.proposals import ProposalScores
+from refinesam.evaluation.report import Evaluation, Failure
 
-__all__ = ["summary_tables"]
+__all__ = ["ap_table", "click_table", "failure_tables", "proposal_table", "summary_tables"]
 
 SHOWN_FAILURES = 10
 
@@ -41,13 +46,59 @@ def summary_tables(evaluation: Evaluation) -> Iterable[Table]:
             cells = [values["miou"], *((values["miou_refined"],) if refined else ())]
             categories.add_row(values["name"], str(values["objects"]), *map(_number, cells))
         yield categories
-    if summary["failures"]:
-        failures = Table(title=f"{summary['objects_failed']} objects could not be evaluated", title_justify="left")
-        for heading in ("where", "reason"):
-            failures.add_column(heading)
-        for failure in evaluation.failures[:SHOWN_FAILURES]:
-            failures.add_row(failure.file_name, failure.reason)
-        yield failures
+    yield from failure_tables(evaluation.failures)
+
+
+def failure_tables(failures: Sequence[Failure]) -> Iterable[Table]:
+    """Yield a table of the first failures, where there are any."""
+    if not failures:
+        return
+    objects = sum(failure.objects for failure in failures)
+    table = Table(title=f"{objects} objects could not be evaluated", title_justify="left")
+    for heading in ("where", "reason"):
+        table.add_column(heading)
+    for failure in failures[:SHOWN_FAILURES]:
+        table.add_row(failure.file_name, failure.reason)
+    yield table
+
+
+def ap_table(ap: MaskAP) -> Table:
+    """Return average precision and recall, with and without refinement."""
+    rules = "LVIS" if isinstance(ap.first, LvisScores) else "COCO"
+    title = f"Mask AP ({rules} rules), {ap.images} images, prompts: {ap.prompts}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for heading in ("", "first mask", *(("with AMR",) if ap.refined is not None else ())):
+        table.add_column(heading, justify="right" if heading else "left")
+    for score in fields(ap.first):
+        if score.name != "per_category":
+            both = [ap.first, *(() if ap.refined is None else (ap.refined,))]
+            table.add_row(score.name, *(_number(getattr(one, score.name)) for one in both))
+    return table
+
+
+def click_table(clicks: ClickEvaluation) -> Table:
+    """Return the number of clicks to each IoU."""
+    summary = clicks.summary()
+    title = f"Clicks, {summary['objects']} objects, at most {clicks.max_clicks} each"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for heading in ("IoU", "clicks (NoC)", "95 %", "never reached"):
+        table.add_column(heading, justify="right")
+    for threshold, at in summary["thresholds"].items():
+        interval = "-" if at["noc_interval"] is None else "{:.2f} to {:.2f}".format(*at["noc_interval"])
+        noc, never = ("-", "-") if at["noc"] is None else (f"{at['noc']:.2f}", f"{at['never']:.1%}")
+        table.add_row(threshold, noc, interval, never)
+    table.caption = "Logits were fed back." if clicks.fed_back else "Every prompt held the clicks alone."
+    return table
+
+
+def proposal_table(proposals: ProposalScores) -> Table:
+    """Return the average recall of "segment everything"."""
+    table = Table(title="Segment everything, average recall", title_justify="left")
+    table.add_column("")
+    table.add_column("AR", justify="right")
+    for name, value in proposals.summary().items():
+        table.add_row(name, _number(value))
+    return table
 
 
 def _number(value: float | None) -> str:

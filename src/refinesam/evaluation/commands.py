@@ -1,0 +1,191 @@
+"""`refinesam evaluate`. What is heavy is imported when the command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from refinesam.errors import ConfigError
+
+if TYPE_CHECKING:
+    from refinesam.evaluation.presets import PresetName
+    from refinesam.evaluation.running import Outcome, Request
+
+__all__ = ["evaluate"]
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def evaluate(
+    annotations: Annotated[Path | None, typer.Option(help="COCO or LVIS JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images it names.")] = None,
+    protocol: Annotated[
+        Literal["box", "noisy-box", "points-1", "points-3", "points-5", "random-2", "noc"],
+        typer.Option(help="How objects are prompted; noc: clicks until the mask is good."),
+    ] = "box",
+    refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
+    weights: Annotated[str, typer.Option(help="Name of `refinesam weights list`, or a file.")] = "builtin",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random clicks and noise.")] = 0,
+    choose: Annotated[
+        Literal["score", "box"] | None, typer.Option(help="The mask of several that counts: by score or by the box.")
+    ] = None,
+    feed_back: Annotated[bool, typer.Option(help="noc: prompt with the logits before, too.")] = True,
+    ap: Annotated[
+        str | None, typer.Option(help="Also mask AP, of: boxes, prompts, or a detector's COCO results (a file).")
+    ] = None,
+    lvis: Annotated[bool, typer.Option("--lvis", help="AP by LVIS' rules.")] = False,
+    proposals: Annotated[bool, typer.Option("--proposals", help="Also AR@1000 of segment everything.")] = False,
+    backend: Annotated[Literal["pycocotools", "faster"], typer.Option(help="What computes AP and AR.")] = "pycocotools",
+    preset: Annotated[
+        Literal["paper-table-1", "paper-table-2"] | None, typer.Option(help="Measure a table of the source paper.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write summary and records.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write the records, a row an object.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with plots and pictures.")] = None,
+) -> None:
+    """Measure mIoU against ground truth, per category and size, with and without refinement; clicks, AP and AR."""
+    if preset is not None:
+        changed = {"--protocol": protocol != "box", "--weights": weights != "builtin", "--refine": refine}
+        _check_fixed({**changed, "--choose": choose, "--lvis": lvis, "--proposals": proposals, "--parquet": parquet})
+        _run_preset(preset, annotations, images, device, ap, limit, seed, json, html)
+        return
+    if annotations is None or images is None:
+        raise ConfigError("Give --annotations, a COCO JSON file, and --images, the folder of the images it names.")
+    from refinesam.amr import AMRConfig
+    from refinesam.evaluation.running import Request
+
+    request = Request(
+        annotations=annotations,
+        images=images,
+        protocol=protocol,
+        refine=AMRConfig() if refine else None,
+        seed=seed,
+        limit_images=limit,
+        choose=choose,
+        feed_back=feed_back,
+        ap=ap or ("boxes" if lvis else None),
+        lvis=lvis,
+        proposals=proposals,
+        keep_masks=html is not None,
+        backend=backend,
+    )
+    _run(request, weights, device, json, parquet, html)
+
+
+def _check_fixed(options: Mapping[str, object]) -> None:
+    if given := [name for name, value in options.items() if value]:
+        raise ConfigError(f"The tables of the paper fix {', '.join(given)}: leave it out, or leave --preset out.")
+
+
+def _run(
+    request: Request, weights: str, device: str, json: Path | None, parquet: Path | None, html: Path | None
+) -> None:
+    from refinesam.evaluation.dataset import read_coco_folder
+    from refinesam.evaluation.running import run_request
+
+    folder = read_coco_folder(request.annotations, request.images)
+    from refinesam.predictor import load
+
+    session = load(weights, device=device)
+    with _progress() as on_progress:
+        outcome = run_request(session, request, folder, on_progress)
+    _print(outcome)
+    if json is not None:
+        from refinesam.files import write_json
+
+        write_json(json, outcome.document(), indent=1)
+    if parquet is not None:
+        from refinesam.evaluation.parquet import write_parquet
+
+        for measured in (outcome.evaluation, outcome.clicks):
+            if measured is not None:
+                write_parquet(measured, parquet)
+    if html is not None:
+        from refinesam.evaluation.html_report import write_html
+
+        write_html(html, {Path(weights).name: outcome})
+
+
+def _run_preset(
+    name: PresetName,
+    annotations: Path | None,
+    images: Path | None,
+    device: str,
+    detections: str | None,
+    limit: int | None,
+    seed: int,
+    json: Path | None,
+    html: Path | None,
+) -> None:
+    from refinesam.evaluation.presets import PRESETS, preset_document, preset_table, run_preset
+
+    preset = PRESETS[name]
+
+    def session_of(weights: str) -> Any:
+        from refinesam.predictor import load
+
+        return load(weights, device=device)
+
+    with _progress() as on_progress:
+        measured = run_preset(
+            preset,
+            annotations,
+            images,
+            session_of,
+            detections=detections,
+            limit_images=limit,
+            seed=seed,
+            on_progress=on_progress,
+            on_missing=lambda sentence: errors.print(f"Left out: {sentence}", markup=False, soft_wrap=True),
+        )
+    console.print(preset_table(preset, measured))
+    if json is not None:
+        from refinesam.files import write_json
+
+        write_json(json, preset_document(preset, measured), indent=1)
+    if html is not None:
+        from refinesam.evaluation.html_report import write_html
+
+        write_html(html, {one.model: one.outcome for one in measured})
+
+
+def _print(outcome: Outcome) -> None:
+    from refinesam.evaluation.tables import ap_table, click_table, failure_tables, proposal_table, summary_tables
+
+    if outcome.evaluation is not None:
+        for table in summary_tables(outcome.evaluation):
+            console.print(table)
+    if outcome.clicks is not None:
+        console.print(click_table(outcome.clicks))
+        for table in failure_tables(outcome.clicks.failures):
+            console.print(table)
+    if outcome.ap is not None:
+        console.print(ap_table(outcome.ap))
+        if outcome.evaluation is None or outcome.ap.failures != outcome.evaluation.failures:
+            for table in failure_tables(outcome.ap.failures):
+                console.print(table)
+    if outcome.proposals is not None:
+        console.print(proposal_table(outcome.proposals))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], object]]:
+    from rich.progress import Progress
+
+    with Progress(console=errors, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        yield on_progress
