@@ -40,8 +40,9 @@ demo: $(DEMO_STAMP) ## segment sample images, plain and refined, into demo_outpu
 test: screen labelstudio lint types contracts ## every check: ruff, mypy, import-linter, pytest
 	$(SCREEN) $(VENV)/bin/python -m pytest
 
-screenshots: screen $(STAMP) ## the pictures of docs/napari.md, from the real window
+screenshots: screen $(STAMP) ## the pictures of docs/napari.md and docs/fiftyone.md, from the real window and App
 	$(SCREEN) $(VENV)/bin/python docs/napari_screenshots.py
+	PYTHONPATH=tests/fiftyone:tests $(VENV)/bin/python docs/fiftyone_screenshots.py
 
 lint: $(STAMP) ## ruff: rules and format
 	$(VENV)/bin/ruff check .

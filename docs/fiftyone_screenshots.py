@@ -1,0 +1,99 @@
+"""Take the pictures of docs/fiftyone.md from the real App, with real mouse and key events.
+
+PYTHONPATH=tests python docs/fiftyone_screenshots.py
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage import data, filters
+
+PICTURES = Path(__file__).parent / "fiftyone"
+# Of the picture of coins: rows and columns of the tiles that become samples.
+TILE_ROWS, TILE_COLUMNS = 2, 3
+SMALLEST_COIN_PX = 300
+WHOLE_DATASET = "Whole dataset"
+
+
+def coins(folder: Path) -> Any:
+    """Tiles of the coins as samples; the ground truth is what is brighter than the background, piece by piece."""
+    import fiftyone as fo
+
+    from refinesam_fiftyone.labels import detection_from_mask, label_id
+
+    image = data.coins()
+    smooth = filters.gaussian(image, 1.5)
+    bright = ndimage.binary_fill_holes(smooth > filters.threshold_local(smooth, 151))
+    pieces, count = ndimage.label(ndimage.binary_opening(bright, iterations=4))
+    dataset, samples = fo.Dataset("coins"), []
+    rows, columns = (size // parts for size, parts in zip(image.shape, (TILE_ROWS, TILE_COLUMNS), strict=True))
+    for index in range(TILE_ROWS * TILE_COLUMNS):
+        top, left = index // TILE_COLUMNS * rows, index % TILE_COLUMNS * columns
+        window = np.s_[top : top + rows, left : left + columns]
+        path = folder / f"coins_{index}.png"
+        Image.fromarray(image[window]).convert("RGB").save(path)
+        masks = [pieces[window] == piece for piece in range(1, count + 1)]
+        large = [mask for mask in masks if mask.sum() >= SMALLEST_COIN_PX]
+        # The random clicks hang on the ids.
+        truths = [
+            detection_from_mask(mask, label="coin", id=label_id("coin", str(index), str(number)))
+            for number, mask in enumerate(large)
+        ]
+        samples.append(fo.Sample(filepath=str(path), ground_truth=fo.Detections(detections=truths)))
+    dataset.add_samples(samples)
+    dataset.compute_metadata()
+    return dataset
+
+
+def take(person: Any, name: str) -> None:
+    # Overlays are drawn late.
+    person.page.mouse.move(5, 5)
+    person.page.wait_for_timeout(8000)
+    PICTURES.mkdir(exist_ok=True)
+    with Image.open(io.BytesIO(person.page.screenshot())) as image:
+        image.convert("RGB").save(PICTURES / f"{name}.png", optimize=True)
+    print(PICTURES / f"{name}.png")
+
+
+def main(home: Path) -> None:
+    # It starts a MongoDB of its own and keeps FiftyOne away from the user's; before FiftyOne is imported.
+    import conftest  # noqa: F401
+    from real_fiftyone import app
+
+    dataset = coins(home)
+    with app(viewport=(1500, 940)) as person:
+        page = person.page
+        person.open_dataset(dataset.name)
+        person.open_operator("Compare masks with and without refinement")
+        page.get_by_text("Two random clicks in each ground truth mask").click()
+        page.get_by_text("Seed", exact=True).wait_for()
+        take(person, "form")
+        page.get_by_role("button", name="Compare", exact=True).click()
+        page.get_by_text(f"in {len(dataset)} of {len(dataset)} samples").wait_for(timeout=300_000)
+        page.get_by_role("button", name="Done").click()
+        page.locator(".js-plotly-plot").nth(1).wait_for()
+        page.get_by_role("combobox").filter(has_text="All objects").click()
+        page.get_by_role("option", name="Parts of the first mask").click()
+        take(person, "panel")
+        person.plot(0).locator(".point path").first.click(force=True)
+        page.locator("[title*='Select']").first.wait_for(state="attached")
+        take(person, "bar")
+        page.get_by_role("button", name=WHOLE_DATASET).click()
+        page.get_by_text(f"in {len(dataset)} samples of the current view").wait_for()
+        # The last answer to the new view has come.
+        page.wait_for_timeout(5000)
+        page.get_by_role("button", name="Explain", exact=True).click()
+        page.locator("img[src^='data:image/png;base64']").wait_for()
+        take(person, "explain")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(folder))

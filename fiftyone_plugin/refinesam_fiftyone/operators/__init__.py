@@ -1,0 +1,15 @@
+"""The operators of the App: a form each, checked before it runs, and the public function that does the work."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .comparing import Compare
+from .evaluating import Evaluate, Rank
+from .explaining import Explain
+from .exporting import Export
+from .runs import Cancel, DeleteRun
+
+__all__ = ["OPERATORS"]
+
+OPERATORS: Final = (Compare, Evaluate, Rank, Explain, Export, Cancel, DeleteRun)

@@ -1,0 +1,225 @@
+"""Compare: the form's choices become `Settings`, checked while the form is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+from refinesam import ConfigError, RefineSAMError
+
+from ..compare import Comparison, check_samples, compare
+from ..evaluation import evaluate
+from ..schema import Fields, Settings, list_runs
+from ..views import save_views
+from .forms import DatasetOperator, choose, flag, has_masks, label_fields, samples_of, writable_parent
+from .progress import run_reporting, shown_progress
+
+__all__ = ["Compare", "settings_of"]
+
+# The App cuts off what it executes itself after ten minutes; more samples are suggested for the background.
+DELEGATE_ABOVE: Final = 200
+# No field has this name.
+NO_TRUTH: Final = "-"
+_PROMPTS: Final = (
+    ("boxes", "Boxes of labels"),
+    ("keypoints", "Clicks: keypoints, on or off the object"),
+    ("random-2", "Two random clicks in each ground truth mask"),
+    ("everything", "None: segment everything"),
+)
+
+
+class Compare(DatasetOperator):
+    """Segment samples with and without Adaptive Mask Refinement and store both."""
+
+    submit = "Compare"
+
+    @property
+    def config(self) -> Any:
+        """How the App runs it."""
+        return foo.OperatorConfig(
+            name="compare",
+            label="Compare masks with and without refinement",
+            description="Segment every prompt with EfficientSAM, refine the mask, and keep both",
+            icon="compare",
+            dynamic=True,
+            execute_as_generator=True,
+            allow_immediate_execution=True,
+            allow_delegated_execution=True,
+        )
+
+    def resolve_execution_options(self, ctx: Any) -> Any:
+        """Suggest the background for many samples."""
+        many = ctx.dataset is not None and ctx.target_view().count() > DELEGATE_ABOVE
+        return foo.ExecutionOptions(
+            allow_immediate_execution=True, allow_delegated_execution=True, default_choice_to_delegated=many
+        )
+
+    def resolve_placement(self, ctx: Any) -> Any:
+        """Offer it above the samples."""
+        return types.Placement(
+            types.Places.SAMPLES_GRID_ACTIONS,
+            types.Button(label="Compare masks with and without refinement", icon="compare", prompt=True),
+        )
+
+    def ask(self, ctx: Any, inputs: Any) -> None:
+        """Add the form's fields."""
+        inputs.view_target(ctx, action_description="Compare")
+        _ask_prompts(ctx, inputs)
+        _ask_truth(ctx, inputs)
+        _ask_model(ctx, inputs)
+        _ask_storage(ctx, inputs)
+        _check(ctx, inputs)
+
+    def execute(self, ctx: Any) -> Iterator[Any]:
+        """Compare, and then evaluate if asked to."""
+        settings, run_key = settings_of(ctx.params), ctx.params.get("run_key") or "refinesam"
+        samples, resume = samples_of(ctx), ctx.params.get("resume", True)
+        try:
+            done: Comparison = yield from run_reporting(
+                ctx,
+                run_key,
+                "Comparing",
+                lambda on_progress, should_stop: compare(
+                    samples, settings, run_key=run_key, resume=resume, on_progress=on_progress, should_stop=should_stop
+                ),
+            )
+            if settings.truth_field and ctx.params.get("evaluate_after", True) and not done.stopped:
+                yield from run_reporting(
+                    ctx,
+                    run_key,
+                    "Evaluating",
+                    lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress),
+                )
+                save_views(ctx.dataset, run_key=run_key)
+        except RefineSAMError as error:
+            yield ctx.ops.notify(str(error), variant="error")
+            raise
+        yield ctx.trigger("reload_dataset")
+        yield shown_progress(ctx, 1.0, summary(done))
+        yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
+
+
+def summary(done: Comparison) -> str:
+    """Return in one sentence what was done."""
+    failed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(done.failures.items()))
+    return (
+        f"{'Stopped: ' if done.stopped else ''}{done.prompts} masks in {done.done} of {done.samples} samples"
+        + (f", {done.skipped} samples were done before" if done.skipped else "")
+        + (f"; failed: {failed}" if failed else "")
+        + "."
+    )
+
+
+def settings_of(params: dict[str, Any]) -> Settings:
+    """Return the settings that a form's values name.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    prompts: Any = params.get("prompts") or "boxes"
+    truth = params.get("truth_field")
+    return Settings(
+        prompts=prompts,
+        prompt_field=params.get(f"{prompts}_field"),
+        truth_field=None if truth == NO_TRUTH else truth or None,
+        weights=params.get("weights") or "builtin",
+        amr=params.get("amr") or "fast",
+        masks=params.get("masks") or "database",
+        masks_dir=params.get("masks_dir") or None,
+        seed=params.get("seed") or 0,
+    )
+
+
+def _ask_prompts(ctx: Any, inputs: Any) -> None:
+    choose(inputs, "prompts", _PROMPTS, radio=True, label="Prompts", default="boxes")
+    prompts = ctx.params.get("prompts") or "boxes"
+    if prompts == "boxes":
+        boxes = label_fields(ctx.dataset, "Detections")
+        if not boxes:
+            flag(inputs, "no_boxes", "No boxes", "The dataset has no field of Detections: add one, or other prompts.")
+            return
+        choices = [(name, name) for name in boxes]
+        choose(inputs, "boxes_field", choices, label="Field with the boxes", default=boxes[0], required=True)
+    elif prompts == "keypoints":
+        clicks = label_fields(ctx.dataset, "Keypoints")
+        if not clicks:
+            flag(inputs, "no_clicks", "No clicks", "The dataset has no field of Keypoints: add one, or other prompts.")
+            return
+        choices = [(name, name) for name in clicks]
+        description = "The list attribute 'signs' of a keypoint says of each point: 1 on the object, 0 not on it"
+        choose(
+            inputs,
+            "keypoints_field",
+            choices,
+            label="Field with the clicks",
+            description=description,
+            default=clicks[0],
+            required=True,
+        )
+    elif prompts == "random-2":
+        inputs.int("seed", min=0, default=0, label="Seed", description="The same seed clicks the same pixels again")
+
+
+def _ask_truth(ctx: Any, inputs: Any) -> None:
+    masks = [name for name in label_fields(ctx.dataset, "Detections") if has_masks(ctx.dataset, name)]
+    choices = [(name, name) for name in masks] + [(NO_TRUTH, "None: rank the answers without it")]
+    choose(inputs, "truth_field", choices, label="Ground truth masks", default=choices[0][0])
+    if ctx.params.get("truth_field", NO_TRUTH) != NO_TRUTH:
+        inputs.bool("evaluate_after", default=True, label="Evaluate and save views afterwards", view=types.SwitchView())
+
+
+def _ask_model(ctx: Any, inputs: Any) -> None:
+    weights = types.AutocompleteView(choices=[types.Choice("builtin", label="builtin")])
+    inputs.str(
+        "weights",
+        default="builtin",
+        label="Weights",
+        description="A name that 'refinesam weights list' shows, or a file",
+        view=weights,
+    )
+    choices = (
+        ("fast", "Fast: a second look at what was encoded"),
+        ("full", "Full: closer looks too, slower"),
+        ("paper", "As in the paper: two more points"),
+    )
+    choose(inputs, "amr", choices, label="Refinement", default="fast")
+
+
+def _ask_storage(ctx: Any, inputs: Any) -> None:
+    choices = (("database", "In the database"), ("files", "As PNG files in a folder (for large datasets)"))
+    choose(inputs, "masks", choices, radio=True, label="Keep masks", default="database")
+    if ctx.params.get("masks") == "files":
+        inputs.str("masks_dir", required=True, label="Folder for the masks", default=str(Path.home() / "masks"))
+    inputs.str(
+        "run_key",
+        default="refinesam",
+        label="Name of the run",
+        description="Its fields start with this; runs of different names stay side by side",
+    )
+    if ctx.params.get("run_key") in list_runs(ctx.dataset):
+        label = "Go on with this run: leave samples alone that are done with the same settings"
+        inputs.bool("resume", default=True, label=label, view=types.SwitchView())
+
+
+def _check(ctx: Any, inputs: Any) -> None:
+    """Flag what `compare` would refuse."""
+    try:
+        Fields(ctx.params.get("run_key") or "refinesam")
+        settings = settings_of(ctx.params)
+        check_samples(ctx.dataset, settings)
+        if settings.weights != "builtin" and _is_path(settings.weights) and not Path(settings.weights).is_file():
+            raise ConfigError(f"There is no file {settings.weights}: give another, or a name.")
+        if settings.masks_dir and writable_parent(Path(settings.masks_dir)) is None:
+            raise ConfigError(f"The folder {settings.masks_dir} cannot be written to: choose another.")
+        if not ctx.target_view().count():
+            raise ConfigError("There are no samples here: choose others, or clear the filters.")
+    except RefineSAMError as error:
+        flag(inputs, "problem", "This cannot run yet", str(error))
+
+
+def _is_path(weights: str) -> bool:
+    return "/" in weights or "\\" in weights or weights.endswith((".safetensors", ".pt", ".pth"))

@@ -1,0 +1,114 @@
+"""Evaluate against ground truth, and rank what has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+from refinesam import RefineSAMError
+
+from ..evaluation import evaluate
+from ..ranking import rank
+from ..schema import Fields, read_settings
+from ..views import save_views
+from .forms import DatasetOperator, choose_run, flag, samples_of
+from .progress import run_reporting
+
+__all__ = ["Evaluate", "Rank"]
+
+
+class Evaluate(DatasetOperator):
+    """Compare a run's masks with the ground truth."""
+
+    submit = "Evaluate"
+
+    @property
+    def config(self) -> Any:
+        """How the App runs it."""
+        return foo.OperatorConfig(
+            name="evaluate",
+            label="Evaluate masks against ground truth",
+            description="IoU of both masks of each prompt, in image pixels, and what refinement changed",
+            icon="rule",
+            dynamic=True,
+            execute_as_generator=True,
+            allow_delegated_execution=True,
+        )
+
+    def ask(self, ctx: Any, inputs: Any) -> None:
+        """Add the form's fields."""
+        inputs.view_target(ctx, action_description="Evaluate")
+        run_key = choose_run(ctx, inputs)
+        if run_key is not None and read_settings(ctx.dataset, Fields(run_key)).truth_field is None:
+            hint = "Compare again with a field of ground truth masks, or use 'Rank masks without ground truth'."
+            flag(inputs, "no_truth", "This run has no ground truth", hint)
+        inputs.float(
+            "failed_below",
+            min=0,
+            max=1,
+            default=0.5,
+            label="Failed below",
+            description="An IoU below this counts as a failure",
+        )
+        inputs.float(
+            "changed_by",
+            min=0,
+            max=1,
+            default=0.01,
+            label="Changed by more than",
+            description="A smaller difference of the two IoUs counts as no change",
+        )
+        inputs.bool("save_views", default=True, label="Save a view of each outcome", view=types.SwitchView())
+
+    def execute(self, ctx: Any) -> Iterator[Any]:
+        """Evaluate, and save views."""
+        samples, run_key = samples_of(ctx), ctx.params["run_key"]
+        limits = {name: ctx.params[name] for name in ("failed_below", "changed_by") if ctx.params.get(name) is not None}
+        try:
+            yield from run_reporting(
+                ctx,
+                run_key,
+                "Evaluating",
+                lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress, **limits),
+            )
+            if ctx.params.get("save_views", True):
+                save_views(ctx.dataset, run_key=run_key)
+        except RefineSAMError as error:
+            yield ctx.ops.notify(str(error), variant="error")
+            raise
+        yield ctx.trigger("reload_dataset")
+        yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
+
+
+class Rank(DatasetOperator):
+    """Order samples by how likely their masks are wrong, without ground truth."""
+
+    submit = "Rank"
+
+    @property
+    def config(self) -> Any:
+        """How the App runs it."""
+        return foo.OperatorConfig(
+            name="rank",
+            label="Rank masks without ground truth",
+            description="The samples whose masks deserve a look first, by what both masks and the model say",
+            icon="sort",
+            dynamic=True,
+            allow_delegated_execution=True,
+        )
+
+    def ask(self, ctx: Any, inputs: Any) -> None:
+        """Add the form's fields."""
+        inputs.view_target(ctx, action_description="Rank")
+        choose_run(ctx, inputs)
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        """Rank, and show the worst first."""
+        samples, run_key = samples_of(ctx), ctx.params["run_key"]
+        ranked = rank(samples, run_key=run_key)
+        ctx.ops.reload_dataset()
+        ctx.ops.set_view(samples.sort_by(f"{run_key}_rank"))
+        return {"objects": len(ranked)}

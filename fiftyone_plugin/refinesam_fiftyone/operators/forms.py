@@ -1,0 +1,114 @@
+"""Pieces of forms: choices from the dataset's fields and runs, and what is wrong, said before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+from ..schema import list_runs
+
+__all__ = [
+    "DatasetOperator",
+    "choose",
+    "choose_run",
+    "flag",
+    "has_masks",
+    "label_fields",
+    "samples_of",
+    "writable_parent",
+]
+
+# Labelled samples that are looked at to see whether a field has masks: reading them all would hold up the form.
+LOOKED_AT: Final = 100
+
+
+class DatasetOperator(foo.Operator):
+    """An operator with a form; where no dataset is open the form says so."""
+
+    submit = "Run"
+
+    def resolve_input(self, ctx: Any) -> Any:
+        """Build the form, titled with the operator's label."""
+        inputs = types.Object()
+        if ctx.dataset is None:
+            flag(inputs, "no_dataset", "No dataset is open", "Open one first.")
+        else:
+            self.ask(ctx, inputs)
+        view = types.PromptView(label=self.config.label, submit_button_label=self.submit)
+        return types.Property(inputs, view=view)
+
+    def ask(self, ctx: Any, inputs: Any) -> None:
+        """Add the form's fields."""
+        raise NotImplementedError
+
+
+def label_fields(dataset: Any, kind: str) -> list[str]:
+    """Return the names of the dataset's fields of one kind, "Detections" or "Keypoints", without those of runs."""
+    runs = tuple(f"{key}_" for key in list_runs(dataset))
+    return [
+        name
+        for name, field in dataset.get_field_schema().items()
+        if getattr(getattr(field, "document_type", None), "__name__", None) == kind and not name.startswith(runs)
+    ]
+
+
+def has_masks(dataset: Any, field: str) -> bool:
+    """Return whether a label with a mask is among the first `LOOKED_AT` samples that have labels in the field."""
+    labels = f"{field}.detections"
+    found = dataset._aggregate(
+        pipeline=[
+            {"$match": {f"{labels}.0": {"$exists": True}}},
+            {"$limit": LOOKED_AT},
+            {"$match": {labels: {"$elemMatch": {"$or": [{name: {"$ne": None}} for name in ("mask", "mask_path")]}}}},
+            {"$limit": 1},
+            {"$project": {"_id": True}},
+        ]
+    )
+    return bool(list(found))
+
+
+def samples_of(ctx: Any) -> Any:
+    """Return the samples that the form's target names, whole: filters on labels in the App's view do not strip them."""
+    target = ctx.target_view()
+    if target is ctx.dataset:
+        return target
+    # In a view of patches several stand for one sample.
+    ids = target.values("sample_id" if target._is_patches else "id")
+    return ctx.dataset.select(list(dict.fromkeys(ids)), ordered=True)
+
+
+def choose(inputs: Any, name: str, choices: Iterable[tuple[str, str]], *, radio: bool = False, **options: Any) -> Any:
+    """Add a choice between (value, label) pairs."""
+    view = types.RadioGroup() if radio else types.Dropdown()
+    for value, label in choices:
+        view.add_choice(value, label=label)
+    return inputs.enum(name, view.values(), view=view, **options)
+
+
+def choose_run(ctx: Any, inputs: Any, *, label: str = "Run") -> str | None:
+    """Add the choice of a run and return the one that is chosen; flag it if there is none."""
+    runs = list_runs(ctx.dataset)
+    if not runs:
+        flag(inputs, "no_run", "Nothing was compared yet", "Run 'Compare masks with and without refinement' first.")
+        return None
+    choose(inputs, "run_key", [(key, key) for key in runs], label=label, default=runs[-1], required=True)
+    chosen = ctx.params.get("run_key")
+    return chosen if chosen in runs else None
+
+
+def flag(inputs: Any, name: str, label: str, description: str) -> None:
+    """Add an error to the form, which then cannot be executed."""
+    shown = inputs.view(name, types.Error(label=label, description=description))
+    shown.invalid = True
+    shown.error_message = f"{label}: {description}"
+
+
+def writable_parent(path: Path) -> Path | None:
+    """Return the nearest folder above a path (or itself) that exists, None if that is none that can be written to."""
+    nearest = next((folder for folder in (path, *path.parents) if folder.exists()), None)
+    return nearest if nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK) else None

@@ -1,0 +1,76 @@
+"""Cancel a run in progress; delete a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+from ..schema import Fields, delete_run
+from .forms import DatasetOperator, choose_run, flag
+from .progress import cancel, in_progress
+
+__all__ = ["Cancel", "DeleteRun"]
+
+
+class Cancel(DatasetOperator):
+    """Stop a comparison, in whichever process it runs; what it stored stays."""
+
+    submit = "Stop"
+
+    @property
+    def config(self) -> Any:
+        """How the App runs it."""
+        return foo.OperatorConfig(
+            name="cancel",
+            label="Stop a comparison in progress",
+            description="It ends after its current batch; comparing again goes on from there",
+            icon="cancel",
+            dynamic=True,
+        )
+
+    def ask(self, ctx: Any, inputs: Any) -> None:
+        """Add the form's fields."""
+        running = in_progress(ctx)
+        run_key = choose_run(ctx, inputs)
+        if run_key is not None:
+            state = f"{running[run_key]} samples are done." if run_key in running else "No progress was reported yet."
+            inputs.view("state", types.Notice(label=state))
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        """Ask it to stop."""
+        cancel(ctx, ctx.params["run_key"])
+        ctx.ops.notify(f"{ctx.params['run_key']} stops after its current batch.")
+        return {"run_key": ctx.params["run_key"]}
+
+
+class DeleteRun(DatasetOperator):
+    """Delete a run: its fields, tags, views and record."""
+
+    submit = "Delete"
+
+    @property
+    def config(self) -> Any:
+        """How the App runs it."""
+        return foo.OperatorConfig(
+            name="delete_run",
+            label="Delete a comparison",
+            description="Its fields, tags and saved views; mask files stay",
+            icon="delete",
+            dynamic=True,
+        )
+
+    def ask(self, ctx: Any, inputs: Any) -> None:
+        """Add the form's fields."""
+        if choose_run(ctx, inputs) is not None:
+            inputs.bool("sure", default=False, label="Yes, delete its masks and results", view=types.CheckboxView())
+            if not ctx.params.get("sure"):
+                flag(inputs, "not_sure", "This cannot be undone", "Tick the box to delete the run.")
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        """Delete it."""
+        delete_run(ctx.dataset, Fields(ctx.params["run_key"]))
+        ctx.ops.clear_view()
+        ctx.ops.reload_dataset()
+        return {"run_key": ctx.params["run_key"]}

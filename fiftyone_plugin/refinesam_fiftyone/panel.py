@@ -1,0 +1,313 @@
+"""The panel: what the objects of the current view say about refinement, and ways from every number to its samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final
+
+import fiftyone.operators as foo
+import pandas as pd
+from fiftyone.operators import types
+
+from refinesam import RefineSAMError
+
+from .explain import data_uri, explain
+from .figures import (
+    BUCKET_NAMES,
+    HISTOGRAM_LAYOUT,
+    RANKING_COLUMNS,
+    SCATTER_LAYOUT,
+    SUMMARY_COLUMNS,
+    agreement_scatter,
+    delta_histogram,
+    ranking_cells,
+    rows_of_bar,
+    summary_cells,
+)
+from .labels import label_id
+from .operators.explaining import chosen_object
+from .ranking import rank_rows
+from .report import GROUPINGS, groups, summarise
+from .rows import read_rows
+from .schema import BUCKETS, Fields, list_runs, read_settings
+from .views import bucket_view
+
+__all__ = ["ComparisonPanel", "view_of_rows"]
+
+_GROUP_NAMES: Final = {
+    "all": "All objects",
+    "label": "Class",
+    "size": "Size of the object",
+    "kappa": "Parts of the first mask",
+    "compactness": "Compactness of the first mask",
+}
+# Rows of the ranking's table; the view has them all.
+MOST_RANKED: Final = 50
+_START: Final = """
+### Nothing was compared yet
+
+Choose **Compare masks with and without refinement** above the samples, or press the button below. With ground truth
+masks the panel then shows where refinement helped and where it hurt; without, which masks deserve a look first.
+"""
+
+
+def view_of_rows(dataset: Any, run: Fields, rows: pd.DataFrame) -> Any:
+    """Return the samples of some rows, worst first, with the labels of those rows alone in each of the run's layers."""
+    truth = read_settings(dataset, run).truth_field
+    fields = [run.baseline, run.amr, run.rejected, run.points] + ([truth] if truth else [])
+    ids = [one for name in ("baseline_id", "amr_id", "truth_id") for one in rows[name].dropna()]
+    ids += [label_id(run.key, one, role) for one in rows["prompt_id"].dropna() for role in ("rejected", "points")]
+    order = rows.sort_values(["delta_iou", "amr_iou", "pred_iou_amr"], na_position="last")["sample_id"]
+    samples = dataset.select(list(dict.fromkeys(order)), ordered=True)
+    return samples.select_labels(ids=ids, fields=fields, omit_empty=False)
+
+
+class ComparisonPanel(foo.Panel):
+    """Table, histogram, scatter and outcomes of one run, of the samples and labels of the current view."""
+
+    @property
+    def config(self) -> Any:
+        """How the App shows it."""
+        return foo.PanelConfig(
+            name="comparison", label="Mask refinement", icon="compare", surfaces="grid", help_markdown=_START
+        )
+
+    def on_load(self, ctx: Any) -> None:
+        """Show the newest run."""
+        self._refresh(ctx)
+
+    def on_change_view(self, ctx: Any) -> None:
+        """Show the new view; the App calls this several times for one change, and once the panel has loaded."""
+        if ctx.panel.state.shown_for != _shown_for(ctx):
+            self._refresh(ctx)
+
+    def on_change_dataset(self, ctx: Any) -> None:
+        """Show the new dataset."""
+        self._refresh(ctx)
+
+    def refresh(self, ctx: Any) -> None:
+        """Read the view again."""
+        self._refresh(ctx)
+
+    def choose_run(self, ctx: Any) -> None:
+        """Show another run; the App also calls this when it first shows the choice."""
+        if ctx.params["value"] != ctx.panel.state.run_key:
+            ctx.panel.state.run_key = ctx.params["value"]
+            self._refresh(ctx)
+
+    def choose_grouping(self, ctx: Any) -> None:
+        """Group the table otherwise; the App also calls this when it first shows the choice."""
+        if ctx.params["value"] != ctx.panel.state.grouping:
+            ctx.panel.state.grouping = ctx.params["value"]
+            self._refresh(ctx)
+
+    def open_bucket(self, ctx: Any) -> None:
+        """Open the objects of one outcome."""
+        ctx.ops.set_view(bucket_view(ctx.view, ctx.params["bucket"], run_key=ctx.panel.state.run_key))
+
+    def open_bar(self, ctx: Any) -> None:
+        """Open the objects that a bar counts."""
+        if ctx.params.get("id"):
+            self._open(ctx, rows_of_bar(self._rows(ctx), ctx.params["id"]))
+
+    def open_points(self, ctx: Any) -> None:
+        """Open the objects of the point that was clicked, or of those that were drawn around."""
+        chosen = [point.get("id") for point in ctx.params.get("data") or ()] or [ctx.params.get("id")]
+        rows = self._rows(ctx)
+        self._open(ctx, rows[rows["prompt_id"].isin([one for one in chosen if one])])
+
+    def open_group(self, ctx: Any) -> None:
+        """Open the objects that a row of the table counts."""
+        rows, grouping = self._rows(ctx), ctx.panel.state.grouping
+        names = ctx.panel.state.groups or []
+        if grouping in GROUPINGS and 0 <= ctx.params.get("row", -1) < len(names):
+            evaluated = rows[rows["bucket"].notna()]
+            self._open(ctx, dict(groups(evaluated, grouping))[names[ctx.params["row"]]])
+
+    def open_ranked(self, ctx: Any) -> None:
+        """Open one object of the ranking."""
+        ranked = ctx.panel.state.ranked or []
+        if 0 <= ctx.params.get("row", -1) < len(ranked):
+            rows = self._rows(ctx)
+            self._open(ctx, rows[rows["prompt_id"] == ranked[ctx.params["row"]]])
+
+    def show_all(self, ctx: Any) -> None:
+        """Go back to the whole dataset."""
+        ctx.ops.clear_view()
+        ctx.ops.clear_sidebar_filters()
+
+    def compare(self, ctx: Any) -> None:
+        """Open the form that compares."""
+        ctx.prompt(f"{self.plugin_name}/compare")
+
+    def explain(self, ctx: Any) -> None:
+        """Explain the selected label, or the worst object of the samples that are selected or in the view."""
+        state = ctx.panel.state
+        try:
+            sample_id, prompt_id = chosen_object(ctx, state.run_key)
+            found = explain(ctx.dataset, run_key=state.run_key, prompt_id=prompt_id, sample_id=sample_id)
+        except RefineSAMError as error:
+            ctx.ops.notify(str(error), variant="warning")
+            return
+        content = {"picture": data_uri(found.picture)}
+        path = _path("explained", content)
+        ctx.panel.data.set(path, content)
+        state.set({"explained": path, "facts": found.facts})
+
+    def close_explanation(self, ctx: Any) -> None:
+        """Hide the explanation."""
+        ctx.panel.state.explained = None
+
+    def render(self, ctx: Any) -> Any:
+        """Lay out what the last refresh found."""
+        shown, state = types.Object(), ctx.panel.state
+        if state.kind in (None, "nothing"):
+            shown.md(_START, name="start")
+            shown.btn("compare", label="Compare masks", on_click=self.compare, variant="contained")
+            return _page(shown)
+        self._controls(shown, state)
+        shown.md(state.headline or "", name="headline")
+        if state.explained:
+            self._explained(shown, state)
+        if state.kind == "evaluated":
+            self._outcomes(shown, state)
+        elif state.kind == "ranked":
+            body = shown.v_stack(state.shown, align_x="left")
+            body.list("table", types.Object(), view=_table(RANKING_COLUMNS, on_click_row=self.open_ranked))
+        return _page(shown)
+
+    def _controls(self, shown: Any, state: Any) -> None:
+        controls = shown.h_stack("controls", gap=2, align_y="center")
+        runs = types.DropdownView(label="Run")
+        for key in state.runs or []:
+            runs.add_choice(key, label=key)
+        controls.enum("run", runs.values(), default=state.run_key, view=runs, on_change=self.choose_run)
+        if state.kind == "evaluated":
+            by = types.DropdownView(label="Group by")
+            for name, label in _GROUP_NAMES.items():
+                by.add_choice(name, label=label)
+            controls.enum("by", by.values(), default=state.grouping, view=by, on_change=self.choose_grouping)
+        # A row of their own: side by side with the choices they would be wider than half a window.
+        controls = shown.h_stack("actions", gap=2)
+        controls.btn("explain", label="Explain", icon="help_outline", on_click=self.explain, variant="outlined")
+        controls.btn("all", label="Whole dataset", icon="undo", on_click=self.show_all, variant="outlined")
+        controls.btn("refresh", label="Refresh", icon="refresh", on_click=self.refresh, variant="outlined")
+
+    def _explained(self, shown: Any, state: Any) -> None:
+        body = shown.v_stack(state.explained, variant="outline", pad=1, gap=1)
+        body.view("picture", types.ImageView(width="100%", alt="Both masks of one object"))
+        body.md("\n".join(f"- {name}: **{value}**" for name, value in (state.facts or {}).items()), name="facts")
+        body.btn("close", label="Close", icon="close", on_click=self.close_explanation, variant="outlined")
+
+    def _outcomes(self, shown: Any, state: Any) -> None:
+        buckets = shown.h_stack("buckets", gap=1)
+        for bucket in BUCKETS:
+            count = (state.counts or {}).get(bucket, 0)
+            buckets.btn(
+                bucket,
+                label=f"{BUCKET_NAMES[bucket]}: {count}",
+                on_click=self.open_bucket,
+                params={"bucket": bucket},
+                disabled=not count,
+                variant="outlined",
+            )
+        body = shown.v_stack(state.shown, gap=2)
+        body.list("table", types.Object(), view=_table(SUMMARY_COLUMNS, on_click_row=self.open_group))
+        body.plot("change", layout=HISTOGRAM_LAYOUT, on_click=self.open_bar)
+        body.plot("agreement", layout=SCATTER_LAYOUT, on_click=self.open_points, on_selected=self.open_points)
+
+    def _rows(self, ctx: Any) -> pd.DataFrame:
+        return read_rows(ctx.view, ctx.panel.state.run_key)
+
+    def _open(self, ctx: Any, rows: pd.DataFrame) -> None:
+        if len(rows):
+            ctx.ops.set_view(view_of_rows(ctx.dataset, Fields(ctx.panel.state.run_key), rows))
+
+    def _refresh(self, ctx: Any) -> None:
+        state, runs = ctx.panel.state, list_runs(ctx.dataset) if ctx.dataset is not None else []
+        found: dict[str, Any] = {"runs": runs, "shown_for": _shown_for(ctx), "explained": None, "kind": "nothing"}
+        content: dict[str, Any] = {}
+        if runs:
+            run_key = state.run_key if state.run_key in runs else runs[-1]
+            found |= {"run_key": run_key, "grouping": state.grouping or "all"}
+            rows = read_rows(ctx.view, run_key)
+            evaluated = rows[rows["bucket"].notna()]
+            if len(evaluated):
+                more, content = _evaluated(evaluated, rows, found["grouping"])
+            elif len(rows):
+                more, content = _ranked(rows)
+            else:
+                hint = "The current view shows no masks of this run: show other samples, or compare these."
+                more = {"kind": "empty", "headline": hint}
+            found |= more
+        # What is written to a path that has content is merged with it, so other content has another path. The same
+        # content has the same one: the App asks several times at once, and every answer must fit every other.
+        found["shown"] = _path("shown", content)
+        if state.shown and state.shown != found["shown"]:
+            ctx.panel.data.set(state.shown, None)
+        ctx.panel.data.set(found["shown"], content)
+        state.set(found)
+
+
+def _evaluated(evaluated: pd.DataFrame, rows: pd.DataFrame, grouping: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state and the content of a view with ground truth."""
+    summary = summarise(evaluated, by=None if grouping == "all" else grouping)
+    without = len(rows) - len(evaluated)
+    state = {
+        "kind": "evaluated",
+        "headline": _headline(evaluated, "object")
+        + (f"; {_of(without, 'mask')} without ground truth" if without else ""),
+        "counts": {str(name): int(count) for name, count in evaluated["bucket"].value_counts().items()},
+        "groups": [str(name) for name in summary.index],
+    }
+    content = {
+        "table": summary_cells(summary),
+        "change": delta_histogram(evaluated),
+        "agreement": agreement_scatter(evaluated),
+    }
+    return state, content
+
+
+def _ranked(rows: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state and the content of a view without ground truth."""
+    ranked = rank_rows(rows).head(MOST_RANKED)
+    headline = f"{_headline(rows, 'mask')}. There is no ground truth: these deserve a look first."
+    return {"kind": "ranked", "headline": headline, "ranked": ranked["prompt_id"].tolist()}, {
+        "table": ranking_cells(ranked)
+    }
+
+
+def _headline(rows: pd.DataFrame, name: str) -> str:
+    return f"{_of(len(rows), name)} in {_of(rows['sample_id'].nunique(), 'sample')} of the current view"
+
+
+def _of(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def _page(shown: Any) -> Any:
+    return types.Property(shown, view=types.GridView(orientation="vertical", pad=2, gap=2))
+
+
+def _table(columns: Any, on_click_row: Any) -> Any:
+    # The App's own least width is more than half a window has.
+    table = types.TableView(on_click_row=on_click_row, componentsProps={"table": {"sx": {"minWidth": 0}}})
+    for key, label in columns.items():
+        table.add_column(key, label=label)
+    return table
+
+
+def _path(name: str, content: Any) -> str:
+    return f"{name}_{hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()}"
+
+
+def _shown_for(ctx: Any) -> str:
+    """Return what the panel's content hangs on: the view, and when a sample was last written to."""
+    names = ("view", "view_name", "filters", "extended")
+    parts = [ctx.dataset_name, *(ctx.request_params.get(name) or None for name in names)]
+    if ctx.dataset is not None:
+        name = "last_modified_at"
+        newest = ctx.dataset._sample_collection.find_one(sort=[(name, -1)], projection=[name])
+        parts.append(newest and newest.get(name))
+    return json.dumps(parts, sort_keys=True, default=str)

@@ -1,0 +1,160 @@
+"""A person at work in the real App, in headless Chromium: the form, the panel, its bars and points, an explanation."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fiftyone_planted import Planted, plant
+from real_fiftyone import App, app, draw_shapes
+from refinesam_fiftyone.evaluation import evaluate
+from refinesam_fiftyone.schema import BUCKETS, Fields, list_runs
+
+COMPARE = "Compare masks with and without refinement"
+PICTURE = "img[src^='data:image/png;base64']"
+
+
+@pytest.fixture(scope="module")
+def person() -> Iterator[App]:
+    with app() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    made = plant(f"planted-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("planted"), samples=4)
+    evaluate(made.dataset, run_key=made.run.key)
+    yield made
+    made.dataset.delete()
+
+
+def database(view: Any, run: Fields) -> tuple[int, list[str]]:
+    """Number and outcomes of the objects that the database has in a view."""
+    path = f"{run.baseline}.detections"
+    buckets = view.count_values(f"{path}.bucket")
+    outcomes = [str(buckets.get(bucket, 0)) for bucket in BUCKETS]
+    return view.count(f"{path}.delta_iou"), outcomes
+
+
+def shows(person: App, view: Any, run: Fields) -> bool:
+    """Whether table, bars and points all show what the database has in the view."""
+    number, outcomes = database(view, run)
+    table = person.table()
+    if len(table) != 1 or person.page.locator(".js-plotly-plot").count() != 2:
+        return False
+    bars, points = person.traces(0), person.traces(1)
+    return (
+        table[0][1] == str(number)
+        and table[0][-1] == " / ".join(outcomes)
+        and [sum(trace["y"]) for trace in bars] == [number]
+        and [len(trace["ids"]) for trace in points] == [number, number]
+    )
+
+
+def test_the_form_compares_and_the_panel_shows_the_result(
+    person: App, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    dataset = draw_shapes(f"shapes-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("shapes"), samples=2)
+    person.open_dataset(dataset.name)
+    person.open_operator(COMPARE)
+    name = person.page.locator("input[value=refinesam]")
+    execute = person.page.get_by_role("button", name="Compare", exact=True)
+    name.fill("Not A Name")
+    person.page.get_by_text("This cannot run yet").wait_for()
+    assert list_runs(dataset) == []
+    name.fill("mine")
+    person.page.get_by_text("This cannot run yet").wait_for(state="detached")
+    execute.click()
+    person.page.get_by_text("4 masks in 2 of 2 samples").wait_for()
+    person.page.get_by_role("button", name="Done").click()
+
+    dataset.reload()
+    run = Fields("mine")
+    person.wait_until(lambda: shows(person, dataset, run), "what was compared")
+    assert dataset.count(f"{run.amr}.detections.mask") == 4
+    assert dataset.has_saved_view("mine: AMR hurt")
+    dataset.delete()
+
+
+def test_the_panel_follows_the_view_and_opens_what_it_counts(person: App, planted: Planted) -> None:
+    dataset, run, page = planted.dataset, planted.run, person.page
+    person.open_dataset(dataset.name)
+    person.open_panel()
+    person.wait_until(lambda: shows(person, dataset, run), "the whole dataset")
+
+    person.session.view = dataset.limit(1)
+    person.wait_until(lambda: shows(person, dataset.limit(1), run), "the narrower view")
+    page.get_by_role("button", name="Whole dataset").click()
+    person.wait_until(lambda: shows(person, dataset, run), "the wider view")
+
+    bar = person.traces(0)[0]
+    person.plot(0).locator(".point path").first.click(force=True)
+    person.wait_until(lambda: [trace["y"] for trace in person.traces(0)] == [bar["y"][:1]], "the bar that was clicked")
+    wanted = {
+        prompt_id
+        for prompt_id, one in planted.expected.items()
+        if abs(one.amr_iou - one.base_iou - bar["x"][0]) <= 0.025
+    }
+    opened = person.session.view
+    assert set(opened.values(f"{run.baseline}.detections.prompt_id", unwind=True)) == wanted
+    assert set(opened.values("ground_truth.detections.id", unwind=True)) == wanted
+    assert shows(person, opened, run)
+
+    page.get_by_role("button", name="Both failed").wait_for()
+    assert page.get_by_role("button", name="Both failed: 0").is_disabled()
+    page.get_by_role("button", name="Whole dataset").click()
+    person.wait_until(lambda: shows(person, dataset, run), "the whole dataset again")
+    page.get_by_role("button", name="Both failed").click()
+    failed = planted.buckets["both_failed"]
+    person.wait_until(lambda: [row[1] for row in person.table()] == [str(failed)], "the failures")
+    assert person.session.view.count(f"{run.amr}.detections") == failed
+
+
+def test_a_point_opens_its_object(person: App, planted: Planted) -> None:
+    person.open_dataset(planted.dataset.name)
+    person.open_panel()
+    person.page.get_by_role("button", name="Whole dataset").click()
+    person.wait_until(lambda: shows(person, planted.dataset, planted.run), "the whole dataset")
+    points = person.plot(1)
+    points.scroll_into_view_if_needed()
+    # Points lie above each other; the one whose place is free of others is clicked.
+    shown = person.traces(1)[0]
+    lowest = min(range(len(shown["x"])), key=lambda i: shown["x"][i])
+
+    points.locator(".scatterlayer .trace").first.locator("path.point").nth(lowest).click(force=True)
+
+    person.wait_until(lambda: [row[1] for row in person.table()] == ["1"], "the point's object")
+    (opened,) = person.session.view.values(f"{planted.run.baseline}.detections.prompt_id", unwind=True)
+    assert planted.expected[opened].base_iou == pytest.approx(shown["y"][lowest], abs=1e-4)
+
+
+def test_explain_shows_the_worst_object_in_the_panel(person: App, planted: Planted) -> None:
+    page = person.page
+    person.open_dataset(planted.dataset.name)
+    person.open_panel()
+    page.get_by_role("button", name="Whole dataset").click()
+    person.wait_until(lambda: shows(person, planted.dataset, planted.run), "the whole dataset")
+
+    page.get_by_role("button", name="Explain", exact=True).click()
+
+    page.locator(PICTURE).wait_for()
+    assert page.locator(PICTURE).evaluate("image => image.naturalWidth") > 1000
+    worst = min(planted.expected.values(), key=lambda one: one.amr_iou - one.base_iou)
+    facts = page.locator("li", has_text="True IoU, after refinement").inner_text()
+    assert facts.endswith(f"{worst.amr_iou:.3f}")
+
+
+def test_the_form_explains_too(person: App, planted: Planted) -> None:
+    page = person.page
+    person.open_dataset(planted.dataset.name)
+    person.open_operator("Explain a mask")
+    page.get_by_text("The worst object of").wait_for()
+    page.get_by_role("button", name="Explain", exact=True).last.click()
+    page.get_by_role("button", name="Close", exact=True).last.wait_for()
+    page.locator(PICTURE).first.wait_for()
+    worst = min(planted.expected.values(), key=lambda one: one.amr_iou - one.base_iou)
+    facts = page.locator("li", has_text="True IoU, first mask").first.inner_text()
+    assert facts.endswith(f"{worst.base_iou:.3f}")

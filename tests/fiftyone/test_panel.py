@@ -1,0 +1,270 @@
+"""The panel: what it shows of a view equals the database, and every bar, point, row and button opens what it counts."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.operators as foo
+import pydash
+import pytest
+from fiftyone import ViewField as F
+
+from fiftyone_planted import Planted, plant
+from refinesam_fiftyone.evaluation import evaluate
+from refinesam_fiftyone.rows import read_rows
+from refinesam_fiftyone.schema import BUCKETS, Fields, Settings, declare_label_fields, register_run
+
+URI = "@refinesam/amr/comparison"
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    made = plant(f"planted-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("planted"), samples=4)
+    evaluate(made.dataset, run_key=made.run.key)
+    yield made
+    made.dataset.delete()
+
+
+class Shown:
+    """The panel as the App keeps it: its state, its data, its layout, and the view that it asked for."""
+
+    def __init__(self, samples: Any) -> None:
+        self.dataset = samples._dataset
+        self.view = samples.view()
+        self.state: dict[str, Any] = {}
+        self.data: dict[str, Any] = {}
+        self.layout: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.call("on_load")
+
+    def call(self, method: str, **params: Any) -> None:
+        params = {**params, "__method__": method, "panel_id": "one", "panel_state": copy.deepcopy(self.state)}
+        result = foo.execute_operator(URI, view=self.view, params=params)
+        for one in result.executor.to_json()["requests"]:
+            name, given = one["operator_uri"], one["params"]
+            if name == "patch_panel_state":
+                for path, value in given["state"].items():
+                    pydash.set_(self.state, path, value)
+            elif name == "patch_panel_data":
+                for path, value in given["data"].items():
+                    pydash.set_(self.data, path, value)
+            elif name == "show_panel_output":
+                self.layout = given["output"]["type"]["properties"]
+            elif name == "set_view":
+                self.view = fo.DatasetView._build(self.dataset, given["view"])
+            elif name == "clear_view":
+                self.view = self.dataset.view()
+            elif name == "notify":
+                self.notes.append(given["message"])
+        if method != "on_change_view":
+            self.call("on_change_view")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.data[self.state["shown"]]
+        return found
+
+    @property
+    def objects(self) -> int:
+        return sum(self.content["change"][0]["y"])
+
+
+@pytest.fixture
+def shown(planted: Planted) -> Shown:
+    return Shown(planted.dataset)
+
+
+def labels(view: Any, planted: Planted) -> list[str]:
+    return sorted(view.values(f"{planted.run.baseline}.detections.prompt_id", unwind=True))
+
+
+def check_against_database(shown: Shown, planted: Planted) -> None:
+    """Table, histogram and scatter count what the database counts in the view."""
+    path = f"{planted.run.baseline}.detections"
+    number = shown.view.count(f"{path}.delta_iou")
+    buckets = shown.view.count_values(f"{path}.bucket")
+    (row,) = shown.content["table"]
+    first, refined = shown.content["agreement"]
+    assert int(row["n"]) == shown.objects == len(first["ids"]) == len(refined["ids"]) == number
+    assert row["outcomes"] == " / ".join(str(buckets.get(bucket, 0)) for bucket in BUCKETS)
+    assert shown.state["counts"] == buckets
+    assert row["base_iou"] == f"{shown.view.mean(f'{path}.base_iou'):.3f}"
+    assert row["amr_iou"] == f"{shown.view.mean(f'{path}.amr_iou'):.3f}"
+
+
+def test_it_shows_the_whole_dataset(shown: Shown, planted: Planted) -> None:
+    check_against_database(shown, planted)
+    assert shown.state["counts"] == {name: count for name, count in planted.buckets.items() if count}
+
+
+def test_it_follows_the_view_without_stale_rows(shown: Shown, planted: Planted) -> None:
+    everything = shown.content
+    path = shown.state["shown"]
+
+    shown.view = planted.dataset.limit(1)
+    shown.call("on_change_view")
+
+    check_against_database(shown, planted)
+    assert shown.state["shown"] != path
+    assert shown.data[path] is None
+    shown.view = planted.dataset.view()
+    shown.call("on_change_view")
+    assert shown.content == everything
+
+
+def test_label_filters_count(shown: Shown, planted: Planted) -> None:
+    shown.view = planted.dataset.filter_labels(planted.run.baseline, F("label") == "cat")
+    shown.call("on_change_view")
+
+    check_against_database(shown, planted)
+    assert 0 < shown.objects < len(planted.expected)
+
+
+def test_every_bar_opens_exactly_its_objects(shown: Shown, planted: Planted) -> None:
+    (bars,) = shown.content["change"]
+    seen: list[str] = []
+    for bar, count in zip(bars["ids"], bars["y"], strict=True):
+        shown.view = planted.dataset.view()
+        shown.call("on_change_view")
+        shown.call("open_bar", id=bar)
+
+        assert shown.objects == count
+        check_against_database(shown, planted)
+        opened = labels(shown.view, planted)
+        assert sorted(shown.view.values("ground_truth.detections.id", unwind=True)) == opened
+        assert sorted(shown.view.values(f"{planted.run.amr}.detections.prompt_id", unwind=True)) == opened
+        for name in (f"{planted.run.rejected}.detections", f"{planted.run.points}.keypoints"):
+            assert set(shown.view.values(f"{name}.prompt_id", unwind=True)) <= set(opened)
+        seen += opened
+    assert sorted(seen) == sorted(planted.expected)
+
+
+def test_a_point_opens_its_object_and_a_lasso_its_objects(shown: Shown, planted: Planted) -> None:
+    points = shown.content["agreement"][0]["ids"]
+
+    shown.call("open_points", id=points[3])
+    assert labels(shown.view, planted) == [points[3]]
+    assert len(shown.view) == 1
+
+    shown.view = planted.dataset.view()
+    shown.call("open_points", data=[{"id": one, "trace_idx": 0} for one in points[4:9]])
+    assert labels(shown.view, planted) == sorted(points[4:9])
+
+
+def test_a_click_beside_every_point_changes_nothing(shown: Shown, planted: Planted) -> None:
+    for method, params in (("open_points", {"id": None}), ("open_points", {"data": []}), ("open_bar", {"id": None})):
+        shown.call(method, **params)
+        assert shown.view == planted.dataset.view()
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_an_outcome_opens_its_objects(shown: Shown, planted: Planted, bucket: str) -> None:
+    shown.call("open_bucket", bucket=bucket)
+
+    assert labels(shown.view, planted) == sorted(k for k, one in planted.expected.items() if one.bucket == bucket)
+    assert shown.state["counts"] == {bucket: planted.buckets[bucket]}
+    shown.call("show_all")
+    assert shown.objects == len(planted.expected)
+
+
+@pytest.mark.parametrize("grouping", ["label", "size", "kappa", "compactness"])
+def test_a_group_of_the_table_opens_its_objects(shown: Shown, planted: Planted, grouping: str) -> None:
+    shown.call("choose_grouping", value=grouping)
+    table = shown.content["table"]
+    assert sum(int(row["n"]) for row in table) == len(planted.expected)
+
+    for index, row in enumerate(table):
+        shown.view = planted.dataset.view()
+        shown.call("on_change_view")
+        shown.call("open_group", row=index)
+        assert [one["group"] for one in shown.content["table"]] == [row["group"]]
+        assert len(labels(shown.view, planted)) == int(row["n"])
+
+
+def test_rows_of_all_objects_are_no_group(shown: Shown, planted: Planted) -> None:
+    shown.call("open_group", row=0)
+    assert shown.view == planted.dataset.view()
+
+
+def test_what_was_evaluated_meanwhile_is_shown_with_the_next_change(tmp_path: Path) -> None:
+    made = plant(f"planted-{uuid.uuid4().hex[:8]}", tmp_path, samples=2)
+    shown = Shown(made.dataset)
+    assert shown.state["kind"] == "ranked"
+
+    evaluate(made.dataset, run_key=made.run.key)
+    shown.call("on_change_view")
+
+    assert shown.state["kind"] == "evaluated"
+    check_against_database(shown, made)
+    made.dataset.delete()
+
+
+def test_one_click_explains_the_worst_object_of_the_view(shown: Shown, planted: Planted) -> None:
+    shown.view = planted.dataset.limit(1)
+    shown.call("on_change_view")
+    shown.call("explain")
+
+    picture = shown.data[shown.state["explained"]]["picture"]
+    assert picture.startswith("data:image/png;base64,")
+    worst = min(
+        (one for one in planted.expected.values() if one.sample == 0), key=lambda one: one.amr_iou - one.base_iou
+    )
+    assert shown.state["facts"]["True IoU, first mask"] == f"{worst.base_iou:.3f}"
+    assert shown.state["facts"]["True IoU, after refinement"] == f"{worst.amr_iou:.3f}"
+    assert shown.state["explained"] in shown.layout
+    shown.call("close_explanation")
+    assert not [name for name in shown.layout if name.startswith("explained")]
+
+
+def test_a_view_without_masks_says_so(shown: Shown, planted: Planted) -> None:
+    shown.view = planted.dataset.match(F("filepath") == "none")
+    shown.call("on_change_view")
+
+    assert shown.state["kind"] == "empty"
+    assert "no masks of this run" in shown.state["headline"]
+    shown.call("explain")
+    assert "There is no object" in shown.notes[0]
+
+
+def test_a_dataset_without_runs_says_how_to_start(dataset: Any) -> None:
+    shown = Shown(dataset)
+
+    assert set(shown.layout) == {"start", "compare"}
+    assert "Nothing was compared yet" in shown.layout["start"]["default"]
+
+
+def test_without_ground_truth_the_ranking_is_shown_and_opens(tmp_path: Path) -> None:
+    settings = Settings(prompts="boxes", prompt_field="ground_truth")
+    made = plant(f"planted-{uuid.uuid4().hex[:8]}", tmp_path, samples=2, settings=settings)
+    shown = Shown(made.dataset)
+
+    rows = read_rows(made.dataset, made.run.key)
+    assert shown.state["kind"] == "ranked"
+    assert len(shown.content["table"]) == len(rows)
+    assert "table" in shown.layout[shown.state["shown"]]["type"]["properties"]
+    chosen = shown.state["ranked"][2]
+    shown.call("open_ranked", row=2)
+    assert labels(shown.view, made) == [chosen]
+    made.dataset.delete()
+
+
+def test_runs_side_by_side_are_chosen(tmp_path: Path) -> None:
+    name = f"planted-{uuid.uuid4().hex[:8]}"
+    made = plant(name, tmp_path, samples=2, run_key="first")
+    other = Fields("second")
+    register_run(made.dataset, other, Settings(prompts="boxes", prompt_field="ground_truth"))
+    declare_label_fields(made.dataset, other)
+    evaluate(made.dataset, run_key="first")
+    shown = Shown(made.dataset)
+    assert shown.state["runs"] == ["first", "second"]
+
+    shown.call("choose_run", value="first")
+    assert (shown.state["kind"], shown.objects) == ("evaluated", len(made.expected))
+    shown.call("choose_run", value="second")
+    assert shown.state["kind"] == "empty"
+    made.dataset.delete()
