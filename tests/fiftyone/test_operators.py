@@ -210,6 +210,25 @@ def test_a_worker_compares_in_the_background(shapes: Any) -> None:
     assert shapes.has_saved_view("refinesam: both failed")
 
 
+@pytest.mark.parametrize("evaluate_after", [False, True])
+def test_two_workers_each_finish_their_part(shapes: Any, evaluate_after: bool) -> None:
+    """Two operations queued on two halves, two processes that each take one: no work and no saved view is lost."""
+    params = {**BOXES, "evaluate_after": evaluate_after}
+    views = (shapes.limit(1), shapes.skip(1))
+    queued = {execute("compare", view=view, params=params, request_delegation=True).result["id"] for view in views}
+    code = "from fiftyone.operators import delegated as d; d.DelegatedOperationService().execute_queued_operations(limit=1)"
+    workers = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ}) for _ in views]
+    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+
+    found = {one.id: one.run_state for one in DelegatedOperationService().list_operations() if one.id in queued}
+    assert found == dict.fromkeys(queued, "completed")
+    assert done(shapes) == 2
+    execute("evaluate", dataset=shapes, params={"run_key": "refinesam"})
+    shapes.reload()
+    assert None not in shapes.values("refinesam_objects")
+    assert shapes.has_saved_view("refinesam: both failed")
+
+
 def test_many_samples_are_suggested_for_the_background(shapes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     operator = foo.get_operator(f"{URI}/compare")
 
