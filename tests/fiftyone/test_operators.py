@@ -216,7 +216,8 @@ def test_two_workers_each_finish_their_part(shapes: Any, evaluate_after: bool) -
     params = {**BOXES, "evaluate_after": evaluate_after}
     views = (shapes.limit(1), shapes.skip(1))
     queued = {execute("compare", view=view, params=params, request_delegation=True).result["id"] for view in views}
-    code = "from fiftyone.operators import delegated as d; d.DelegatedOperationService().execute_queued_operations(limit=1)"
+    service = "fiftyone.operators.delegated"
+    code = f"from {service} import DelegatedOperationService as S; S().execute_queued_operations(limit=1)"
     workers = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ}) for _ in views]
     assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
 
