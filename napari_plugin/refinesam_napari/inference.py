@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refinesam
-from refinesam import EncodedImage, Prediction, Prompt, RefinementReport, Session
+from refinesam import AMRConfig, EncodedImage, Prediction, Prompt, RefinementReport, Session
 from refinesam_napari.crops import CropMode, choose_crop
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.engine import Work
@@ -186,7 +186,8 @@ def answer(
     plain = Answer(request, crop, mask_from_prediction(first, crop), first.score, negatives=first.negatives)
     if not request.refine or overtaken():
         return plain
-    refined = encoded.refine(first)
+    # Every click waits for this: nothing is encoded again.
+    refined = encoded.refine(first, AMRConfig.fast())
     return replace(
         plain,
         refined=mask_from_prediction(refined, crop),

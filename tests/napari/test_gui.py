@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from skimage import data
 
+from fakes import FloodModel
 from napari_gui import Gui
+from refinesam.session import Session
+from refinesam_napari.inference import Model, sessions
 
 COIN = (50, 48)  # row and column in the middle of a coin
 OTHER_COIN = (195, 215)
@@ -101,16 +105,34 @@ def test_keys_toggle_refinement_and_show_before_and_after(open_gui: Callable[...
     refined = gui.answer()
     assert refined.report is not None
     assert str(round(refined.report.compactness, 2)) in gui.widget.prompt_panel.told.text()
+    preview = gui.controller.preview
+    assert preview.layer.colormap.name == "refinesam refined"
+    gui.key("H")
+    assert gui.controller.options.show_first and preview.layer.colormap.name == "refinesam first"
+    gui.key("H")
+    assert preview.layer.colormap.name == "refinesam refined"
+    gui.key("G")
+    plain = gui.answer()
+    assert plain.report is None and preview.layer.colormap.name == "refinesam first"
+    assert np.array_equal(plain.first.pixels, refined.first.pixels)
+
+
+def test_points_that_refinement_adds_are_marked(open_gui: Callable[..., Gui], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a model that takes no mask as a prompt, refinement adds points instead."""
+    monkeypatch.setitem(sessions._sessions, Model(), Session(FloodModel(max_points=None)))
+    gui = open_gui(np.where(data.coins() > 100, 200, 50).astype(np.uint8))
+    gui.controller.prompts.use_points(True)
+    gui.click(gui.viewer.layers["image"], *COIN)
+    refined = gui.answer()
+    assert refined.report is not None and len(refined.report.points)
     marks = gui.controller.preview.amr_points
     assert marks.visible and len(marks.data) == len(refined.report.points)
     gui.key("H")
-    assert gui.controller.options.show_first and not marks.visible
+    assert not marks.visible
     gui.key("H")
     assert marks.visible
     gui.key("G")
-    plain = gui.answer()
-    assert plain.report is None and not marks.visible
-    assert np.array_equal(plain.first.pixels, refined.first.pixels)
+    assert gui.answer().report is None and not marks.visible
 
 
 def test_editing_an_object_again_replaces_its_pixels(open_gui: Callable[..., Gui]) -> None:
