@@ -28,6 +28,9 @@ from refinesam.errors import ConfigError, PromptError
 from refinesam.types import Prediction, Prompt
 
 SQUARE_Q = math.pi / 4
+# Those that place points; the consensus has tests of its own.
+POINT_RULES = [rule for rule in get_args(Rule) if rule != "consensus"]
+PROSE = AMRConfig(rule="paper_prose")
 
 
 def rectangle(height: int, width: int, top: int = 3, left: int = 4, shape: tuple[int, int] = (40, 50)) -> np.ndarray:
@@ -157,20 +160,22 @@ def test_both_readings_of_the_paper(kappa: int, compactness: float, equation: st
 
 
 def test_every_named_rule_exists() -> None:
-    for rule in get_args(Rule):
+    for rule in POINT_RULES:
         assert choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule=rule)) in ("centre", "boundary")
+    with pytest.raises(ConfigError, match="places no points by strategy"):
+        choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule="consensus"))
 
 
 def test_the_threshold_is_the_configured_one() -> None:
     quality = MaskQuality(1, 0.5)
-    assert choose_strategy(quality, AMRConfig(compactness_threshold=0.6)) == "boundary"
-    assert choose_strategy(quality, AMRConfig(compactness_threshold=0.5)) == "centre"
+    assert choose_strategy(quality, AMRConfig("paper_prose", compactness_threshold=0.6)) == "boundary"
+    assert choose_strategy(quality, AMRConfig("paper_prose", compactness_threshold=0.5)) == "centre"
 
 
 def test_the_papers_configuration() -> None:
-    expected = AMRConfig("paper_equation", 0.6, 0.7, point_count=2, append=True, iterations=1, min_gain=0.0)
+    expected = AMRConfig("paper_equation", 0.6, 0.7, point_count=2, append=True, iterations=1, min_gain=None)
     assert AMRConfig.paper() == expected
-    assert AMRConfig().rule == "paper_prose"
+    assert AMRConfig().rule == "consensus"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +199,10 @@ def test_the_papers_configuration() -> None:
         ("min_gain", -0.01, "at least 0"),
         ("min_gain", float("inf"), "a number"),
         ("append", 1, "True or False"),
+        ("zooms", 4, "give at most 8 numbers"),
+        ("zooms", (2.0,) * 9, "give at most 8 numbers"),
+        ("zooms", (2.0, 0.9), "at least 1 each"),
+        ("zooms", ("2",), "at least 1 each"),
     ],
 )
 def test_bad_settings_are_named(name: str, value: object, words: str) -> None:
@@ -346,7 +355,7 @@ class Decoder:
 
 def test_a_better_mask_is_kept_with_the_prompt_that_obtained_it() -> None:
     first, decode = prediction_of(disc(20), 0.5), Decoder((disc(24), 0.8))
-    result = refine(first, decode)
+    result = refine(first, decode, PROSE)
     points = centre_points(disc(20))
     np.testing.assert_array_equal(result.mask, disc(24))
     np.testing.assert_array_equal(result.prompt.points, np.concatenate([USER.points, points]))
@@ -367,7 +376,7 @@ def test_a_better_mask_is_kept_with_the_prompt_that_obtained_it() -> None:
 @pytest.mark.parametrize("score", [0.5, 0.3, float("nan")])
 def test_a_mask_that_is_not_better_is_rejected_and_reported(score: float) -> None:
     first = prediction_of(disc(20), 0.5)
-    result = refine(first, Decoder((disc(24), score)))
+    result = refine(first, Decoder((disc(24), score)), PROSE)
     assert result.masks is first.masks
     assert result.prompt is USER
     report = result.refinement
@@ -384,7 +393,7 @@ def test_a_mask_that_is_not_better_is_rejected_and_reported(score: float) -> Non
 
 @pytest.mark.parametrize(("score", "kept"), [(0.55, "first"), (0.7, "refined")])
 def test_the_least_gain_asked_for(score: float, kept: str) -> None:
-    result = refine(prediction_of(disc(20), 0.5), Decoder((disc(24), score)), AMRConfig(min_gain=0.1))
+    result = refine(prediction_of(disc(20), 0.5), Decoder((disc(24), score)), AMRConfig("paper_prose", min_gain=0.1))
     assert result.refinement is not None
     assert result.refinement.kept == kept
     assert ("by more than 0.1" in result.refinement.reason) == (kept == "first")
@@ -404,7 +413,7 @@ def test_the_rules_lead_to_different_points() -> None:
 def test_appended_points_leave_the_rest_of_the_prompt_alone() -> None:
     user = Prompt(points=[[20, 20]], box=[10, 10, 50, 50], mask_logits=np.ones((4, 4)))
     decode = Decoder((disc(24), 0.9))
-    refine(prediction_of(disc(20), 0.5, user), decode)
+    refine(prediction_of(disc(20), 0.5, user), decode, PROSE)
     np.testing.assert_array_equal(decode.prompts[0].points[:1], user.points)
     np.testing.assert_array_equal(decode.prompts[0].box, user.box)
     np.testing.assert_array_equal(decode.prompts[0].mask_logits, user.mask_logits)
@@ -413,7 +422,7 @@ def test_appended_points_leave_the_rest_of_the_prompt_alone() -> None:
 def test_points_alone_replace_the_prompt() -> None:
     user = Prompt(points=[[20, 20]], labels=[0], box=[10, 10, 50, 50])
     decode = Decoder((disc(24), 0.9))
-    result = refine(prediction_of(disc(20), 0.5, user), decode, AMRConfig(append=False))
+    result = refine(prediction_of(disc(20), 0.5, user), decode, AMRConfig("paper_prose", append=False))
     np.testing.assert_array_equal(decode.prompts[0].points, centre_points(disc(20)))
     assert decode.prompts[0].labels.tolist() == [1, 1]
     assert decode.prompts[0].box is None
@@ -441,7 +450,9 @@ def test_no_more_points_than_the_model_takes(
     points = np.arange(2 * user_points).reshape(-1, 2)
     user = Prompt(points=points, box=[10, 10, 50, 50] if box else None)
     decode = Decoder((disc(24), 0.9))
-    result = refine(prediction_of(disc(20), 0.5, user), decode, AMRConfig(append=append), max_points=max_points)
+    result = refine(
+        prediction_of(disc(20), 0.5, user), decode, AMRConfig("paper_prose", append=append), max_points=max_points
+    )
     report = result.refinement
     assert report is not None
     assert report.points.shape == (generated, 2)
@@ -459,7 +470,7 @@ def test_no_more_points_than_the_model_takes(
 @pytest.mark.parametrize(
     ("mask", "config", "reason"),
     [
-        (np.zeros((61, 61), bool), AMRConfig(), "empty"),
+        (np.zeros((61, 61), bool), PROSE, "empty"),
         (np.ones((61, 61), bool), AMRConfig(rule="boundary"), "fills the whole image"),
     ],
 )
@@ -476,7 +487,7 @@ def test_nothing_to_try(mask: np.ndarray, config: AMRConfig, reason: str) -> Non
 
 @pytest.mark.parametrize("mask", [np.ones((61, 61), bool), rectangle(1, 1), rectangle(6, 6, top=0, left=0)])
 def test_full_tiny_and_border_masks_are_refined(mask: np.ndarray) -> None:
-    report = refine(prediction_of(mask, 0.5), Decoder((disc(20, shape=mask.shape), 0.6))).refinement
+    report = refine(prediction_of(mask, 0.5), Decoder((disc(20, shape=mask.shape), 0.6)), PROSE).refinement
     assert report is not None
     assert (report.strategy, report.kept) == ("centre", "refined")
 
@@ -486,7 +497,7 @@ def test_an_empty_mask_never_replaces_the_first_whatever_its_score() -> None:
         masks = np.zeros((1, 61, 61), bool)
         return Prediction(masks, np.ones(1, np.float32), np.zeros((1, 4, 4), np.float32), prompt)
 
-    result = refine(prediction_of(disc(20), 0.5), decode)
+    result = refine(prediction_of(disc(20), 0.5), decode, PROSE)
     assert result.mask.any()
     assert result.refinement is not None
     assert result.refinement.kept == "first"
@@ -495,7 +506,7 @@ def test_an_empty_mask_never_replaces_the_first_whatever_its_score() -> None:
 
 def test_a_refused_prompt_keeps_the_first_mask() -> None:
     first = prediction_of(disc(20), 0.5)
-    result = refine(first, Decoder(PromptError("The model takes six points.")))
+    result = refine(first, Decoder(PromptError("The model takes six points.")), PROSE)
     report = result.refinement
     assert report is not None
     assert result.masks is first.masks
@@ -507,12 +518,12 @@ def test_a_refused_prompt_keeps_the_first_mask() -> None:
 
 def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        refine(prediction_of(disc(20), 0.5), Decoder(RuntimeError("out of memory")))
+        refine(prediction_of(disc(20), 0.5), Decoder(RuntimeError("out of memory")), PROSE)
 
 
 # --- Iterations -------------------------------------------------------------------------------------------------------
 
-THREE = AMRConfig(iterations=3)
+THREE = AMRConfig("paper_prose", iterations=3)
 
 
 def test_each_pass_starts_from_the_kept_mask_and_the_users_prompt() -> None:
@@ -565,7 +576,7 @@ def test_a_refusal_in_a_later_pass_keeps_what_was_gained() -> None:
         lambda side: st.lists(hnp.arrays(np.bool_, (side, 13 - side)), min_size=4, max_size=4)
     ),
     scores=st.lists(st.floats(-1, 2, width=32), min_size=4, max_size=4),
-    rule=st.sampled_from(get_args(Rule)),
+    rule=st.sampled_from(POINT_RULES),
     append=st.booleans(),
     iterations=st.integers(1, 3),
     max_points=st.one_of(st.none(), st.integers(0, 7)),

@@ -1,33 +1,40 @@
-"""Adaptive Mask Refinement (AMR): look at the first mask, place new points, decode again, keep the better mask.
+"""Adaptive Mask Refinement (AMR): look at an object again, starting from its first mask, and keep the better mask.
 
-Section XI of the source paper, on arrays and a ``decode`` callable, so it refines any SAM-like model. Four steps:
-measure the mask (`mask_quality`), choose where to put points (`choose_strategy`), place them (`centre_points`,
-`boundary_points`), decode again and keep the mask with the higher predicted IoU (`refine`). Nothing here is random.
+On arrays and a ``decode`` callable, so it refines any SAM-like model. Nothing here is random. There are two families of
+rules. The default, "consensus", looks at the object again, closer where it can, and lets all looks vote: see
+`refinesam.second_looks` and `refinesam.consensus`.
 
-The paper contradicts itself on the second step, so both readings are rules of their own. Its equation says
-``Boundary if (kappa > 1) or (Q < 0.6), else Centre``; its prose says that a mask in several pieces gets centre points
-("If multiple components are detected, use Center Points Strategy"), and only then that an irregular one gets boundary
-points. They differ exactly where kappa > 1.
+The others are section XI of the source paper. Four steps: measure the mask (`mask_quality`), choose where to put points
+(`choose_strategy`), place them (`centre_points`, `boundary_points`), decode again and keep the mask with the higher
+predicted IoU. The paper contradicts itself on the second step, so both readings are rules of their own. Its equation
+says ``Boundary if (kappa > 1) or (Q < 0.6), else Centre``; its prose says that a mask in several pieces gets centre
+points ("If multiple components are detected, use Center Points Strategy"), and only then that an irregular one gets
+boundary points. They differ exactly where kappa > 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 
+from refinesam.consensus import Window
 from refinesam.errors import ConfigError, PromptError
+from refinesam.second_looks import Decode, SecondLooks, Zoom
 from refinesam.topology import MaskQuality, boundary_points, centre_points, check_count, check_number, mask_quality
 from refinesam.types import FloatArray, Prediction, Prompt, RefinementReport
 
 __all__ = [
     "AMRConfig",
+    "Decode",
     "MaskQuality",
     "Rule",
     "Strategy",
+    "Window",
+    "Zoom",
     "boundary_points",
     "centre_points",
     "choose_strategy",
@@ -36,12 +43,13 @@ __all__ = [
 ]
 
 Strategy = Literal["centre", "boundary"]
-Rule = Literal["paper_equation", "paper_prose", "centre", "boundary"]
-Decode = Callable[[Prompt], Prediction]
+Rule = Literal["consensus", "paper_equation", "paper_prose", "centre", "boundary"]
 
+# Each look re-encodes a part of the image.
+MOST_ZOOMS: Final = 8
 
-# Each takes the mask's quality and whether Q is below the threshold. A new rule is a line here and a name in `Rule`.
-_RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
+# Each takes the mask's quality and whether Q is below the threshold.
+_POINT_RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
     "paper_equation": lambda quality, irregular: "boundary" if quality.kappa > 1 or irregular else "centre",
     "paper_prose": lambda quality, irregular: "boundary" if quality.kappa <= 1 and irregular else "centre",
     "centre": lambda quality, irregular: "centre",
@@ -53,41 +61,53 @@ _RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
 class AMRConfig:
     """Settings of `refine`.
 
-    The default is the prose's rule with its points appended to the user's. `AMRConfig.paper` is the equation's.
-    Neither is clearly the better one yet: the README has the figures.
+    The default is `full`: the consensus of the first mask and of two closer looks at the object, each of which encodes
+    a part of the image and so costs as much as a new image. `fast` feeds the first mask's logits back instead. `paper`
+    is the source paper's equation; its prose is ``rule="paper_prose"``.
 
     Attributes:
-        rule: "paper_equation", "paper_prose", or the same strategy for every mask: "centre" or "boundary".
-        compactness_threshold: Q below it counts as irregular, in [0, 1].
+        rule: "consensus"; "paper_equation" or "paper_prose"; or the same points for every mask: "centre" or "boundary".
+        compactness_threshold: Q below it counts as irregular, in [0, 1]; for the paper's rules.
         depth: centre points lie deeper than this share of the greatest depth, in [0, 1).
         point_count: points generated per pass, at least 1.
-        append: add the points to the user's prompt; False: prompt with the generated points alone.
-        iterations: greatest number of passes, at least 1.
-        min_gain: a refined mask is kept when its predicted IoU is higher by more than this, at least 0.
+        append: add the points to the user's prompt; False: prompt with the generated points alone; not for "consensus".
+        iterations: greatest number of passes, at least 1; not for "consensus".
+        min_gain: a refined mask is kept when its score is higher by more than this, at least 0. None means 0.01 for
+            "consensus", whose score is the expected IoU, and 0 for the others, whose score is the predicted IoU.
+        zooms: for "consensus", the windows of the image that are re-encoded one after the other: the side of each over
+            the longer side of the object, at least 1. Only for models that take masks as prompts.
 
     Raises:
         ConfigError: a value that is of the wrong kind or out of range.
     """
 
-    rule: Rule = "paper_prose"
+    rule: Rule = "consensus"
     compactness_threshold: float = 0.6
     depth: float = 0.7
     point_count: int = 2
     append: bool = True
     iterations: int = 1
-    min_gain: float = 0.0
+    min_gain: float | None = None
+    zooms: Sequence[float] = (4.0, 2.0)
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if self.rule not in tuple(_RULES):
-            raise ConfigError(f"rule is {self.rule!r}; choose one of {', '.join(_RULES)}.")
+        if self.rule not in get_args(Rule):
+            raise ConfigError(f"rule is {self.rule!r}; choose one of {', '.join(get_args(Rule))}.")
         check_number("compactness_threshold", self.compactness_threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
         check_number("depth", self.depth, "from 0 to below 1", lambda value: 0 <= value < 1)
-        check_number("min_gain", self.min_gain, "of at least 0", lambda value: value >= 0)
+        if self.min_gain is not None:
+            check_number("min_gain", self.min_gain, "of at least 0", lambda value: value >= 0)
         check_count("point_count", self.point_count)
         check_count("iterations", self.iterations)
         if not isinstance(self.append, bool):
             raise ConfigError(f"append is {self.append!r}; give True or False.")
+        if not isinstance(self.zooms, tuple | list) or len(self.zooms) > MOST_ZOOMS:
+            raise ConfigError(f"zooms is {self.zooms!r}; give at most {MOST_ZOOMS} numbers, such as (4, 2), or ().")
+        for factor in self.zooms:
+            check_number("zooms", factor, "of at least 1 each", lambda value: value >= 1)
+        # JSON knows lists alone.
+        object.__setattr__(self, "zooms", tuple(self.zooms))
 
     @classmethod
     def paper(cls) -> AMRConfig:
@@ -98,37 +118,71 @@ class AMRConfig:
         """
         return cls(rule="paper_equation")
 
+    @classmethod
+    def fast(cls) -> AMRConfig:
+        """Return the consensus of the first mask and of its logits fed back: one more decode, nothing re-encoded."""
+        return cls(zooms=())
+
+    @classmethod
+    def full(cls) -> AMRConfig:
+        """Return the default, by its name: two closer looks, each an encode and a decode."""
+        return cls()
+
+    @property
+    def most_decodes(self) -> int:
+        """Greatest number of prompts that `refine` asks to be decoded."""
+        return max(1, len(self.zooms)) if self.rule == "consensus" else self.iterations
+
 
 _DEFAULT_CONFIG: Final = AMRConfig()
 
 
 def choose_strategy(quality: MaskQuality, config: AMRConfig = _DEFAULT_CONFIG) -> Strategy:
     """Apply the configured rule to a mask's quality (source paper, section XI-A, "Strategy selection", and XI-B)."""
-    return _RULES[config.rule](quality, quality.compactness < config.compactness_threshold)
+    if config.rule == "consensus":
+        raise ConfigError("The rule 'consensus' places no points by strategy; choose another, such as 'paper_prose'.")
+    return _POINT_RULES[config.rule](quality, quality.compactness < config.compactness_threshold)
 
 
 def refine(
-    prediction: Prediction, decode: Decode, config: AMRConfig = _DEFAULT_CONFIG, *, max_points: int | None = None
+    prediction: Prediction,
+    decode: Decode,
+    config: AMRConfig = _DEFAULT_CONFIG,
+    *,
+    max_points: int | None = None,
+    mask_prompt: bool = True,
+    zoom: Zoom | None = None,
 ) -> Prediction:
-    """Refine a prediction's best mask with points generated from it, keeping whichever mask scores higher.
+    """Refine a prediction's best mask, keeping whichever mask scores higher.
 
-    The generated points are positive clicks. Every pass answers the user's prompt plus its own points (or its points
+    The rule "consensus" looks at the object again and lets the looks vote, see `refinesam.second_looks`: the mask kept
+    is never below the first in expected IoU, and what it gains is added to the first mask's predicted IoU.
+
+    The other rules generate positive clicks. Every pass answers the user's prompt plus its own points (or its points
     alone, without the user's box or mask, when ``config.append`` is False); a further pass starts from the kept mask
     and replaces the points of the one before, so the prompt doesn't grow. Passes end when one gains nothing or its
-    points were tried before. A refined mask that is empty is never kept, whatever its score.
+    points were tried before. The mask kept is never below the first in predicted IoU. A refined mask that is empty is
+    never kept, whatever its score.
 
     Args:
         prediction: what to refine; its prompt counts as the user's.
-        decode: answers a prompt on the same image. A PromptError that it raises ends the passes and keeps the mask so
-            far, with its message as the reason; anything else that it raises passes through.
+        decode: answers a prompt on the same image. A PromptError that it raises ends the passes, or costs the look it
+            was for, and its message is part of the reason; anything else that it raises passes through.
         config: the rule and its settings.
         max_points: how many points the model takes in all, None for no limit. Every click of the prompt counts as one
             and a box as two; generated points that don't fit are left out.
+        mask_prompt: whether the model takes masks and logits as prompts; for "consensus", which without them has but
+            one further look, with points in the middle of the first mask.
+        zoom: encodes a window (x0, y0, x1, y1) of the image and returns what decodes prompts in the window's frame; for
+            "consensus". Without it there are no closer looks.
 
     Returns:
-        The prediction with the higher score, never below that of ``prediction``, with the prompt that obtained it. Its
-        `refinement` gives kappa and Q of the first mask, and the strategy and points of the last pass tried.
+        The prediction with the higher score, with the prompt that obtained it. Its `refinement` gives kappa and Q of
+        the first mask, and the strategy and points of the last pass tried.
     """
+    if config.rule == "consensus":
+        settings = (tuple(config.zooms), mask_prompt, max_points, config.point_count, config.depth, config.min_gain)
+        return SecondLooks(decode, zoom, *settings).refine(prediction)
     kept = prediction
     attempts: list[_Attempt] = []
     for _ in range(config.iterations):
@@ -183,9 +237,10 @@ def _attempt(
 def _objection(result: Prediction, kept: Prediction, strategy: Strategy, config: AMRConfig) -> str:
     if not result.mask.any():
         return f"The mask refined with {strategy} points is empty, so the first mask was kept."
-    if result.score > kept.score + config.min_gain:
+    least = config.min_gain or 0
+    if result.score > kept.score + least:
         return ""
-    margin = f" by more than {config.min_gain:g}" if config.min_gain else ""
+    margin = f" by more than {least:g}" if least else ""
     scores = f"{kept.score:.4f} before, {result.score:.4f} after"
     return f"The {strategy} points did not raise the predicted IoU{margin} ({scores}), so the first mask was kept."
 

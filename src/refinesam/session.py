@@ -73,12 +73,14 @@ class EncodedImage:
     Attributes:
         image_hw: height and width of the original image, the frame of prompts and masks.
         key: digest of the image's content.
+        pixels: (H, W, 3) uint8, a read-only copy for closer looks at a part of it; None where there is none.
     """
 
     image_hw: tuple[int, int]
     key: str
     features: Features = field(repr=False)
     model: SegmentationModel = field(repr=False)
+    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def predict(self, prompt: Prompt, multimask_output: bool = True) -> Prediction:
         """Segment what the prompt points at.
@@ -122,7 +124,21 @@ class EncodedImage:
         if max_points is not None and not self.model.capabilities.negative_points:
             # Negative clicks are decoded apart and take none of the model's slots.
             max_points += len(prediction.prompt.negative_points)
-        return amr.refine(prediction, self.predict, config or amr.AMRConfig(), max_points=max_points)
+        return amr.refine(
+            prediction,
+            self.predict,
+            config or amr.AMRConfig(),
+            max_points=max_points,
+            mask_prompt=self.model.capabilities.mask_prompt,
+            zoom=None if self.pixels is None else self._zoomed,
+        )
+
+    def _zoomed(self, window: amr.Window) -> amr.Decode:
+        """Encode a window of the image and return what decodes prompts in it."""
+        assert self.pixels is not None
+        x0, y0, x1, y1 = window
+        features = self.model.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
+        return EncodedImage((y1 - y0, x1 - x0), f"{self.key}-{x0}-{y0}-{x1}-{y1}", features, self.model).predict
 
     def _check_capabilities(self, prompt: Prompt) -> bool:
         """Raise PromptError for what the model can't take; return whether negative clicks have to be subtracted."""
@@ -207,7 +223,10 @@ class Session:
         digest.update(repr(contiguous.shape).encode())
         key = digest.hexdigest()
         features = self.cache.get(key, lambda: self._features(key, contiguous, on_progress))
-        return EncodedImage((image.shape[0], image.shape[1]), key, features, self.model)
+        # The caller may write to its array later.
+        pixels = contiguous.copy() if np.may_share_memory(contiguous, image) else contiguous
+        pixels.flags.writeable = False
+        return EncodedImage((image.shape[0], image.shape[1]), key, features, self.model, pixels)
 
     def _features(self, key: str, image: NDArray[np.uint8], on_progress: OnProgress | None) -> Features:
         if self.store is None:

@@ -1,0 +1,450 @@
+"""What Adaptive Mask Refinement gains, by protocol and source: every look once on disk, every rule from there.
+
+    python benchmarks/amr_study.py collect --data DATA --cache CACHE --images 6 --objects 3
+    python benchmarks/amr_study.py report --cache CACHE --data DATA --json benchmarks/results/amr_study.json
+
+`collect` prompts for a sample of the objects of a split, the same for every run, and stores all masks that the looks of
+`AMRConfig.full()` decode, with the results of the paper's rules; an image that is stored is not collected again, so it
+may be ended and started anew. `report` decides from what is stored: also for rules other than the default (ablations).
+Milliseconds are CPU time of one thread: they don't depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+from time import process_time
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+import refinesam
+import refinesam.consensus as consensus
+from refinesam import amr
+from refinesam.amr import AMRConfig
+from refinesam.consensus import Ballot, Window
+from refinesam.evaluation.dataset import CocoImage, read_coco_folder
+from refinesam.evaluation.metrics import bootstrap_interval, paired_change
+from refinesam.evaluation.protocols import prompt_for
+from refinesam.files import replacing, write_json
+from refinesam.masks import decode_segmentation, mask_iou
+from refinesam.second_looks import LEAST_AGREEMENT, LEAST_GAIN
+from refinesam.session import EncodedImage, Session
+from refinesam.types import Prediction, Prompt
+
+PROTOCOLS = ("box", "noisy-box", "points-3", "random-2", "points-1")
+PAPER = {"paper_equation": AMRConfig.paper(), "paper_prose": AMRConfig(rule="paper_prose")}
+# Whose train splits the built-in weights were trained on.
+TRAINED_ON = (
+    *("dsb2018", "coco_mini_cc", "coco_person_cc", "feral_cats", "mushrooms", "embryos", "facades", "teachers"),
+    *("bottles", "seedlings", "emps", "nanoparticles"),
+)
+
+
+# --- Collecting -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recorder:
+    """Decodes on an image and its windows, and keeps what came out."""
+
+    session: Session
+    pixels: np.ndarray
+    encoded: EncodedImage
+    looks: list[tuple[Prediction, Window | None]] = field(default_factory=list)
+
+    def decode(self, prompt: Prompt) -> Prediction:
+        prediction = self.encoded.predict(prompt)
+        self.looks.append((prediction, None))
+        return prediction
+
+    def zoom(self, window: Window) -> amr.Decode:
+        x0, y0, x1, y1 = window
+        encoded = self.session.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
+
+        def decode(prompt: Prompt) -> Prediction:
+            prediction = encoded.predict(prompt)
+            self.looks.append((prediction, window))
+            return prediction
+
+        return decode
+
+
+def in_image(mask: np.ndarray, window: Window | None, image_hw: tuple[int, int]) -> np.ndarray:
+    if window is None:
+        return mask
+    x0, y0, x1, y1 = window
+    whole = np.zeros(image_hw, bool)
+    whole[y0:y1, x0:x1] = mask
+    return whole
+
+
+def timed(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
+    start = process_time()
+    result = call()
+    return result, 1000 * (process_time() - start)
+
+
+def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dict[str, Any]:
+    """Prompt, refine by every rule, and keep what all looks showed: the first, the windows', the one fed back."""
+    mask_prompt = recorder.session.capabilities.mask_prompt
+    first, first_ms = timed(lambda: recorder.encoded.predict(prompt))
+    row: dict[str, Any] = {
+        "first_ms": first_ms,
+        "hw": truth.shape,
+        "truth": np.packbits(truth),
+        "clicks": prompt.points,
+    }
+    row["labels"] = prompt.labels
+    quality = amr.mask_quality(first.mask)
+    strategies = [amr.choose_strategy(quality, config) for config in PAPER.values()]
+    for name, config in PAPER.items():
+        if name == "paper_prose" and strategies[0] == strategies[1]:
+            # The two readings differ only in the strategy.
+            row[name] = row["paper_equation"]
+            continue
+        refined, ms = timed(lambda config=config: recorder.encoded.refine(first, config))
+        row[name] = {"iou": mask_iou(refined.mask, truth), "kept": refined.refinement.kept, "ms": ms}
+    for name, config in (("full", AMRConfig.full()), ("fast", AMRConfig.fast())):
+        recorder.looks = [(first, None)] if name == "full" else []
+        refined, ms = timed(
+            lambda config=config: amr.refine(
+                first, recorder.decode, config, mask_prompt=mask_prompt, zoom=recorder.zoom
+            )
+        )
+        row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
+        row[f"{name}_looks"] = [stored_look(*look, truth) for look in recorder.looks]
+    # Where the object fills the image there is one look, the fed back one, in both.
+    row["zoomed"] = row["full"]["strategy"] == "zoom"
+    row["looks"] = row["full_looks"][:1] + (row["full_looks"][1:] if row["zoomed"] else [])
+    row["fed_back"] = row.pop("fast_looks")
+    del row["full_looks"]
+    return row
+
+
+def stored_look(one: Prediction, window: Window | None, truth: np.ndarray) -> dict[str, Any]:
+    return {
+        "scores": one.iou_predictions,
+        "best": one.best,
+        "window": window,
+        "ious": [mask_iou(in_image(mask, window, truth.shape), truth) for mask in one.masks],
+        "masks": np.packbits(one.masks),
+        "shape": one.masks.shape,
+    }
+
+
+def sampled(folder: Path, split: str, images: int) -> list[CocoImage]:
+    found = read_coco_folder(folder / f"instances_{split}.json", folder / "images").without_crowds().images
+    return [found[index] for index in np.random.default_rng(17).permutation(len(found))[:images]]
+
+
+def collect(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    session = refinesam.load(arguments.weights)
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    sources = arguments.sources or sorted(path.parent.name for path in arguments.data.glob("*/instances_train.json"))
+    work = [
+        (rank, source, image)
+        for source in sources
+        for rank, image in enumerate(sampled(arguments.data / source, arguments.split, arguments.images))
+    ]
+    # One image of every source before the second of any, so that what is there early is balanced.
+    work.sort(key=lambda item: item[:2])
+    for rank, source, image in work[arguments.part :: arguments.parts]:
+        path = arguments.cache / f"{arguments.split}-{source}-{image.image_id}.pickle"
+        if path.exists():
+            continue
+        rows = []
+        pixels = refinesam.read_image(image.path)
+        recorder = Recorder(session, pixels, session.encode(pixels))
+        for index in np.random.default_rng((3, image.image_id)).permutation(len(image.objects))[: arguments.objects]:
+            one = image.objects[index]
+            truth = decode_segmentation(one.segmentation, image.height, image.width)
+            if not truth.any():
+                continue
+            for protocol in PROTOCOLS:
+                prompt = prompt_for(protocol, truth, one.annotation_id)
+                names = {"source": source, "image": image.image_id, "object": one.annotation_id, "protocol": protocol}
+                rows.append(names | collect_object(recorder, truth, prompt))
+        with replacing(path) as temporary:
+            temporary.write_bytes(pickle.dumps(rows))
+        print(rank, source, len(rows), flush=True)
+
+
+# --- Deciding from what is stored -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rule of choice over the looks of `AMRConfig.full()`; the default is the shipped one.
+
+    Attributes:
+        windows: of those looked at, which vote beside the first prediction.
+        feedback: whether the look fed back votes: None means where there is no window.
+        temperature: of the weights within one decode; infinite means that predicted IoU is not used.
+        thresholds: of the vote.
+        min_gain: least gain of expected IoU.
+        lone_click: least IoU with the first mask where the prompt is a single click.
+    """
+
+    windows: tuple[int, ...] = (0, 1)
+    feedback: bool | None = None
+    temperature: float = consensus.TEMPERATURE
+    thresholds: tuple[float, ...] = consensus.THRESHOLDS
+    min_gain: float = LEAST_GAIN
+    lone_click: float = LEAST_AGREEMENT
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "full": Variant(),
+    "fast": Variant(windows=(), feedback=True),
+    "votes of the first decode alone": Variant(windows=(), feedback=False),
+    "full, with the fed back look": Variant(feedback=True),
+    "full, the farther window alone": Variant(windows=(0,)),
+    "full, the nearer window alone": Variant(windows=(1,)),
+    "without predicted IoU (equal weights)": Variant(temperature=1e9),
+    "predicted IoU decides within a decode": Variant(temperature=1e-3),
+    "one threshold, 0.5": Variant(thresholds=(0.5,)),
+    "single clicks may change the extent": Variant(lone_click=0),
+    "min_gain 0": Variant(min_gain=0),
+    "min_gain 0.02": Variant(min_gain=0.02),
+    "min_gain 0.05": Variant(min_gain=0.05),
+}
+
+
+def unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.unpackbits(bits)[: int(np.prod(shape))].reshape(shape).astype(bool)
+
+
+def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tuple[float, float]:
+    """Return the IoU with the truth of what a variant keeps, and its gain of expected IoU, 0 for the first mask."""
+    looks = row["looks"]
+    first = looks[0]["masks"][looks[0]["best"]]
+    consensus.TEMPERATURE, consensus.THRESHOLDS = variant.temperature, variant.thresholds
+    ballot = Ballot(first)
+    windows = looks[1:]
+    voting = looks[:1] + [windows[index] for index in variant.windows if index < len(windows)]
+    if variant.feedback or (variant.feedback is None and not windows):
+        voting += row["fed_back"]
+    for look in voting:
+        ballot.add(look["masks"], look["scores"], look["window"])
+    decision = ballot.decide()
+    before = baseline(row)
+    if decision is None or decision.gain <= variant.min_gain:
+        return before, 0.0
+    columns, rows = row["clicks"].astype(int).T
+    missed = [(mask[rows, columns] != row["labels"]).sum() for mask in (first, decision.mask)]
+    lone = row["protocol"] == "points-1" and first.any()
+    if missed[1] > missed[0] or (lone and decision.agreement < variant.lone_click):
+        return before, 0.0
+    return mask_iou(decision.mask, truth), decision.gain
+
+
+def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Yield what was collected, with what every variant decides in place of the masks."""
+    for path in sorted(cache.glob(f"{split}-*.pickle")):
+        for row in pickle.loads(path.read_bytes()):
+            truth = unpacked(row.pop("truth"), row["hw"])
+            looks = row["looks"] + row["fed_back"]
+            for look in looks:
+                look["masks"] = unpacked(look["masks"], look["shape"])
+            row["decided"] = {name: decided(row, truth, variant) for name, variant in VARIANTS.items()}
+            for look in looks:
+                del look["masks"]
+            yield row
+
+
+# --- Reporting --------------------------------------------------------------------------------------------------------
+
+
+def baseline(row: Mapping[str, Any]) -> float:
+    look = row["looks"][0]
+    return float(look["ious"][look["best"]])
+
+
+def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
+    """Mean IoU after, and the paired change with its interval, resampled by image."""
+    by_image: dict[Any, list[tuple[float, float]]] = {}
+    for row in rows:
+        by_image.setdefault((row["source"], row["image"]), []).append((baseline(row), after(row)))
+    pairs = [pair for image in by_image.values() for pair in image]
+    change = paired_change({index: [b - a for a, b in image] for index, image in enumerate(by_image.values())})
+    assert change is not None
+    return {
+        "objects": len(pairs),
+        "miou": fmean(b for _, b in pairs),
+        "miou_interval": bootstrap_interval([[b for _, b in image] for image in by_image.values()]),
+        "change": change.mean,
+        "change_interval": change.interval,
+        "helped": change.helped,
+        "hurt": change.hurt,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    methods: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "baseline": baseline,
+        "paper_equation": lambda row: row["paper_equation"]["iou"],
+        "paper_prose": lambda row: row["paper_prose"]["iou"],
+        "full": lambda row: row["decided"]["full"][0],
+        "fast": lambda row: row["decided"]["fast"][0],
+        "oracle_first_three": lambda row: max(row["looks"][0]["ious"]),
+        "oracle_of_all_looks": lambda row: max(max(look["ious"]) for look in row["looks"] + row["fed_back"]),
+    }
+    return {name: summary(rows, after) for name, after in methods.items()}
+
+
+def calibration(pairs: list[tuple[float, float]]) -> dict[str, float] | None:
+    """Expected calibration error in 10 bins, and the mean signed error, of (predicted, true) IoUs."""
+    if not pairs:
+        return None
+    predicted, true = np.array(pairs).T
+    bins = np.clip((predicted * 10).astype(int), 0, 9)
+    errors = [abs((predicted[bins == b] - true[bins == b]).mean()) * (bins == b).mean() for b in np.unique(bins)]
+    return {"masks": len(pairs), "ece": float(sum(errors)), "mean_error": float((predicted - true).mean())}
+
+
+def mapped(pairs: list[tuple[str, float, float]]) -> list[tuple[float, float]]:
+    """Apply a line fitted by least squares on all other sources: what a map of one kind of prompt could mend."""
+    result = []
+    sources = sorted({source for source, *_ in pairs})
+    for source in sources if len(sources) > 1 else ():
+        other = np.array([(p, t) for s, p, t in pairs if s != source])
+        slope, offset = np.polyfit(other[:, 0], other[:, 1], 1)
+        result += [(float(np.clip(slope * p + offset, 0, 1)), t) for s, p, t in pairs if s == source]
+    return result
+
+
+def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    kinds: dict[str, list[tuple[str, float, float]]] = {}
+    for row in rows:
+        prompted = "box" if "box" in row["protocol"] else "clicks"
+        kinds_of = ["first"] + ["window"] * (len(row["looks"]) - 1) + ["fed back"] * len(row["fed_back"])
+        for kind, look in zip(kinds_of, row["looks"] + row["fed_back"], strict=True):
+            pair = (row["source"], float(look["scores"][look["best"]]), look["ious"][look["best"]])
+            kinds.setdefault(f"predicted IoU, {kind}, {prompted}", []).append(pair)
+        iou, gain = row["decided"]["full"]
+        if gain:
+            score = min(1.0, float(row["looks"][0]["scores"].max()) + gain)
+            kinds.setdefault(f"score of the refined mask, {prompted}", []).append((row["source"], score, iou))
+    return {
+        name: {"as it is": calibration([p[1:] for p in pairs]), "with a line per kind": calibration(mapped(pairs))}
+        for name, pairs in sorted(kinds.items())
+    }
+
+
+def costs(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "first_decode_ms": median(row["first_ms"] for row in rows),
+        **{
+            name: {
+                "median_ms": median(row[name]["ms"] for row in rows),
+                "decodes": fmean(row[name].get("iterations", 1) for row in rows),
+                "kept_refined": fmean(row[name]["kept"] == "refined" for row in rows),
+            }
+            for name in ("paper_equation", "paper_prose", "full", "fast")
+        },
+        "full_windows": fmean(sum(look["window"] is not None for look in row["looks"]) for row in rows),
+    }
+
+
+def encode_ms(data: Path, sources: Iterable[str], weights: str) -> float:
+    """Median CPU milliseconds of encoding one image of each source."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    session = refinesam.load(weights)
+    times = []
+    for source in sources:
+        pixels = refinesam.read_image(sampled(data / source, "val", 1)[0].path)
+        session.model.encode(pixels)
+        start = process_time()
+        session.model.encode(pixels)
+        times.append(1000 * (process_time() - start))
+    return median(times)
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def report(arguments: argparse.Namespace) -> None:
+    rows = list(stored(arguments.cache, arguments.split))
+    sources = sorted({row["source"] for row in rows})
+    groups = {
+        "all": sources,
+        "trained_on": [s for s in sources if s in TRAINED_ON],
+        "never_trained_on": [s for s in sources if s not in TRAINED_ON],
+    }
+    result: dict[str, Any] = {
+        "weights": arguments.weights,
+        "weights_fingerprint": refinesam.load(arguments.weights).model.fingerprint,
+        "split": arguments.split,
+        "images": len({(row["source"], row["image"]) for row in rows}),
+        "sources_never_trained_on": groups["never_trained_on"],
+        "protocols": {},
+        "ablations": {},
+        "encode_ms": encode_ms(arguments.data, sources, arguments.weights),
+    }
+    for protocol in PROTOCOLS:
+        own = [row for row in rows if row["protocol"] == protocol]
+        tables = {name: table([row for row in own if row["source"] in group]) for name, group in groups.items()}
+        by_source = {source: table([row for row in own if row["source"] == source]) for source in sources}
+        mean_over_sources = {name: fmean(one[name]["miou"] for one in by_source.values()) for name in tables["all"]}
+        result["protocols"][protocol] = {
+            **tables,
+            "mean_over_sources": mean_over_sources,
+            "by_source": by_source,
+            "cost": costs(own),
+        }
+        result["ablations"][protocol] = {
+            name: summary(own, lambda row, name=name: row["decided"][name][0]) for name in VARIANTS
+        }
+        print(f"\n{protocol}, {len(own)} objects")
+        for name, one in tables["all"].items():
+            print(
+                f"  {name:22s} {one['miou']:.3f} ({mean_over_sources[name]:.3f})  {100 * one['change']:+5.1f} "
+                f"{[round(100 * end, 1) for end in one['change_interval']]} "
+                f"helped {one['helped']:.2f} hurt {one['hurt']:.2f}"
+                f"   trained on {100 * tables['trained_on'][name]['change']:+.1f}"
+                f"   never {100 * tables['never_trained_on'][name]['change']:+.1f}"
+            )
+        for name, one in result["ablations"][protocol].items():
+            print(f"    {name:40s} {100 * one['change']:+5.1f} helped {one['helped']:.2f} hurt {one['hurt']:.2f}")
+        print("   ", result["protocols"][protocol]["cost"])
+    result["calibration"] = calibrations(rows)
+    for name, one in result["calibration"].items():
+        print(name, {k: c and {n: round(v, 3) for n, v in c.items()} for k, c in one.items()})
+    if arguments.json:
+        write_json(arguments.json, rounded(result), indent=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("collect", "report"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="folder outside the repository")
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--sources", nargs="+", help="folders of the data; all of them when left out")
+    parser.add_argument("--weights", default="builtin")
+    parser.add_argument("--images", type=int, default=6, help="of each source")
+    parser.add_argument("--objects", type=int, default=3, help="of each image")
+    parser.add_argument("--part", type=int, default=0, help="which part of the images, when several collect at once")
+    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    {"collect": collect, "report": report}[arguments.step](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Refinement by further looks at the object, and a consensus of what they show.
+
+The first look is the prediction itself. The others re-encode the part of the image around the object, where the model
+sees it larger, and decode the user's prompt there with the mask found so far. Where there is nothing to come closer to,
+since the object fills the image or its pixels are not at hand, the mask's logits are fed back with the user's prompt
+instead. A model that takes no mask as a prompt gets points in the mask's middle in place of the logits, and no closer
+looks: without the mask they gained reliably for tight boxes alone. What all looks show is put to the vote
+(`refinesam.consensus`), and the first mask stays unless the vote's expected IoU is higher by a margin.
+
+Predicted IoU is calibrated for first answers alone, so the score of a refined mask is the first mask's predicted IoU
+plus the gain of expected IoU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, Literal
+
+import numpy as np
+
+from refinesam.consensus import Ballot, Decision, Window
+from refinesam.errors import PromptError
+from refinesam.topology import centre_points, mask_quality
+from refinesam.types import BoolArray, FloatArray, Prediction, Prompt, RefinementReport
+from refinesam.zoom import prompt_in_window, window_around
+
+__all__ = ["Decode", "SecondLooks", "Zoom"]
+
+Decode = Callable[[Prompt], Prediction]
+# Encodes a window of the image and returns what decodes prompts in its frame.
+Zoom = Callable[[Window], Decode]
+
+# Of expected IoU. Smaller gains are wrong more often than larger ones and hardly change the mean.
+LEAST_GAIN: Final = 0.01
+# Of the vote with the first mask, by IoU, where a single click is the whole prompt. It says where the object is but not
+# how large, so that a vote for another extent hurts nearly as often as it helps.
+LEAST_AGREEMENT: Final = 0.7
+
+
+@dataclass(frozen=True)
+class SecondLooks:
+    """How to look again.
+
+    Attributes:
+        decode: answers a prompt on the whole image.
+        zoom: re-encodes a window of it; None where the pixels are not at hand, then the whole image alone is used.
+        factors: one window after the other, each side over the longer side of the object in it.
+        mask_prompt: the model takes a mask as a prompt.
+        max_points: most points of a prompt, a box counting as two; None means any number.
+        point_count, depth: of the points in a mask's middle, see `refinesam.topology.centre_points`.
+        min_gain: the least gain of expected IoU; None means `LEAST_GAIN`.
+    """
+
+    decode: Decode
+    zoom: Zoom | None
+    factors: tuple[float, ...]
+    mask_prompt: bool
+    max_points: int | None
+    point_count: int
+    depth: float
+    min_gain: float | None
+
+    def refine(self, prediction: Prediction) -> Prediction:
+        """Return the consensus of all looks, or the prediction itself, with a report either way."""
+        looks = _Looks(prediction, LEAST_GAIN if self.min_gain is None else self.min_gain)
+        for factor in self.factors if self.zoom is not None and self.mask_prompt else ():
+            looks.take("zoom", partial(self._zoomed, looks, factor))
+        if not looks.tried:
+            looks.take("feedback", partial(self._fed_back, looks))
+        return looks.concluded()
+
+    def _fed_back(self, looks: _Looks) -> bool:
+        prediction, prompt = looks.prediction, looks.prediction.prompt
+        if self.mask_prompt:
+            asked = Prompt(prompt.points, prompt.labels, prompt.box, mask_logits=prediction.logits)
+        else:
+            points = self._middle(prediction.mask, prompt)
+            if not len(points):
+                return False
+            asked = prompt.with_points(points)
+            looks.points = points
+        looks.add(self.decode(asked))
+        return True
+
+    def _zoomed(self, looks: _Looks, factor: float) -> bool:
+        assert self.zoom is not None
+        prompt, mask = looks.prediction.prompt, looks.mask
+        if mask is None or (window := window_around(mask, prompt, factor)) is None:
+            return False
+        asked = prompt_in_window(prompt, window, mask)
+        points = np.zeros((0, 2), np.float32)
+        if not len(prompt.positive_points):
+            points = self._middle(mask, asked)
+            asked = asked.with_points(points - np.array(window[:2], np.float32))
+        looks.add(self.zoom(window)(asked), window)
+        looks.points = points
+        return True
+
+    def _middle(self, mask: BoolArray, prompt: Prompt) -> FloatArray:
+        """Return points in the middle of a mask, as many as the prompt has room for."""
+        count = self.point_count if self.max_points is None else min(self.point_count, self.max_points - _slots(prompt))
+        return centre_points(mask, count, self.depth) if count > 0 else np.zeros((0, 2), np.float32)
+
+
+def _slots(prompt: Prompt) -> int:
+    return len(prompt.points) + (0 if prompt.box is None else 2)
+
+
+@dataclass(eq=False)
+class _Looks:
+    """The looks taken so far at one object."""
+
+    prediction: Prediction
+    min_gain: float
+    ballot: Ballot = field(init=False)
+    logits: list[FloatArray | None] = field(default_factory=list)
+    decision: Decision | None = None
+    strategy: Literal["feedback", "zoom", "none"] = "none"
+    points: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    problem: str = ""
+    taken: int = -1
+    tried: int = 0
+
+    def __post_init__(self) -> None:
+        """Take the first look."""
+        self.ballot = Ballot(self.prediction.mask)
+        self.add(self.prediction)
+
+    @property
+    def mask(self) -> BoolArray | None:
+        """The mask found so far, None while there is none."""
+        first, decision = self.prediction.mask, self.decision
+        if decision is None:
+            return None
+        return first if first.any() and self._against(decision) else decision.mask
+
+    def take(self, strategy: Literal["feedback", "zoom"], look: Callable[[], bool]) -> None:
+        """Look once more, unless there is nothing to look at; note what the model refused."""
+        try:
+            if look():
+                self.strategy = strategy
+                self.tried += 1
+        except PromptError as error:
+            self.tried += 1
+            self.problem = f" The model refused a prompt: {error}"
+
+    def add(self, prediction: Prediction, window: Window | None = None) -> None:
+        """Count one look's masks."""
+        self.ballot.add(prediction.masks, prediction.iou_predictions, window)
+        whole = window is None
+        self.logits += [logits if whole else None for logits in prediction.low_res_logits]
+        self.decision = self.ballot.decide()
+        self.taken += 1
+
+    def concluded(self) -> Prediction:
+        """Return the vote where it is better than the first mask, else the first prediction."""
+        first, decision = self.prediction, self.decision
+        if decision is None:
+            return first.with_refinement(self._report("No look found anything, so there is nothing to refine."))
+        if not self.taken:
+            return first.with_refinement(self._report("There was nothing to try, so the first mask was kept."))
+        if against := self._against(decision):
+            return first.with_refinement(self._report(f"{against}, so the first mask was kept."))
+        refined = replace(
+            first,
+            masks=decision.mask[None],
+            iou_predictions=np.array([self._score_after(decision)], np.float32),
+            low_res_logits=self._nearest_logits(decision)[None],
+        )
+        reason = f"{self._name} gained {decision.gain:.4f} expected IoU, so it was kept."
+        return refined.with_refinement(self._report(reason, refined=True))
+
+    def _nearest_logits(self, decision: Decision) -> FloatArray:
+        """Return the logits of the mask, decoded on the whole image, that comes nearest to the vote."""
+        whole = [index for index, logits in enumerate(self.logits) if logits is not None]
+        nearest = self.logits[max(whole, key=lambda index: float(decision.ious[index]))]
+        assert nearest is not None
+        return nearest
+
+    def _score_after(self, decision: Decision) -> float:
+        first = self.prediction.score
+        return first + decision.gain if decision.gain <= 0 else max(first, min(1.0, first + decision.gain))
+
+    def _against(self, decision: Decision) -> str:
+        """Say why the vote should not replace the first mask, "" if it should."""
+        prompt, first = self.prediction.prompt, self.prediction.mask
+        if _missed(decision.mask, prompt) > _missed(first, prompt):
+            return f"{self._name} goes against a click"
+        if decision.gain <= self.min_gain:
+            return f"{self._name} gained {decision.gain:.4f} expected IoU, no more than {self.min_gain:g}"
+        lone_click = prompt.box is None and len(prompt.points) == 1
+        if lone_click and first.any() and decision.agreement < LEAST_AGREEMENT:
+            return (
+                f"{self._name} has another extent than the first mask (IoU {decision.agreement:.2f}), and one click "
+                "doesn't say which is meant"
+            )
+        return ""
+
+    @property
+    def _name(self) -> str:
+        return f"The consensus of {self.taken + 1} looks"
+
+    def _report(self, reason: str, refined: bool = False) -> RefinementReport:
+        first, decision = self.prediction, self.decision if self.taken else None
+        quality = mask_quality(first.mask)
+        self.points.flags.writeable = False
+        if decision is not None:
+            decision.mask.flags.writeable = False
+        return RefinementReport(
+            kappa=quality.kappa,
+            compactness=quality.compactness,
+            strategy=self.strategy,
+            rule="consensus",
+            points=self.points,
+            score_before=first.score,
+            score_after=math.nan if decision is None else self._score_after(decision),
+            kept="refined" if refined else "first",
+            reason=reason + self.problem,
+            iterations=self.taken,
+            rejected=None if refined or decision is None else decision.mask,
+        )
+
+
+def _missed(mask: BoolArray, prompt: Prompt) -> int:
+    """Count the clicks that a mask goes against."""
+    height, width = mask.shape
+    columns, rows = np.clip(np.floor(prompt.points).astype(np.int64), 0, (width - 1, height - 1)).T
+    return int((mask[rows, columns] != (prompt.labels == 1)).sum())

@@ -1,0 +1,527 @@
+"""The consensus of several looks: the vote, the windows, and what is asked of the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fakes import FloodModel
+from refinesam.amr import AMRConfig, Decode, Window, centre_points, refine
+from refinesam.consensus import THRESHOLDS, Ballot
+from refinesam.errors import PromptError
+from refinesam.masks import mask_iou
+from refinesam.session import Session
+from refinesam.types import Prediction, Prompt
+from refinesam.zoom import LEAST_SIDE, MOST_OF_IMAGE, prompt_in_window, window_around
+
+
+def square(top: int, left: int, side: int, shape: tuple[int, int] = (200, 300)) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def scores(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+# --- The vote ---------------------------------------------------------------------------------------------------------
+
+
+def naive_decision(first: np.ndarray, decodes: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Expected IoU of the first mask and of the best vote, on whole images, written out."""
+    masks, weights = [], []
+    for own, predicted in decodes:
+        shares = np.exp((predicted.astype(float) - predicted.max()) / 0.15)
+        masks += list(own)
+        weights += list(shares / shares.sum() / len(decodes))
+    votes = sum(weight * mask for weight, mask in zip(weights, masks, strict=True))
+
+    def expected(option: np.ndarray) -> float:
+        return sum(weight * mask_iou(option, mask) for weight, mask in zip(weights, masks, strict=True))
+
+    return expected(first), max(expected(votes > threshold) for threshold in THRESHOLDS)
+
+
+small_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).flatmap(
+    lambda shape: st.lists(
+        st.tuples(
+            hnp.arrays(np.bool_, (3, *shape)),
+            hnp.arrays(np.float32, 3, elements=st.floats(0, 1, width=32)),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_masks)
+def test_the_vote_is_the_definition_written_out(decodes: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    first = decodes[0][0][int(decodes[0][1].argmax())]
+    ballot = Ballot(first)
+    for masks, predicted in decodes:
+        ballot.add(masks, predicted)
+    decision = ballot.decide()
+    if not any(masks.any() for masks, _ in decodes):
+        assert decision is None
+        return
+    assert decision is not None
+    before, after = naive_decision(first, decodes)
+    # A vote that lands on a threshold to seven digits may fall to either side of it.
+    assert decision.first_expected_iou == pytest.approx(before, abs=1e-5)
+    assert decision.expected_iou == pytest.approx(after, abs=0.02)
+    everything = [mask for masks, _ in decodes for mask in masks]
+    np.testing.assert_allclose(decision.ious, [mask_iou(decision.mask, mask) for mask in everything], atol=1e-6)
+
+
+def test_the_majority_wins_and_an_outlier_does_not() -> None:
+    first, other = square(20, 20, 40), square(20, 20, 60)
+    ballot = Ballot(first)
+    ballot.add(first[None], scores(0.9))
+    for _ in range(2):
+        ballot.add(other[None], scores(0.1))  # scores of different decodes are not compared
+    decision = ballot.decide()
+    assert decision is not None
+    np.testing.assert_array_equal(decision.mask, other)
+    overlap = 40**2 / 60**2
+    assert decision.expected_iou == pytest.approx((2 + overlap) / 3)
+    assert decision.first_expected_iou == pytest.approx((1 + 2 * overlap) / 3)
+
+
+def test_predicted_ious_weigh_the_masks_of_one_decode() -> None:
+    first, other = square(20, 20, 40), square(20, 20, 60)
+    ballot = Ballot(first)
+    ballot.add(np.stack([first, other]), scores(0.5, 0.9))
+    decision = ballot.decide()
+    assert decision is not None
+    np.testing.assert_array_equal(decision.mask, other)
+    ballot = Ballot(first)
+    ballot.add(np.stack([first, other]), scores(0.5, math.nan))
+    decision = ballot.decide()
+    assert decision is not None
+    np.testing.assert_array_equal(decision.mask, first)
+
+
+def test_masks_of_a_window_are_put_where_they_belong() -> None:
+    ballot = Ballot(square(50, 80, 30))
+    window = (70, 40, 130, 90)
+    ballot.add(square(50, 80, 30)[None, 40:90, 70:130], scores(0.5), window)
+    decision = ballot.decide()
+    assert decision is not None
+    np.testing.assert_array_equal(decision.mask, square(50, 80, 30))
+    assert decision.expected_iou == decision.first_expected_iou == pytest.approx(1)
+
+
+def test_large_masks_are_compared_on_a_grid_and_kept_in_full() -> None:
+    shape = (1000, 900)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    first = (rows - 500) ** 2 + (columns - 450) ** 2 < 300**2
+    other = (rows - 480) ** 2 + (columns - 470) ** 2 < 330**2
+    ballot = Ballot(first)
+    ballot.add(first[None], scores(0.5))
+    ballot.add(other[None], scores(0.5))
+    ballot.add(other[None], scores(0.5))
+    decision = ballot.decide()
+    assert decision is not None
+    np.testing.assert_array_equal(decision.mask, other)
+    assert decision.first_expected_iou == pytest.approx((1 + 2 * mask_iou(first, other)) / 3, abs=0.01)
+
+
+# --- Windows ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), factor=st.floats(1, 8), height=st.integers(1, 300), width=st.integers(1, 300))
+def test_a_window_holds_the_mask_and_the_prompt(data: st.DataObject, factor: float, height: int, width: int) -> None:
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    mask = np.zeros((height, width), bool)
+    mask[top : top + data.draw(st.integers(1, 60)), left : left + data.draw(st.integers(1, 60))] = True
+    inside = st.tuples(
+        st.floats(0, width, exclude_max=True, width=32), st.floats(0, height, exclude_max=True, width=32)
+    )
+    points = data.draw(st.lists(inside, min_size=1, max_size=3))
+    labels = [1, *data.draw(st.lists(st.integers(0, 1), min_size=len(points) - 1, max_size=len(points) - 1))]
+    prompt = Prompt(points, labels)
+    window = window_around(mask, prompt, factor)
+    if window is None:
+        return
+    x0, y0, x1, y1 = window
+    assert 0 <= x0 < x1 <= width
+    assert 0 <= y0 < y1 <= height
+    assert (x1 - x0) * (y1 - y0) <= MOST_OF_IMAGE * width * height
+    assert mask[y0:y1, x0:x1].sum() == mask.sum()
+    moved = prompt_in_window(prompt, window, mask)
+    moved.check_inside((y1 - y0, x1 - x0))
+    assert len(moved.positive_points) == len(prompt.positive_points)
+    np.testing.assert_array_equal(moved.mask, mask[y0:y1, x0:x1])
+
+
+def test_windows_by_hand() -> None:
+    mask = square(80, 100, 20)
+    # The longer side of what it holds is 20; twice that is less than a window's least side.
+    assert window_around(mask, Prompt(points=[[105, 85]]), 2) == (86, 66, 135, 115)
+    assert LEAST_SIDE == 48
+    # 4 x 20 = 80 around the middle, (110, 90).
+    assert window_around(mask, Prompt(points=[[105, 85]]), 4) == (70, 50, 151, 131)
+    # A positive click elsewhere counts, a negative one does not.
+    assert window_around(mask, Prompt(points=[[105, 85], [180, 85]], labels=[1, 0]), 4) == (70, 50, 151, 131)
+    assert window_around(mask, Prompt(points=[[105, 85], [180, 85]]), 2) == (60, 10, 221, 171)
+    # Cut to the image.
+    assert window_around(square(0, 0, 30), Prompt(box=[-9, 0, 40, 30]), 4) == (0, 0, 101, 96)
+    assert window_around(mask, Prompt(box=[10, 10, 290, 190]), 1.5) is None
+
+
+def test_a_prompt_in_a_window() -> None:
+    prompt = Prompt([[105, 85], [10, 10]], [1, 0], box=[60, 40, 160, 120], mask_logits=np.ones((4, 4)))
+    mask = square(80, 100, 20)
+    moved = prompt_in_window(prompt, (70, 50, 151, 131), mask)
+    assert moved.points.tolist() == [[35, 35]]
+    assert moved.labels.tolist() == [1]
+    assert moved.box is not None
+    assert moved.box.tolist() == [0, 0, 81, 70]
+    np.testing.assert_array_equal(moved.mask, mask[50:131, 70:151])
+    assert moved.mask_logits is None
+
+
+# --- What is asked of the model ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """Answers each prompt with the next masks of the whole image, in the image's frame or a window's."""
+
+    answers: list[np.ndarray | Exception]
+    predicted: np.ndarray = field(default_factory=lambda: scores(0.5, 0.9, 0.4))
+    prompts: list[Prompt] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+
+    def answer(self, prompt: Prompt, window: Window | None = None) -> Prediction:
+        answer = self.answers[len(self.prompts)]
+        self.prompts.append(prompt)
+        if isinstance(answer, Exception):
+            raise answer
+        if window is not None:
+            x0, y0, x1, y1 = window
+            prompt.check_inside((y1 - y0, x1 - x0))
+            answer = answer[:, y0:y1, x0:x1]
+        logits = np.full((len(answer), 4, 4), len(self.prompts), np.float32)
+        return Prediction(answer, self.predicted[: len(answer)], logits, prompt)
+
+    def zoom(self, window: Window) -> Decode:
+        self.windows.append(window)
+        return lambda prompt: self.answer(prompt, window)
+
+
+CLICKS = Prompt(points=[[110, 90], [105, 85]])
+FIRST, BETTER = square(80, 100, 20)[None], square(80, 100, 30)[None]
+
+
+def first_prediction(masks: np.ndarray = FIRST, prompt: Prompt = CLICKS) -> Prediction:
+    return Prediction(masks, scores(*[0.5] * len(masks)), np.zeros((len(masks), 4, 4), np.float32), prompt)
+
+
+def test_all_looks_in_turn() -> None:
+    world = World([BETTER] * 2)
+    first = first_prediction()
+    result = refine(first, world.answer, zoom=world.zoom)
+    far, near = world.prompts
+    # The first window is around the first mask; the second around what both looks agree on.
+    assert world.windows == [(70, 50, 151, 131), (86, 66, 135, 115)]
+    np.testing.assert_array_equal(far.points, CLICKS.points - [70, 50])
+    np.testing.assert_array_equal(far.mask, FIRST[0, 50:131, 70:151])
+    np.testing.assert_array_equal(near.mask, FIRST[0, 66:115, 86:135])
+    np.testing.assert_array_equal(result.mask[66:115, 86:135], BETTER[0, 66:115, 86:135])
+    report = result.refinement
+    assert report is not None
+    assert (report.strategy, report.rule, report.kept, report.iterations) == ("zoom", "consensus", "refined", 2)
+    assert (report.kappa, report.rejected, report.points.shape) == (1, None, (0, 2))
+    assert report.score_before == 0.5
+    assert result.score == pytest.approx(report.score_after)
+    assert report.reason.startswith("The consensus of 3 looks gained 0.")
+    assert report.reason.endswith(" expected IoU, so it was kept.")
+    assert result.prompt is CLICKS
+    # A window's logits are in another frame; the nearest mask of the whole image is the first.
+    np.testing.assert_array_equal(result.low_res_logits, first.low_res_logits)
+
+
+def test_the_score_is_the_first_ones_and_the_gain() -> None:
+    world = World([BETTER])
+    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(6,)), zoom=world.zoom)
+    # Two looks of the same weight: at a tie the vote leaves what both have, and more from 0.45 on.
+    report = result.refinement
+    assert report is not None
+    assert (report.kept, report.score_before) == ("first", 0.5)
+    world = World([BETTER, BETTER])
+    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(6, 4)), zoom=world.zoom)
+    overlap = (20 / 30) ** 2
+    gain = (2 + overlap) / 3 - (1 + 2 * overlap) / 3
+    np.testing.assert_array_equal(result.mask, BETTER[0])
+    assert result.score == pytest.approx(0.5 + gain)
+    sure = Prediction(FIRST, scores(0.95), np.zeros((1, 4, 4), np.float32), CLICKS)
+    world = World([BETTER, BETTER])
+    assert refine(sure, world.answer, AMRConfig(zooms=(6, 4)), zoom=world.zoom).score == 1
+
+
+def test_the_fast_preset_asks_once_and_encodes_nothing() -> None:
+    world = World([BETTER], predicted=scores(0.9))
+    first = first_prediction()
+    report = refine(first, world.answer, AMRConfig.fast(), zoom=world.zoom).refinement
+    assert report is not None
+    assert (report.strategy, report.iterations, len(world.prompts), world.windows) == ("feedback", 1, 1, [])
+    np.testing.assert_array_equal(world.prompts[0].mask_logits, first.logits)
+    np.testing.assert_array_equal(world.prompts[0].points, CLICKS.points)
+    assert AMRConfig.fast().most_decodes == 1
+    assert AMRConfig.full() == AMRConfig()
+    assert AMRConfig.full().most_decodes == 2
+
+
+def test_an_object_that_fills_the_image_is_fed_back() -> None:
+    large = square(10, 10, 180)[None]
+    world = World([large])
+    report = refine(first_prediction(large), world.answer, zoom=world.zoom).refinement
+    assert report is not None
+    assert (report.strategy, report.iterations, world.windows) == ("feedback", 1, [])
+
+
+def test_without_pixels_there_is_no_closer_look() -> None:
+    world = World([BETTER])
+    report = refine(first_prediction(), world.answer).refinement
+    assert report is not None
+    assert (report.strategy, report.iterations) == ("feedback", 1)
+
+
+def test_a_box_alone_gets_points_in_the_middle_of_a_closer_look() -> None:
+    world = World([BETTER] * 2)
+    prompt = Prompt(box=[98, 78, 122, 102])
+    report = refine(first_prediction(prompt=prompt), world.answer, AMRConfig(zooms=(4, 4)), zoom=world.zoom).refinement
+    assert report is not None
+    (x0, y0, *_), asked = world.windows[0], world.prompts[0]
+    np.testing.assert_array_equal(asked.points, centre_points(FIRST[0]) - [x0, y0])
+    np.testing.assert_array_equal(asked.box, prompt.box - [x0, y0, x0, y0])
+    np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
+
+
+def test_a_model_without_mask_prompts() -> None:
+    world = World([BETTER])
+    report = refine(first_prediction(), world.answer, zoom=world.zoom, mask_prompt=False, max_points=6).refinement
+    assert report is not None
+    assert (report.strategy, report.iterations, world.windows) == ("feedback", 1, [])
+    (asked,) = world.prompts
+    np.testing.assert_array_equal(asked.points, np.concatenate([CLICKS.points, centre_points(FIRST[0])]))
+    np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
+    assert asked.mask_logits is None
+    assert asked.mask is None
+
+
+@pytest.mark.parametrize(("max_points", "appended"), [(2, 0), (3, 1), (4, 2), (None, 2)])
+def test_no_more_points_than_the_model_takes(max_points: int | None, appended: int) -> None:
+    world = World([BETTER])
+    report = refine(first_prediction(), world.answer, mask_prompt=False, max_points=max_points).refinement
+    assert report is not None
+    assert [len(prompt.points) for prompt in world.prompts] == ([2 + appended] if appended else [])
+    np.testing.assert_array_equal(report.points, centre_points(FIRST[0])[:appended])
+    if not appended:
+        assert (report.strategy, report.kept) == ("none", "first")
+        assert report.reason == "There was nothing to try, so the first mask was kept."
+
+
+def test_a_refused_prompt_costs_its_own_look_alone() -> None:
+    three = AMRConfig(zooms=(4, 4, 4), min_gain=0)
+    world = World([PromptError("No masks here."), BETTER, BETTER])
+    report = refine(first_prediction(), world.answer, three, zoom=world.zoom).refinement
+    assert report is not None
+    assert (report.kept, report.iterations) == ("refined", 2)
+    assert report.reason.endswith("so it was kept. The model refused a prompt: No masks here.")
+    refused = World([PromptError("No masks here.")] * 3)
+    first = first_prediction()
+    result = refine(first, refused.answer, three, zoom=refused.zoom)
+    assert result.masks is first.masks
+    report = result.refinement
+    assert report is not None
+    assert (report.kept, report.strategy, report.iterations, report.rejected) == ("first", "none", 0, None)
+    assert math.isnan(report.score_after)
+    assert report.reason.endswith("so the first mask was kept. The model refused a prompt: No masks here.")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        refine(first, World([RuntimeError("out of memory")]).answer)
+
+
+def test_a_mask_that_loses_a_click_is_not_kept() -> None:
+    away = square(100, 120, 20)[None]
+    world = World([away] * 3)
+    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(8, 8, 8)), zoom=world.zoom)
+    report = result.refinement
+    assert report is not None
+    np.testing.assert_array_equal(result.mask, FIRST[0])
+    assert report.score_after > report.score_before
+    assert report.reason == "The consensus of 4 looks goes against a click, so the first mask was kept."
+    np.testing.assert_array_equal(report.rejected, away[0])
+
+
+def test_the_least_gain_asked_for() -> None:
+    for least, kept in ((0.3, "first"), (0.1, "refined")):
+        world = World([BETTER] * 2)
+        config = AMRConfig(min_gain=least, zooms=(6, 4))
+        report = refine(first_prediction(), world.answer, config, zoom=world.zoom).refinement
+        assert report is not None
+        assert report.kept == kept
+        assert ("gained 0.1852 expected IoU, no more than 0.3, so the first" in report.reason) == (kept == "first")
+        assert (report.rejected is None) == (kept == "refined")
+        assert report.rejected is None or not report.rejected.flags.writeable
+
+
+WIDE = AMRConfig(zooms=(6, 4))
+
+
+def test_one_click_does_not_change_the_extent() -> None:
+    lone = Prompt(points=[[110, 90]])
+    world = World([BETTER] * 2)
+    report = refine(first_prediction(prompt=lone), world.answer, WIDE, zoom=world.zoom).refinement
+    assert report is not None
+    assert (report.kept, report.rejected is not None) == ("first", True)
+    assert report.reason == (
+        "The consensus of 3 looks has another extent than the first mask (IoU 0.44), and one click doesn't say which "
+        "is meant, so the first mask was kept."
+    )
+    for prompt in (Prompt(box=[98, 78, 122, 102]), lone.with_points([[10, 10]], [0])):
+        world = World([BETTER] * 2)
+        report = refine(first_prediction(prompt=prompt), world.answer, WIDE, zoom=world.zoom).refinement
+        assert report is not None
+        assert report.kept == "refined"
+    nearly = square(80, 100, 23)[None]
+    world = World([nearly] * 2)
+    result = refine(first_prediction(prompt=lone), world.answer, WIDE, zoom=world.zoom)
+    np.testing.assert_array_equal(result.mask, nearly[0])
+
+
+def test_small_gains_are_not_worth_a_change() -> None:
+    first = square(80, 100, 60)[None]
+    nearly = first.copy()
+    nearly[0, 80] = False
+    for least, kept in ((None, "first"), (0, "refined")):
+        world = World([nearly] * 2)
+        config = AMRConfig(min_gain=least, zooms=(2, 2))
+        report = refine(first_prediction(first), world.answer, config, zoom=world.zoom).refinement
+        assert report is not None
+        assert report.kept == kept
+
+
+def test_another_mask_than_the_best_can_rescue_an_empty_one() -> None:
+    masks = np.concatenate([np.zeros_like(FIRST), FIRST])
+    first = Prediction(masks, scores(0.9, 0.6), np.zeros((2, 4, 4), np.float32), CLICKS)
+    result = refine(first, World([FIRST]).answer)
+    np.testing.assert_array_equal(result.mask, FIRST[0])
+    nothing = World([np.zeros_like(FIRST)] * 3)
+    report = refine(first_prediction(np.zeros_like(FIRST)), nothing.answer, zoom=nothing.zoom).refinement
+    assert report is not None
+    assert (report.kept, report.kappa, report.rejected) == ("first", 0, None)
+    assert report.reason.startswith("No look found anything")
+    assert nothing.windows == []
+
+
+# --- Whatever the masks -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Noise:
+    """Answers with blobs that depend on the prompt alone, and checks the prompt."""
+
+    shape: tuple[int, int]
+    max_points: int | None
+    seed: int
+    decoded: int = 0
+
+    def answer(self, prompt: Prompt, hw: tuple[int, int] | None = None) -> Prediction:
+        hw = hw or self.shape
+        prompt.check_inside(hw)
+        assert self.max_points is None or len(prompt.points) + 2 * (prompt.box is not None) <= self.max_points
+        self.decoded += 1
+        rng = np.random.default_rng((self.seed, self.decoded))
+        noise = rng.random((3, *hw)) < rng.uniform(0, 1, (3, 1, 1))
+        masks = np.stack([scipy.ndimage.binary_opening(mask) for mask in noise])
+        logits = np.where(masks[:, :1, :1], 1, -1).astype(np.float32)
+        return Prediction(masks, rng.random(3).astype(np.float32), logits, prompt)
+
+    def zoom(self, window: Window) -> Decode:
+        x0, y0, x1, y1 = window
+        return lambda prompt: self.answer(prompt, (y1 - y0, x1 - x0))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    seed=st.integers(0, 10**6),
+    config=st.builds(
+        AMRConfig,
+        zooms=st.lists(st.floats(1, 9), max_size=3),
+        min_gain=st.sampled_from([None, 0.0, 0.02]),
+        point_count=st.integers(1, 3),
+    ),
+    max_points=st.one_of(st.none(), st.integers(2, 6)),
+    mask_prompt=st.booleans(),
+    data=st.data(),
+)
+def test_whatever_the_masks(
+    shape: tuple[int, int],
+    seed: int,
+    config: AMRConfig,
+    max_points: int | None,
+    mask_prompt: bool,
+    data: st.DataObject,
+) -> None:
+    x = data.draw(st.floats(0, shape[1], exclude_max=True, width=32))
+    y = data.draw(st.floats(0, shape[0], exclude_max=True, width=32))
+    prompt = data.draw(st.sampled_from([Prompt([[x, y]]), Prompt(box=[x - 3, y - 3, x + 7, y + 9])]))
+    runs = []
+    for _ in range(2):
+        world = Noise(shape, max_points, seed)
+        first = world.answer(prompt)
+        result = refine(first, world.answer, config, max_points=max_points, mask_prompt=mask_prompt, zoom=world.zoom)
+        report = result.refinement
+        assert report is not None
+        assert world.decoded - 1 == report.iterations <= config.most_decodes
+        assert (report.kept == "first") == (result.masks is first.masks)
+        assert result.mask.any() or not first.mask.any()
+        assert result.mask.shape == shape
+        assert result.low_res_logits.shape == (len(result.masks), 1, 1)
+        assert report.score_before == pytest.approx(first.score)
+        if report.kept == "refined":
+            assert result.score == pytest.approx(report.score_after)
+            assert report.score_after >= min(1, first.score + (config.min_gain or 0)) - 1e-6
+        assert (report.points >= 0).all()
+        assert (report.points < shape[::-1]).all()
+        runs.append((result.mask.tolist(), report.to_dict()))
+    assert runs[0] == runs[1]
+
+
+# --- On a session -----------------------------------------------------------------------------------------------------
+
+
+def patch_image() -> np.ndarray:
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[40:60, 50:80] = 100
+    return image
+
+
+def test_a_session_zooms_into_its_own_copy_of_the_image() -> None:
+    image, model = patch_image(), FloodModel(mask_prompt=True)
+    encoded = Session(model).encode(image)
+    image[:] = 100  # what the caller does to its array later is no matter
+    first = encoded.predict(Prompt(points=[[60, 50]]))
+    refined = encoded.refine(first)
+    assert refined.refinement is not None
+    assert (refined.refinement.strategy, refined.refinement.iterations) == ("zoom", 2)
+    np.testing.assert_array_equal(refined.mask, patch_image()[..., 0] == 100)
+    assert model.encoded == 3
+    assert model.decoded[1].mask is not None
+    encoded.refine(first, AMRConfig.fast())
+    assert model.encoded == 3
+    assert encoded.pixels is not None
+    assert not encoded.pixels.flags.writeable
