@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from refinesam.errors import MissingExtraError, PromptError, RefineSAMError
 from refinesam.evaluation.commands import evaluate
+from refinesam.training.commands import app as training_app
 
 if TYPE_CHECKING:
     from refinesam.types import Prediction, Prompt
@@ -61,6 +62,7 @@ weights_app = typer.Typer(help="List, fetch and verify weights.", no_args_is_hel
 train_app = typer.Typer(help="Train models.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 app.add_typer(train_app, name="train")
+train_app.registered_commands += training_app.registered_commands
 console = Console()
 errors = Console(stderr=True)
 

@@ -270,3 +270,19 @@ def test_missing_data_a_bad_device_and_a_bad_folder_are_told(
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"The results cannot go to .*file.*Name another folder"):
         finetune(tiny_config(), shapes_root, tmp_path / "file", "cpu")
+
+
+def test_a_pretrained_encoder_is_where_a_run_starts(whole: Run, tmp_path: Path, tiny_config: Any) -> None:
+    """The encoder alone is taken over; the decoder begins at random, as without it."""
+    fresh = Finetuning(tiny_config(), CPU).model
+    config = tiny_config()
+    section = config.model.model_copy(update={"encoder_init": str(whole.weights)})
+    started = Finetuning(config.model_copy(update={"model": section}), CPU).model
+    pretrained = load_model(whole.weights)
+    for name, value in started.image_encoder.state_dict().items():
+        assert torch.equal(value, pretrained.image_encoder.state_dict()[name].float()), name
+    for name, value in started.mask_decoder.state_dict().items():
+        assert torch.equal(value, fresh.mask_decoder.state_dict()[name]), name
+    section = config.model.model_copy(update={"encoder_init": str(tmp_path / "nowhere.safetensors")})
+    with pytest.raises(WeightsError, match="nowhere"):
+        Finetuning(config.model_copy(update={"model": section}), CPU)

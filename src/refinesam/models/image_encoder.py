@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from refinesam.models.config import ModelConfig
 from refinesam.models.layers import Block, CachedPosEmbed, neck
 
-__all__ = ["HybridEncoder", "ImageFeatures", "ViTEncoder"]
+__all__ = ["HybridEncoder", "ImageFeatures", "LightEncoder", "ViTEncoder"]
 
 EMBED_DIM = 256
 PATCH_SIZE = 16
@@ -46,7 +47,34 @@ class PatchEmbed(nn.Module):
         return self.proj(x).permute(0, 2, 3, 1)
 
 
-class ViTEncoder(nn.Module):
+class LightEncoder(nn.Module, ABC):
+    """What the light encoders share: patches with positions, then blocks of global attention.
+
+    Apart from each other, so that pretraining can leave patches out between the two.
+    """
+
+    blocks: nn.ModuleList
+    pos_embed: nn.Parameter
+
+    @abstractmethod
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels (B, 3, S, S), S a multiple of 16, with positions: (B, S/16, S/16, C)."""
+
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """Transform any N of the embedded patches: (B, N, C) -> (B, N, C)."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (B, 3, S, S) up to the neck: (B, S/16, S/16, C)."""
+        return self._on_grid(self.embed(pixels))
+
+    def _on_grid(self, embedded: Tensor) -> Tensor:
+        return self.run_blocks(embedded.flatten(1, 2)).unflatten(1, embedded.shape[1:3])
+
+
+class ViTEncoder(LightEncoder):
     """EfficientSAM's image encoder: a plain ViT with global attention in every block, then SAM's neck."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -59,16 +87,15 @@ class ViTEncoder(nn.Module):
         self._cached = CachedPosEmbed()
         self._pos_grid = config.pos_grid
 
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, S/16, S/16, C)."""
+        x = self.patch_embed(pixels)
+        pos = self.pos_embed[:, 1:].unflatten(1, (self._pos_grid, self._pos_grid))
+        return x + self._cached.get(pos, x.shape[1])
+
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """Encode normalised pixels (B, 3, S, S), S a multiple of 16."""
-        x = self.patch_embed(pixels)
-        grid = x.shape[1]
-        pos = self.pos_embed[:, 1:].unflatten(1, (self._pos_grid, self._pos_grid))
-        x = (x + self._cached.get(pos, grid)).flatten(1, 2)
-        for block in self.blocks:
-            x = block(x)
-        x = x.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
-        return ImageFeatures(self.neck(x))
+        return ImageFeatures(self.neck(self.tokens(pixels).permute(0, 3, 1, 2)))
 
 
 class ConvBlock(nn.Sequential):
@@ -93,7 +120,7 @@ class ResidualConvBlock(ConvBlock):
         return x + super().forward(x)  # type: ignore[no-untyped-call]
 
 
-class HybridEncoder(nn.Module):
+class HybridEncoder(LightEncoder):
     """A convolutional stem (strides 2, 4, 8, 16) under ViT blocks: local features first, global context on top.
 
     The source paper's future work names it ("fuse lightweight CNN blocks with compact ViT layers"). The stem's maps at
@@ -114,14 +141,17 @@ class HybridEncoder(nn.Module):
         self.high_res4 = nn.Conv2d(quarter, 32, 1)
         self._cached = CachedPosEmbed()
 
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, S/16, S/16, C)."""
+        return self._embed_stem(self.stem8(self.stem4(self.stem2(pixels))))
+
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """Encode normalised pixels (B, 3, S, S), S a multiple of 16."""
         quarter = self.stem4(self.stem2(pixels))
         eighth = self.stem8(quarter)
-        x = self.stem16(eighth).permute(0, 2, 3, 1)
-        grid = x.shape[1]
-        x = (x + self._cached.get(self.pos_embed, grid)).flatten(1, 2)
-        for block in self.blocks:
-            x = block(x)
-        x = x.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+        x = self._on_grid(self._embed_stem(eighth)).permute(0, 3, 1, 2)
         return ImageFeatures(self.neck(x), (self.high_res8(eighth), self.high_res4(quarter)))
+
+    def _embed_stem(self, eighth: Tensor) -> Tensor:
+        x = self.stem16(eighth).permute(0, 2, 3, 1)
+        return x + self._cached.get(self.pos_embed, x.shape[1])

@@ -24,6 +24,8 @@ class ModelSection(Section):
         input_size: side of the square input, a multiple of 16; 0 means the variant's own.
         init: weights of that variant to start from: a name or a file as `refinesam.load` takes it; empty means at
             random.
+        encoder_init: pretrained weights for the image encoder alone, put in after `init`: a file that `refinesam train
+            sami` or `mae` wrote, or as `init`; empty means none.
         trainable: only parameters whose name starts so are trained, such as "image_encoder" (the source paper's
             finetuning) or "mask_decoder.iou_prediction_head"; empty trains all.
     """
@@ -31,6 +33,7 @@ class ModelSection(Section):
     variant: str = "hybrid_ti"
     input_size: Annotated[int, Field(ge=0, multiple_of=16)] = 0
     init: str = ""
+    encoder_init: str = ""
     trainable: str = ""
 
     @field_validator("variant")

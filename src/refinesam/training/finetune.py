@@ -19,7 +19,16 @@ from refinesam.models.promptable import PromptableModel
 from refinesam.predictor import resolve_device
 from refinesam.training.config import FinetuneConfig
 from refinesam.training.data import PromptedCrops, Sample, batches_from, load_sources
-from refinesam.training.loop import JsonLines, WeightAverage, learning_rate, read_checkpoint, write_checkpoint
+from refinesam.training.encoder_file import load_encoder
+from refinesam.training.loop import (
+    JsonLines,
+    WeightAverage,
+    learning_rate,
+    parameter_groups,
+    read_checkpoint,
+    use_bf16,
+    write_checkpoint,
+)
 from refinesam.training.losses import MaskLoss
 from refinesam.training.rounds import round_losses
 from refinesam.training.validate import WholeImages, validate
@@ -49,11 +58,11 @@ class Finetuning:
         self.input_size = self.model.config.input_size
         self.ema = WeightAverage(self.model, config.optim.ema_decay)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config.optim.weight_decay), lr=0.0, betas=config.optim.betas
+            parameter_groups(self.model, config.optim.weight_decay), lr=0.0, betas=config.optim.betas
         )
         self.step = 0
         self.seconds = 0.0
-        self.bf16 = _use_bf16(config.precision, device)
+        self.bf16 = use_bf16(config.precision, device)
 
     def train_step(self, batch: Sample) -> MaskLoss:
         """One optimiser step; returns the first round's loss.
@@ -216,22 +225,26 @@ def _recipe(config: FinetuneConfig) -> dict[str, Any]:
 
 def _initial_model(config: FinetuneConfig) -> PromptableModel:
     section = config.model
-    variant = config_named(section.variant)
-    if not section.init:
-        # The caller's own random numbers stay as they were.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)
-            return build_model(replace(variant, input_size=section.input_size or variant.input_size))
-    model = load_model(section.init)
-    if model.config.name != variant.name:
+    model = _random_model(config) if not section.init else load_model(section.init)
+    if model.config.name != section.variant:
         raise ConfigError(
-            f"model.init = {section.init!r} is of the variant {model.config.name}, model.variant is {variant.name}. "
+            f"model.init = {section.init!r} is of the variant {model.config.name}, model.variant is {section.variant}. "
             "Make them agree, or leave model.init out."
         )
+    if section.encoder_init:
+        load_encoder(model, section.encoder_init)
     if section.input_size:
         # All of the weights fit any size: the position embedding is resized when it is used.
         model.config = replace(model.config, input_size=section.input_size)
     return model
+
+
+def _random_model(config: FinetuneConfig) -> PromptableModel:
+    variant = config_named(config.model.variant)
+    # The caller's own random numbers stay as they were.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return build_model(replace(variant, input_size=config.model.input_size or variant.input_size))
 
 
 def _freeze_others(model: nn.Module, trainable: str) -> None:
@@ -241,23 +254,3 @@ def _freeze_others(model: nn.Module, trainable: str) -> None:
         raise ConfigError(f"model.trainable = {trainable!r} is the start of no parameter; try {', '.join(parts)}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trainable))
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels only; biases, norms, tokens and position embeddings are left alone."""
-    kernels = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
-    }
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in trained if name in kernels]
-    others = [parameter for name, parameter in trained if name not in kernels]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _use_bf16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        # Without the hardware torch emulates it, slower than float32.
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"

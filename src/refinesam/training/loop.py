@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from refinesam.errors import WeightsError
 from refinesam.files import replacing
 
-__all__ = ["JsonLines", "WeightAverage", "learning_rate", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "JsonLines",
+    "WeightAverage",
+    "learning_rate",
+    "parameter_groups",
+    "read_checkpoint",
+    "use_bf16",
+    "write_checkpoint",
+]
 
 
 def learning_rate(
@@ -27,6 +35,27 @@ def learning_rate(
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     remaining = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
     return final + (peak - final) * remaining
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Divide what is trained for an optimiser: matrices and kernels decay, all else (norms, positions) does not."""
+    kernels = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    }
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trained if name in kernels]
+    others = [parameter for name, parameter in trained if name not in kernels]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether a forward pass runs in bfloat16: "bf16" always, "fp32" never, "auto" on a GPU that has it."""
+    if precision == "auto":
+        # Without the hardware torch emulates it, slower than float32.
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
 
 
 class WeightAverage:

@@ -1,0 +1,100 @@
+"""`refinesam train sami | mae | classify`: mounted by the command line, which imports no torch before it is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from refinesam.training.pretrain import PretrainReport
+    from refinesam.training.pretrain_config import MaeConfig, SamiConfig
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+# Of torchrun's processes the first one speaks.
+SILENT = os.environ.get("RANK", "0") != "0"
+console = Console(quiet=SILENT)
+errors = Console(stderr=True, quiet=SILENT)
+
+ConfigArgument = Annotated[Path, typer.Argument(help="TOML file with the settings.")]
+ImagesOption = Annotated[Path, typer.Option(help="Folder of images, at any depth, or of tar shards; no labels needed.")]
+RunOption = Annotated[Path, typer.Option(help="Folder for checkpoint, log and encoder; an unfinished run resumes.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+@app.command()
+def sami(config: ConfigArgument, data: ImagesOption, output: RunOption, device: DeviceOption = "auto") -> None:
+    """Pretrain a light encoder to reconstruct a frozen teacher's features from a quarter of the patches."""
+    from refinesam.training.pretrain_config import SamiConfig
+    from refinesam.training.settings import read_settings
+
+    _pretrain(read_settings(config, SamiConfig), data, output, device)
+
+
+@app.command()
+def mae(config: ConfigArgument, data: ImagesOption, output: RunOption, device: DeviceOption = "auto") -> None:
+    """Pretrain a light encoder to reconstruct pixels: the baseline beside SAMI."""
+    from refinesam.training.pretrain_config import MaeConfig
+    from refinesam.training.settings import read_settings
+
+    _pretrain(read_settings(config, MaeConfig), data, output, device)
+
+
+@app.command()
+def classify(
+    config: ConfigArgument,
+    data: Annotated[Path, typer.Option(help="Folder of the labelled images.")],
+    output: Annotated[Path, typer.Option(help="Folder for the accuracy, and finetuning's checkpoint.")],
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure an encoder by classification: a linear probe, or finetuning."""
+    from refinesam.training.classify import classify as run
+    from refinesam.training.classify_config import ClassifyConfig
+    from refinesam.training.settings import read_settings
+
+    settings = read_settings(config, ClassifyConfig)
+    with _progress() as update:
+        found = run(settings, data, output, device, on_progress=update)
+    low, high = found.interval
+    console.print(
+        f"Top-1 {found.top1:.1%} ({found.correct} of {found.images} images, 95 % interval {low:.1%} to {high:.1%}), "
+        f"mean over {found.classes} classes {found.class_mean:.1%}; {found.damaged} images could not be read.",
+        soft_wrap=True,
+    )
+
+
+def _pretrain(settings: SamiConfig | MaeConfig, data: Path, output: Path, device: str) -> None:
+    from refinesam.training.pretrain import pretrain
+
+    damaged = 0
+    with _progress() as update:
+
+        def on_report(report: PretrainReport) -> None:
+            nonlocal damaged
+            damaged = report.damaged
+            text = f"loss {report.loss:.4g} (mean target {report.mean_target_loss:.4g})"
+            update(text if report.stage == "steps" else "caching targets", report.done, report.total)
+
+        path = pretrain(settings, data, output, device, on_report=on_report)
+    console.print(f"Encoder: {path}", soft_wrap=True)
+    if damaged:
+        console.print(
+            f"{damaged} images or shards could not be read; {output / 'log.jsonl'} names them.", soft_wrap=True
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda text, done, total: progress.update(task, completed=done, total=total, description=text)
