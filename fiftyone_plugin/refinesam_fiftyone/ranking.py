@@ -2,8 +2,9 @@
 
 Signals, the higher the more suspicious: the model predicts a low IoU of the refined mask; it predicted a large gain, so
 it had doubts about the first one; the two masks disagree; the first mask is in pieces or ragged, the refined one has
-holes. Each signal becomes a percentile among the objects at hand. The three of shape count as one, and the mean of
-the four is an object's suspicion.
+holes. An object's suspicion is the mean of two of them as percentiles among the objects at hand, low predicted IoU and
+raggedness: on twelve sources that found failures better than either alone, and the other signals added nothing
+(benchmarks/fiftyone_report.py prints how good each is).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from .storing_values import store_values
 
 __all__ = ["SIGNALS", "RankingQuality", "add_signals", "rank", "rank_rows", "ranking_quality"]
 
-_SHAPE: Final = ("pieces", "holes", "raggedness")
-SIGNALS: Final = ("low_predicted_iou", "predicted_gain", "disagreement", *_SHAPE)
+SIGNALS: Final = ("low_predicted_iou", "predicted_gain", "disagreement", "pieces", "holes", "raggedness")
+SUSPICION: Final = "suspicion"
+_SUSPICIOUS: Final = ["low_predicted_iou", "raggedness"]
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,26 @@ class RankingQuality:
     failed: int
 
 
-def rank(samples: Any, *, run_key: str = "refinesam") -> pd.DataFrame:
+def rank(samples: Any, *, run_key: str = "refinesam", by: str = SUSPICION) -> pd.DataFrame:
     """Order a run's objects by how suspicious their masks are, and write the order of the samples into the dataset.
 
     Labels get the attribute "disagreement", 1 - IoU of a prompt's two masks, where they lack it. Samples get the field
     "{key}_rank": 1 for the one with the most suspicious object. The order is one among these samples, so ranks that
     others have from earlier calls are removed. Label filters of a view are not looked at.
 
+    Args:
+        samples: a dataset or view.
+        run_key: of a run that `compare` made.
+        by: "suspicion", or one of `SIGNALS`.
+
     Returns:
         The rows of `read_rows` that have a mask, the most suspicious first, with `SIGNALS`, "suspicion" (0 to 1) and
         "rank" (of the object, from 1).
 
     Raises:
-        ConfigError: no such run.
+        ConfigError: no such run, or no such signal.
     """
+    _check_signal(by)
     run = Fields(run_key)
     dataset, ids = dataset_and_ids(samples)
     read_settings(dataset, run)
@@ -74,16 +82,22 @@ def rank(samples: Any, *, run_key: str = "refinesam") -> pd.DataFrame:
     if lacking:
         _write_disagreement(dataset, run, lacking)
         rows = _answered(read_rows(whole, run_key))
-    rows = rank_rows(rows)
+    rows = rank_rows(rows, by=by)
     dataset.clear_sample_field(field)
     order = rows["sample_id"].drop_duplicates().tolist()
     dataset.set_values(field, {sample_id: place for place, sample_id in enumerate(order, start=1)}, key_field="id")
     return rows
 
 
-def rank_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def _check_signal(by: str) -> None:
+    if by not in (SUSPICION, *SIGNALS):
+        raise ConfigError(f"Objects cannot be ranked by {by!r}; choose one of {', '.join((SUSPICION, *SIGNALS))}.")
+
+
+def rank_rows(rows: pd.DataFrame, *, by: str = SUSPICION) -> pd.DataFrame:
     """Return rows of `read_rows` that have a mask, the most suspicious first, as `rank` does, but write nothing."""
-    ranked = add_signals(_answered(rows)).sort_values("suspicion", ascending=False, kind="stable", ignore_index=True)
+    _check_signal(by)
+    ranked = add_signals(_answered(rows)).sort_values(by, ascending=False, kind="stable", ignore_index=True)
     return ranked.assign(rank=np.arange(1, len(ranked) + 1))
 
 
@@ -110,7 +124,7 @@ def _disagreements(sample: StoredSample, run: Fields) -> dict[str, float]:
 
 
 def add_signals(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows of `read_rows` with `SIGNALS` and "suspicion", their percentiles' mean, as columns."""
+    """Return rows of `read_rows` with `SIGNALS` and "suspicion" as columns."""
     signals = pd.DataFrame(
         {
             "low_predicted_iou": 1 - rows["pred_iou_amr"],
@@ -122,9 +136,7 @@ def add_signals(rows: pd.DataFrame) -> pd.DataFrame:
         }
     )
     # A percentile of ties is that of their middle, so what all objects share tells nothing of any.
-    percentiles = signals.rank(pct=True)
-    shape = percentiles[list(_SHAPE)].mean(axis=1)
-    suspicion = percentiles.drop(columns=list(_SHAPE)).assign(shape=shape).mean(axis=1)
+    suspicion = signals[_SUSPICIOUS].rank(pct=True).mean(axis=1)
     return rows.assign(**{name: signals[name] for name in SIGNALS}, suspicion=suspicion)
 
 
@@ -150,7 +162,7 @@ def ranking_quality(
     images, places = np.unique(rows["sample_id"].to_numpy(str), return_inverse=True)
     draws = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples)
     failed = (rows["amr_iou"] < failed_below).to_numpy()
-    return {name: _quality(rows[name].to_numpy(np.float64), failed, places, draws) for name in (*SIGNALS, "suspicion")}
+    return {name: _quality(rows[name].to_numpy(np.float64), failed, places, draws) for name in (*SIGNALS, SUSPICION)}
 
 
 def _quality(
