@@ -39,7 +39,13 @@ MARGIN: Final = 0.35
 CAPTION: Final = 36
 GAP: Final = 6
 
-_STRATEGIES: Final = {"centre": "in the centres of parts", "boundary": "near the boundary", "none": "none"}
+_STRATEGIES: Final = {
+    "centre": "two points in the middle of the mask",
+    "boundary": "two points on its boundary",
+    "feedback": "a second look at the whole image",
+    "zoom": "closer looks at the object",
+    "none": "nothing",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +182,7 @@ def _facts(baseline: Any, amr: Any, scene: _Scene) -> dict[str, str]:
         "Predicted IoU, after refinement": _number(_value(amr, "predicted_iou")),
         "Kept": {"first": "the first mask", "refined": "the refined mask"}.get(str(_value(amr, "kept")), ""),
         "Reason": str(_value(amr, "reason") or ""),
-        "Points placed": _STRATEGIES.get(str(_value(amr, "strategy")), str(_value(amr, "strategy") or "")),
+        "Refinement tried": _STRATEGIES.get(str(_value(amr, "strategy")), str(_value(amr, "strategy") or "")),
         "Parts of the first mask (kappa)": str(_value(baseline, "kappa")),
         "Compactness of the first mask": _number(_value(baseline, "compactness")),
         "Pixels that differ": f"{np.count_nonzero(scene.baseline ^ scene.amr)}",

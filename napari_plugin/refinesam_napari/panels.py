@@ -225,11 +225,21 @@ class PromptPanel(QGroupBox):
         self.told.setText("\n".join(lines))
 
 
+# What each strategy of refinement does, in few words.
+STRATEGIES = {
+    "centre": "points in the centre",
+    "boundary": "points on the boundary",
+    "feedback": "a second look",
+    "zoom": "closer looks",
+    "none": "nothing to try",
+}
+
+
 def described(report: RefinementReport) -> str:
     """Tell what refinement saw, did and decided, in a few lines."""
     after = "none" if report.score_after != report.score_after else f"{report.score_after:.2f}"
     return (
-        f"κ {report.kappa}, Q {report.compactness:.2f} → {report.strategy} points\n"
+        f"κ {report.kappa}, Q {report.compactness:.2f} → {STRATEGIES[report.strategy]}\n"
         f"predicted IoU {report.score_before:.2f} before, {after} after: kept {report.kept}\n{report.reason}"
     )
 

@@ -36,7 +36,7 @@ class RefinedRecord:
         iou: of the mask that it returned.
         predicted_iou: of that mask.
         rejected_iou: of the candidate that it decoded and did not keep, None when there was none.
-        strategy: "centre", "boundary" or "none".
+        strategy: see `refinesam.types.RefinementReport`.
         kappa: connected components of the first mask.
         compactness: Q = 4 pi Area / Perimeter^2 of the first mask.
         kept: "first" or "refined".
