@@ -44,8 +44,8 @@ class ServiceOptions:
 
         Args:
             extra_params: an object, the same as JSON text, or nothing. "amr": true, false, "fast", "full", "paper" or
-                the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle"; "everything": true, false or the
-                settings of `AutomaticMaskGenerator`; "max_masks"; "label".
+                the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle"; "everything": true,
+                false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label".
 
         Raises:
             ConfigError: an unknown name, or a value of the wrong kind or out of range.
