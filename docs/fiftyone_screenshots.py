@@ -1,11 +1,16 @@
 """Take the pictures of docs/fiftyone.md from the real App, with real mouse and key events.
 
-PYTHONPATH=tests python docs/fiftyone_screenshots.py
+    PYTHONPATH=tests/fiftyone:tests python docs/fiftyone_screenshots.py
+    PYTHONPATH=tests python docs/fiftyone_screenshots.py --report refinesam-report --run random_2_full
+
+The second takes that of the README, from the dataset that benchmarks/fiftyone_report.py leaves in one's own MongoDB.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -94,6 +99,37 @@ def main(home: Path) -> None:
         take(person, "explain")
 
 
+def report(name: str, run_key: str) -> None:
+    """Take the picture of one run of a dataset that is there."""
+    os.environ["FIFTYONE_PLUGINS_DIR"] = str(Path(__file__).parents[1] / "fiftyone_plugin")
+    import fiftyone as fo
+
+    from real_fiftyone import app
+    from refinesam_fiftyone.schema import list_runs
+
+    # What the panel shows at first.
+    newest = list_runs(fo.load_dataset(name))[-1]
+    with app(viewport=(1500, 1250)) as person:
+        page = person.page
+        person.open_dataset(name)
+        person.open_panel()
+        person.plot(1).wait_for()
+        if newest != run_key:
+            page.get_by_role("combobox").filter(has_text=newest).click()
+            page.get_by_role("option", name=run_key, exact=True).click()
+            page.wait_for_timeout(5000)
+        page.get_by_role("combobox").filter(has_text="All objects").click()
+        page.get_by_role("option", name="Size of the object").click()
+        take(person, "report")
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", help="name of a dataset")
+    parser.add_argument("--run", default="random_2_full")
+    arguments = parser.parse_args()
+    if arguments.report:
+        report(arguments.report, arguments.run)
+        raise SystemExit
     with tempfile.TemporaryDirectory() as folder:
         main(Path(folder))
