@@ -3,13 +3,14 @@
     python benchmarks/fiftyone_report.py --data DATA --images 10
 
 DATA holds one folder a source, SOURCE/images and SOURCE/instances_val.json. Needs refinesam[fiftyone] and a MongoDB as
-FiftyOne finds it. The dataset stays, under --name, to be looked at in the App.
+FiftyOne finds it. The dataset stays, under --name, to be looked at in the App; called again, the script goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ PROTOCOLS = {"random_2": "random-2", "box": "boxes"}
 
 def main() -> None:
     arguments = parsed()
+    if arguments.anew and fo.dataset_exists(arguments.name):
+        fo.delete_dataset(arguments.name)
     dataset = load(arguments.data, arguments.sources, arguments.images, arguments.name)
     found: dict[str, Any] = {"images": len(dataset), "objects": dataset.count("ground_truth.detections"), "runs": {}}
     for protocol, prompts in PROTOCOLS.items():
@@ -54,14 +57,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=10, help="of each source, the first of its validation images")
     parser.add_argument("--amr", nargs="+", default=["fast", "paper"], choices=["fast", "full", "paper"])
     parser.add_argument("--name", default="refinesam-report")
+    parser.add_argument("--anew", action="store_true", help="delete the dataset of that name first")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def load(data: Path, sources: list[str], images: int, name: str) -> fo.Dataset:
-    """Make the dataset anew; samples are tagged with their source."""
+    """Return the dataset, made if it is not there; samples are tagged with their source."""
     if fo.dataset_exists(name):
-        fo.delete_dataset(name)
+        return fo.load_dataset(name)
     dataset = fo.Dataset(name, persistent=True)
     for source in sources:
         importer = COCODetectionDatasetImporter(
@@ -96,14 +100,15 @@ def run(dataset: fo.Dataset, key: str, prompts: str, amr: str) -> dict[str, Any]
     ap = coco_ap(dataset, key, class_agnostic=True)
     print(ap.round(3).to_string())
     quality = ranking_quality(rows)
-    print("ranking", quality)
+    print("AUROC", {name: one.auroc and round(one.auroc, 3) for name, one in quality.items()})
     return {
         "comparison": {"encoded": done.encoded, "prompts": done.prompts, "failures": dict(done.failures)},
-        "seconds": round(seconds, 1),
+        # Of a run that was made before there is no time to tell.
+        "seconds": None if done.skipped else round(seconds, 1),
         "tables": {name: plain(table) for name, table in tables.items()},
         "coco_ap_class_agnostic": plain(ap),
         "calibration_error": calibration_error(calibration(rows)),
-        "ranking": plain(pd.DataFrame(quality)) if isinstance(quality, pd.DataFrame) else quality,
+        "ranking": {name: asdict(one) for name, one in quality.items()},
     }
 
 

@@ -57,12 +57,16 @@ def coins(folder: Path) -> Any:
     return dataset
 
 
-def take(person: Any, name: str) -> None:
+def take(person: Any, name: str, panel_alone: bool = False) -> None:
     # Overlays are drawn late.
     person.page.mouse.move(5, 5)
     person.page.wait_for_timeout(8000)
     PICTURES.mkdir(exist_ok=True)
-    with Image.open(io.BytesIO(person.page.screenshot())) as image:
+    clip = None
+    if panel_alone:
+        tab, window = person.page.locator('[data-cy="panel-tab-comparison"]').bounding_box(), person.page.viewport_size
+        clip = {**tab, "width": window["width"] - tab["x"], "height": window["height"] - tab["y"]}
+    with Image.open(io.BytesIO(person.page.screenshot(clip=clip))) as image:
         image.convert("RGB").save(PICTURES / f"{name}.png", optimize=True)
     print(PICTURES / f"{name}.png")
 
@@ -105,11 +109,14 @@ def report(name: str, run_key: str) -> None:
     import fiftyone as fo
 
     from real_fiftyone import app
+    from refinesam_fiftyone.rows import read_rows
     from refinesam_fiftyone.schema import list_runs
 
+    dataset = fo.load_dataset(name)
     # What the panel shows at first.
-    newest = list_runs(fo.load_dataset(name))[-1]
-    with app(viewport=(1500, 1250)) as person:
+    newest = list_runs(dataset)[-1]
+    helped = int((read_rows(dataset, run_key)["bucket"] == "amr_helped").sum())
+    with app(viewport=(1900, 1200)) as person:
         page = person.page
         person.open_dataset(name)
         person.open_panel()
@@ -117,10 +124,12 @@ def report(name: str, run_key: str) -> None:
         if newest != run_key:
             page.get_by_role("combobox").filter(has_text=newest).click()
             page.get_by_role("option", name=run_key, exact=True).click()
-            page.wait_for_timeout(5000)
+        page.get_by_text(f"Refinement helped: {helped}").wait_for()
         page.get_by_role("combobox").filter(has_text="All objects").click()
         page.get_by_role("option", name="Size of the object").click()
-        take(person, "report")
+        page.get_by_role("cell", name="medium").wait_for()
+        # The samples are not ours to show.
+        take(person, "report", panel_alone=True)
 
 
 if __name__ == "__main__":
