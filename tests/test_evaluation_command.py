@@ -350,3 +350,17 @@ def test_a_curve_leaves_out_what_is_missing_and_text_is_escaped() -> None:
     svg = curve([0.5, None, 1.0], "a < b & c", "clicks")
     assert re.search(r'points="48\.0,124\.0 408\.0,28\.0"', svg)
     assert "a &lt; b &amp; c" in svg
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("full", "consensus"), ("fast", "consensus"), ("paper", "paper_equation"), ("paper-prose", "paper_prose")],
+)
+def test_the_refinement_can_be_chosen(
+    monkeypatch: pytest.MonkeyPatch, data: Path, weights: Path, tmp_path: Path, name: str, rule: str
+) -> None:
+    report = tmp_path / "report.json"
+    asked = ["--refine", "--amr", name, "--limit", 1, "--weights", weights, "--json", report]
+    assert run(monkeypatch, *given(data), *asked) == 0
+    refine = json.loads(report.read_text())["summary"]["refine"]
+    assert refine["rule"] == rule and (name != "fast" or refine["zooms"] == [])

@@ -13,6 +13,7 @@ from rich.console import Console
 from refinesam.errors import ConfigError
 
 if TYPE_CHECKING:
+    from refinesam.amr import AMRConfig
     from refinesam.evaluation.presets import PresetName
     from refinesam.evaluation.running import Outcome, Request
 
@@ -30,6 +31,9 @@ def evaluate(
         typer.Option(help="How objects are prompted; noc: clicks until the mask is good."),
     ] = "box",
     refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
+    amr: Annotated[
+        Literal["full", "fast", "paper", "paper-prose"], typer.Option(help="Which refinement, with --refine.")
+    ] = "full",
     weights: Annotated[str, typer.Option(help="Name of `refinesam weights list`, or a file.")] = "builtin",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
@@ -53,20 +57,24 @@ def evaluate(
 ) -> None:
     """Measure mIoU against ground truth, per category and size, with and without refinement; clicks, AP and AR."""
     if preset is not None:
-        changed = {"--protocol": protocol != "box", "--weights": weights != "builtin", "--refine": refine}
+        changed = {
+            "--protocol": protocol != "box",
+            "--weights": weights != "builtin",
+            "--refine": refine,
+            "--amr": amr != "full",
+        }
         _check_fixed({**changed, "--choose": choose, "--lvis": lvis, "--proposals": proposals, "--parquet": parquet})
         _run_preset(preset, annotations, images, device, ap, limit, seed, json, html)
         return
     if annotations is None or images is None:
         raise ConfigError("Give --annotations, a COCO JSON file, and --images, the folder of the images it names.")
-    from refinesam.amr import AMRConfig
     from refinesam.evaluation.running import Request
 
     request = Request(
         annotations=annotations,
         images=images,
         protocol=protocol,
-        refine=AMRConfig() if refine else None,
+        refine=_refinement(amr) if refine else None,
         seed=seed,
         limit_images=limit,
         choose=choose,
@@ -78,6 +86,13 @@ def evaluate(
         backend=backend,
     )
     _run(request, weights, device, json, parquet, html)
+
+
+def _refinement(name: str) -> AMRConfig:
+    from refinesam.amr import AMRConfig
+
+    named = {"full": AMRConfig.full, "fast": AMRConfig.fast, "paper": AMRConfig.paper}
+    return named[name]() if name in named else AMRConfig(rule="paper_prose")
 
 
 def _check_fixed(options: Mapping[str, object]) -> None:
