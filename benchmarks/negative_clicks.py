@@ -4,12 +4,14 @@
 
 For each object: predict from one click (and from its box); where the mask covers at least 20 pixels too many, click
 "not on the object" in the middle of them, as a user would, with the previous logits fed back; count whether the clicked
-pixel is gone, and what that does to the IoU.
+pixel is gone, and what that does to the IoU. With --training-free the model is taken for one that was never trained on
+negative clicks and takes no mask, as the released EfficientSAM, so that all are answered by subtraction.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -40,9 +42,12 @@ def main() -> None:
     parser.add_argument("--weights", default="builtin")
     parser.add_argument("--images", type=int, default=8, help="of each source")
     parser.add_argument("--objects", type=int, default=8, help="of each image")
+    parser.add_argument("--training-free", action="store_true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     session = refinesam.load(arguments.weights)
+    if arguments.training_free:
+        session.model.capabilities = replace(session.capabilities, negative_points=False, mask_prompt=False)
     rows = []
     for source in arguments.sources:
         folder = read_coco_folder(
