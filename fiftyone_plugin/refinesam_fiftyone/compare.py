@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refinesam
-from refinesam import AMRConfig, ConfigError, DatasetError, ImageError, Item, RefineSAMError, Session, segment_batch
+from refinesam import AMRConfig, ConfigError, DatasetError, Item, RefineSAMError, Session, segment_batch
 
 from .answers import SampleResult, failed_sample, sample_result
 from .prompting import Asked, ask, file_stamp, source_digest, source_field
@@ -243,5 +243,5 @@ def _pixels(path: str, labels: list[Any] | None) -> NDArray[np.uint8] | tuple[st
         return "missing_file", f"There is no file {name}: restore it, or remove the sample."
     try:
         return refinesam.read_image(path)
-    except (ImageError, RefineSAMError) as error:
+    except RefineSAMError as error:
         return "unreadable_image", str(error).replace(path, name)
