@@ -14,7 +14,7 @@ from napari.layers import Image, Labels, Points
 from qtpy.QtWidgets import QApplication
 
 from napari_gui import Gui
-from refinesam import Prediction, Prompt, RefinementReport
+from refinesam import AMRConfig, Prediction, Prompt, RefinementReport
 from refinesam_napari import inference
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.geometry import FREE, Plane
@@ -66,7 +66,7 @@ class FakeImage:
     def predict(self, prompt: Prompt) -> Prediction:
         return self._predict(prompt, FIRST)
 
-    def refine(self, first: Prediction) -> Prediction:
+    def refine(self, first: Prediction, config: AMRConfig) -> Prediction:
         points = np.float32([[3, 4]])
         report = RefinementReport(1, 0.5, "centre", "rule", points, 0.8, 0.9, "refined", "It is better.")
         return self._predict(first.prompt, REFINED, report)
