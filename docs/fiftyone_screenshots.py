@@ -24,7 +24,6 @@ PICTURES = Path(__file__).parent / "fiftyone"
 # Of the picture of coins: rows and columns of the tiles that become samples.
 TILE_ROWS, TILE_COLUMNS = 2, 3
 SMALLEST_COIN_PX = 300
-WHOLE_DATASET = "Whole dataset"
 
 
 def coins(folder: Path) -> Any:
@@ -91,13 +90,6 @@ def main(home: Path) -> None:
         page.get_by_role("combobox").filter(has_text="All objects").click()
         page.get_by_role("option", name="Parts of the first mask").click()
         take(person, "panel")
-        person.plot(0).locator(".point path").first.click(force=True)
-        page.locator("[title*='Select']").first.wait_for(state="attached")
-        take(person, "bar")
-        page.get_by_role("button", name=WHOLE_DATASET).click()
-        page.get_by_text(f"in {len(dataset)} samples of the current view").wait_for()
-        # The last answer to the new view has come.
-        page.wait_for_timeout(5000)
         page.get_by_role("button", name="Explain", exact=True).click()
         page.locator("img[src^='data:image/png;base64']").wait_for()
         take(person, "explain")
