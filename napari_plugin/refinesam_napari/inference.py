@@ -20,6 +20,15 @@ from refinesam_napari.images import CropReader, ImageSnapshot
 
 __all__ = ["Answer", "Model", "Request", "answer", "encode", "mask_from_prediction", "prompt_from_plane", "sessions"]
 
+# What each strategy of refinement does, in few words.
+_STRATEGIES = {
+    "centre": "points in the centre",
+    "boundary": "points on the boundary",
+    "feedback": "a second look",
+    "zoom": "closer looks",
+    "none": "nothing to try",
+}
+
 
 @dataclass(frozen=True)
 class Model:
@@ -119,6 +128,17 @@ class Answer:
     def score(self) -> float:
         """Predicted IoU of `mask`."""
         return self.first_score if self.refined_score is None else self.refined_score
+
+    def told(self) -> str:
+        """Return what refinement saw, did and decided, in a few lines; "" without it."""
+        report = self.report
+        if report is None:
+            return ""
+        after = "none" if report.score_after != report.score_after else f"{report.score_after:.2f}"
+        return (
+            f"κ {report.kappa}, Q {report.compactness:.2f} → {_STRATEGIES[report.strategy]}\n"
+            f"predicted IoU {report.score_before:.2f} before, {after} after: kept {report.kept}\n{report.reason}"
+        )
 
     @property
     def report_points(self) -> list[tuple[float, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtWidgets import (
@@ -28,9 +27,6 @@ from refinesam_napari.controller import Controller
 from refinesam_napari.crops import CROP_MODES
 from refinesam_napari.images import INTENSITIES
 from refinesam_napari.inference import Model
-
-if TYPE_CHECKING:
-    from refinesam import RefinementReport
 
 __all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel", "button"]
 
@@ -219,29 +215,10 @@ class PromptPanel(QGroupBox):
         mask = found.first if options.show_first else found.mask
         lines = [f"{mask.area:,} pixels, predicted IoU {found.first_score:.2f}"]
         if found.report is not None:
-            lines = [f"{mask.area:,} pixels", described(found.report)]
+            lines = [f"{mask.area:,} pixels", found.told()]
         if found.negatives == "subtracted":
             lines.append("negative clicks: what lies under them was taken away")
         self.told.setText("\n".join(lines))
-
-
-# What each strategy of refinement does, in few words.
-STRATEGIES = {
-    "centre": "points in the centre",
-    "boundary": "points on the boundary",
-    "feedback": "a second look",
-    "zoom": "closer looks",
-    "none": "nothing to try",
-}
-
-
-def described(report: RefinementReport) -> str:
-    """Tell what refinement saw, did and decided, in a few lines."""
-    after = "none" if report.score_after != report.score_after else f"{report.score_after:.2f}"
-    return (
-        f"κ {report.kappa}, Q {report.compactness:.2f} → {STRATEGIES[report.strategy]}\n"
-        f"predicted IoU {report.score_before:.2f} before, {after} after: kept {report.kept}\n{report.reason}"
-    )
 
 
 class ObjectsPanel(QGroupBox):

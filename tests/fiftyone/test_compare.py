@@ -118,10 +118,15 @@ def test_the_points_of_the_papers_amr_are_kept(dataset, tmp_path):
 
 def test_closer_looks_are_a_choice(dataset, tmp_path):
     """The full refinement re-encodes parts of the image; the others need one encoding for each image."""
-    fill(dataset, tmp_path, 1)
+    image = np.full((240, 320, 3), 10, np.uint8)
+    image[100:130, 150:190] = 200
+    cv2.imwrite(str(tmp_path / "small.png"), image)
+    box = fo.Detection(bounding_box=[150 / 320, 100 / 240, 40 / 320, 30 / 240])
+    dataset.add_sample(fo.Sample(str(tmp_path / "small.png"), truth=fo.Detections(detections=[box])))
     calls = {}
     for amr in AMR_SETTINGS:
-        model = session()
+        # Closer looks are for models that take a mask as a prompt.
+        model = Session(FloodModel(negative_points=True, mask_prompt=True, max_points=None))
         compare(dataset, replace(BOXES, amr=amr), session=model)
         calls[amr] = model.model.encoded
     assert calls["fast"] == calls["paper"] == 1 < calls["full"]

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+ProtocolOption = Annotated[
+    Literal["box", "noisy-box", "points-1", "points-3", "points-5", "random-2", "noc"],
+    typer.Option(help="How objects are prompted; noc: clicks until the mask is good."),
+]
+RefinementOption = Annotated[
+    Literal["full", "fast", "paper", "paper-prose"], typer.Option(help="Which refinement, with --refine.")
+]
 console = Console()
 errors = Console(stderr=True)
 
@@ -26,14 +33,9 @@ errors = Console(stderr=True)
 def evaluate(
     annotations: Annotated[Path | None, typer.Option(help="COCO or LVIS JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images it names.")] = None,
-    protocol: Annotated[
-        Literal["box", "noisy-box", "points-1", "points-3", "points-5", "random-2", "noc"],
-        typer.Option(help="How objects are prompted; noc: clicks until the mask is good."),
-    ] = "box",
+    protocol: ProtocolOption = "box",
     refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
-    amr: Annotated[
-        Literal["full", "fast", "paper", "paper-prose"], typer.Option(help="Which refinement, with --refine.")
-    ] = "full",
+    amr: RefinementOption = "full",
     weights: Annotated[str, typer.Option(help="Name of `refinesam weights list`, or a file.")] = "builtin",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
