@@ -36,6 +36,7 @@ from refinesam.files import replacing, write_json
 from refinesam.masks import decode_segmentation, mask_iou
 from refinesam.second_looks import LEAST_AGREEMENT, LEAST_GAIN
 from refinesam.session import EncodedImage, Session
+from refinesam.training.calibration import Scores
 from refinesam.types import Prediction, Prompt
 
 PROTOCOLS = ("box", "noisy-box", "points-3", "random-2", "points-1")
@@ -305,10 +306,8 @@ def calibration(pairs: list[tuple[float, float]]) -> dict[str, float] | None:
     """Expected calibration error in 10 bins, and the mean signed error, of (predicted, true) IoUs."""
     if not pairs:
         return None
-    predicted, true = np.array(pairs).T
-    bins = np.clip((predicted * 10).astype(int), 0, 9)
-    errors = [abs((predicted[bins == b] - true[bins == b]).mean()) * (bins == b).mean() for b in np.unique(bins)]
-    return {"masks": len(pairs), "ece": float(sum(errors)), "mean_error": float((predicted - true).mean())}
+    scores = Scores(*np.array(pairs).T)
+    return {"masks": len(pairs), "ece": scores.error, "mean_error": scores.bias}
 
 
 def mapped(pairs: list[tuple[str, float, float]]) -> list[tuple[float, float]]:

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("refinesam", deadline=None, print_blob=True)
 settings.load_profile("refinesam")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hybrid at 64 x 64 with random weights: it answers nonsense, quickly and always the same."""
+    from dataclasses import replace
+
+    import torch
+
+    from fakes import with_positive_scores
+    from refinesam.models.build import build_model
+    from refinesam.models.config import config_named
+    from refinesam.weights import save_weights
+
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(replace(config_named("hybrid_ti"), input_size=64))
+    with_positive_scores(model)
+    save_weights(model, path)
+    return path

@@ -11,29 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from fakes import with_positive_scores
 from refinesam.cli import main
 from refinesam.images import read_image, write_png
 from refinesam.masks import coco_document, decode_rle
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The hybrid at 64 x 64 with random weights: it answers nonsense, quickly and always the same."""
-    from dataclasses import replace
-
-    from refinesam.models.build import build_model
-    from refinesam.models.config import config_named
-    from refinesam.weights import save_weights
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    model = build_model(replace(config_named("hybrid_ti"), input_size=64))
-    with_positive_scores(model)
-    save_weights(model, path)
-    return path
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import torch
 
 import refinesam
 from evaluation_fakes import annotation
-from fakes import with_positive_scores
 from refinesam.cli import main
 from refinesam.errors import DatasetError
 from refinesam.evaluation import presets
@@ -39,21 +38,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The hybrid at 64 x 64 with random weights: it answers nonsense, quickly and always the same."""
-    from refinesam.models.build import build_model
-    from refinesam.models.config import config_named
-    from refinesam.weights import save_weights
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    model = build_model(replace(config_named("hybrid_ti"), input_size=64))
-    with_positive_scores(model)
-    save_weights(model, path)
-    return path
 
 
 @pytest.fixture(scope="module")

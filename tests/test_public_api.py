@@ -46,6 +46,7 @@ PUBLIC_NAMES = [
     "read_image",
     "replacing",
     "segment_batch",
+    "size_of",
     "write_json",
 ]
 # Top-level modules that cost seconds, or need a display, and so may not come with the import or with --help.

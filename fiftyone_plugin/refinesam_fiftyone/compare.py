@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -187,17 +187,21 @@ class _Work:
         found, kind = sample[name], "keypoints" if self.settings.prompts == "keypoints" else "detections"
         return [] if found is None else list(found[kind])
 
-    def _digest(self, sample: Any, labels: list[Any] | None) -> str:
+    @cached_property
+    def _config(self) -> AMRConfig:
+        return amr_config(self.settings)
+
+    @cached_property
+    def _asked(self) -> tuple[object, ...]:
+        """What a result hangs on beside its own sample."""
         settings = self.settings.to_dict()
         if self.settings.prompts != "random-2":
             del settings["truth_field"]  # Asked for by the evaluation alone.
-        parts = (
-            sorted(settings.items()),
-            repr(amr_config(self.settings)),
-            self.session.model.fingerprint,
-            file_stamp(Path(sample.filepath)),
-            "" if labels is None else source_digest(labels),
-        )
+        return sorted(settings.items()), repr(self._config), self.session.model.fingerprint
+
+    def _digest(self, sample: Any, labels: list[Any] | None) -> str:
+        source = "" if labels is None else source_digest(labels)
+        parts = (*self._asked, file_stamp(Path(sample.filepath)), source)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def _read(self, pending: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -223,8 +227,7 @@ class _Work:
         if prompts is None or prompts:
             item = Item(pixels, prompts)
             grid = {"points_per_side": self.settings.points_per_side}
-            config = amr_config(self.settings)
-            record = next(iter(segment_batch(self.session, [item], refine=config, everything=grid)))
+            record = next(iter(segment_batch(self.session, [item], refine=self._config, everything=grid)))
             if record.error is not None:
                 return failed_sample(self.run, sample_id, digest, "unreadable_image", record.error)
             self.counts["encoded"] += 1

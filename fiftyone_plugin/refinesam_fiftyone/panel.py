@@ -25,15 +25,14 @@ from .figures import (
     rows_of_bar,
     summary_cells,
 )
-from .labels import label_id
 from .operators.explaining import chosen_object
 from .ranking import rank_rows
 from .report import GROUPINGS, groups, summarise
 from .rows import read_rows
-from .schema import BUCKETS, Fields, list_runs, read_settings
-from .views import bucket_view
+from .schema import BUCKETS, Fields, list_runs
+from .views import bucket_view, view_of_rows
 
-__all__ = ["ComparisonPanel", "view_of_rows"]
+__all__ = ["ComparisonPanel"]
 
 _GROUP_NAMES: Final = {
     "all": "All objects",
@@ -50,17 +49,6 @@ _START: Final = """
 Choose **Compare masks with and without refinement** above the samples, or press the button below. With ground truth
 masks the panel then shows where refinement helped and where it hurt; without, which masks deserve a look first.
 """
-
-
-def view_of_rows(dataset: Any, run: Fields, rows: pd.DataFrame) -> Any:
-    """Return the samples of some rows, worst first, with the labels of those rows alone in each of the run's layers."""
-    truth = read_settings(dataset, run).truth_field
-    fields = [run.baseline, run.amr, run.rejected, run.points] + ([truth] if truth else [])
-    ids = [one for name in ("baseline_id", "amr_id", "truth_id") for one in rows[name].dropna()]
-    ids += [label_id(run.key, one, role) for one in rows["prompt_id"].dropna() for role in ("rejected", "points")]
-    order = rows.sort_values(["delta_iou", "amr_iou", "pred_iou_amr"], na_position="last")["sample_id"]
-    samples = dataset.select(list(dict.fromkeys(order)), ordered=True)
-    return samples.select_labels(ids=ids, fields=fields, omit_empty=False)
 
 
 class ComparisonPanel(foo.Panel):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import fiftyone as fo
 
-from refinesam import boundary_iou
+from refinesam import boundary_iou, size_of
 
 from .pairing import best_overlap, pair
 from .regions import Region, StoredLabel, StoredSample, iou
@@ -40,8 +40,6 @@ SCORES: Final[Mapping[str, type[Any]]] = {
 # On each rejected candidate and each Keypoint of AMR's points.
 REJECTED_SCORES: Final = ("truth_id", "iou", "bucket")
 POINTS_SCORES: Final = ("truth_id", "bucket")
-# COCO's edges, in pixels of mask area.
-SMALL_BELOW, MEDIUM_BELOW = 32**2, 96**2
 # The share of an image's diagonal that Boundary IoU's authors use.
 BOUNDARY_RATIO: Final = 0.02
 
@@ -167,12 +165,8 @@ def _scores(
         "oracle_iou": oracle,
         "regret": oracle - amr,
         "bucket": bucket_of(base, amr, thresholds),
-        "size": _size_of(truth.region.area),
+        "size": size_of(truth.region.area),
     }
-
-
-def _size_of(area: int) -> str:
-    return "small" if area < SMALL_BELOW else "medium" if area < MEDIUM_BELOW else "large"
 
 
 def _boundary_iou(a: Region, b: Region, image_hw: tuple[int, int]) -> float:
@@ -214,7 +208,7 @@ def _missed(
             "oracle_iou": max(base, amr),
             "regret": max(base, amr) - amr,
             "bucket": bucket_of(base, amr, thresholds),
-            "size": _size_of(truth.region.area),
+            "size": size_of(truth.region.area),
         }
     return missed
 

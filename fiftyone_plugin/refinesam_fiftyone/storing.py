@@ -60,11 +60,8 @@ def _write(dataset: Any, run: Fields, results: Sequence[SampleResult]) -> None:
     }
     for name, values in columns.items():
         dataset.set_values(name, values, key_field="id")
-    for failure in FAILURES:
-        tag = run.failure_tag(failure)
+    dataset.select([one.sample_id for one in results]).untag_samples([run.failure_tag(one) for one in FAILURES])
+    for failure in {label.label for one in results for label in one.failures}:
         tagged = [one.sample_id for one in results if any(label.label == failure for label in one.failures)]
-        others = [one.sample_id for one in results if one.sample_id not in tagged]
-        dataset.select(others).match_tags(tag).untag_samples(tag)
-        if tagged:
-            dataset.select(tagged).tag_samples(tag)
+        dataset.select(tagged).tag_samples(run.failure_tag(failure))
     dataset.set_values(run.digest, {one.sample_id: one.digest for one in results}, key_field="id")

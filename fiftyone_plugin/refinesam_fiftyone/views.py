@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import pandas as pd
 from fiftyone import ViewField
 
 from refinesam import ConfigError
 
 from .evaluation import declare_scores
+from .labels import label_id
 from .schema import BUCKETS, Bucket, Fields, Settings, read_settings
 
-__all__ = ["bucket_view", "failures_view", "save_views", "view_name"]
+__all__ = ["bucket_view", "failures_view", "save_views", "view_name", "view_of_rows"]
 
 _TITLES: Final[dict[str, str]] = {
     "amr_helped": "AMR helped",
@@ -91,6 +93,17 @@ def failures_view(samples: Any, *, run_key: str = "refinesam") -> Any:
     """Return a view of the samples that have an entry in the run's failures."""
     listed = ViewField(f"{Fields(run_key).failures}.classifications")
     return samples.match(listed.length() > 0)
+
+
+def view_of_rows(dataset: Any, run: Fields, rows: pd.DataFrame) -> Any:
+    """Return the samples of some rows, worst first, with the labels of those rows alone in each of the run's layers."""
+    truth = read_settings(dataset, run).truth_field
+    fields = [run.baseline, run.amr, run.rejected, run.points] + ([truth] if truth else [])
+    ids = [one for name in ("baseline_id", "amr_id", "truth_id") for one in rows[name].dropna()]
+    ids += [label_id(run.key, one, role) for one in rows["prompt_id"].dropna() for role in ("rejected", "points")]
+    order = rows.sort_values(["delta_iou", "amr_iou", "pred_iou_amr"], na_position="last")["sample_id"]
+    samples = dataset.select(list(dict.fromkeys(order)), ordered=True)
+    return samples.select_labels(ids=ids, fields=fields, omit_empty=False)
 
 
 def _check_truth(run: Fields, settings: Settings) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from refinesam.evaluation.coco import CocoScores, coco_scores
-    from refinesam.evaluation.metrics import bootstrap_interval
+    from refinesam.evaluation.metrics import bootstrap_interval, size_of
     from refinesam.files import replacing, write_json
     from refinesam.images import INTENSITY_POLICIES, as_rgb, read_image
     from refinesam.masks import box_from_mask, coco_annotation, mask_iou, polygons_from_mask
@@ -82,6 +82,7 @@ __all__ = [
     "read_image",
     "replacing",
     "segment_batch",
+    "size_of",
     "write_json",
 ]
 
@@ -120,6 +121,7 @@ _EXPORTS: dict[str, str] = {
     "read_image": "refinesam.images",
     "replacing": "refinesam.files",
     "segment_batch": "refinesam.batch",
+    "size_of": "refinesam.evaluation.metrics",
     "write_json": "refinesam.files",
 }
 

@@ -85,3 +85,23 @@ def dataset() -> Iterator[Any]:
     made = fo.Dataset()
     yield made
     made.delete()
+
+
+@pytest.fixture(scope="module")
+def judged() -> Iterator[Any]:
+    """Planted and evaluated; only to be read."""
+    from fiftyone_planted import evaluated_copy
+
+    planted = evaluated_copy("judged")
+    yield planted
+    planted.dataset.delete()
+
+
+@pytest.fixture
+def own() -> Iterator[Any]:
+    """Planted and evaluated, to be changed; its mask files are not."""
+    from fiftyone_planted import evaluated_copy
+
+    planted = evaluated_copy("own")
+    yield planted
+    planted.dataset.delete()

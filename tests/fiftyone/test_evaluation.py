@@ -9,7 +9,7 @@ from bson import ObjectId
 from fiftyone import ViewField as F
 
 from fakes import FloodModel
-from fiftyone_planted import TRUTH_FIELD, bucket_of, evaluated_copy, iou, plant
+from fiftyone_planted import TRUTH_FIELD, bucket_of, iou, plant
 from refinesam import ConfigError, Session, boundary_iou
 from refinesam_fiftyone.coco import coco_ap
 from refinesam_fiftyone.compare import compare
@@ -22,22 +22,6 @@ from refinesam_fiftyone.storing_values import store_values
 from refinesam_fiftyone.views import save_views
 
 RUN = Fields()
-
-
-@pytest.fixture(scope="module")
-def judged():
-    """Evaluated; only to be read."""
-    planted = evaluated_copy("judged")
-    yield planted
-    planted.dataset.delete()
-
-
-@pytest.fixture
-def own():
-    """Evaluated, to be changed; its mask files are not."""
-    planted = evaluated_copy("own")
-    yield planted
-    planted.dataset.delete()
 
 
 def labels_of(dataset, field):

@@ -11,27 +11,13 @@ import pytest
 from fiftyone import ViewField as F
 from pycocotools.coco import COCO
 
-from fiftyone_planted import TRUTH_FIELD, evaluated_copy, plant
+from fiftyone_planted import TRUTH_FIELD, plant
 from refinesam import ConfigError, MissingExtraError, decode_rle
 from refinesam_fiftyone.export import compare_datasets, export_coco, export_rows, tag_for_relabelling
 from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.schema import Fields, Settings
 
 RUN = Fields()
-
-
-@pytest.fixture(scope="module")
-def judged():
-    planted = evaluated_copy("export")
-    yield planted
-    planted.dataset.delete()
-
-
-@pytest.fixture
-def own():
-    planted = evaluated_copy("export-own")
-    yield planted
-    planted.dataset.delete()
 
 
 def test_tables_hold_the_rows(judged, tmp_path):
@@ -157,14 +143,14 @@ def test_tags_that_make_no_sense_are_refused(judged, arguments, says):
 
 def test_datasets_stand_side_by_side(judged, own, tmp_path):
     own.dataset.delete_samples(own.dataset.skip(2).values("id"))
-    table = compare_datasets(["export", "export-own"])
-    assert list(table.index) == ["export", "export-own"]
+    table = compare_datasets(["judged", "own"])
+    assert list(table.index) == ["judged", "own"]
     assert table["n"].tolist() == [62, 22]
     mean = np.mean([one.amr_iou for one in judged.expected.values() if one.sample < 2])
-    assert table.loc["export-own", "amr_iou"] == pytest.approx(mean)
-    assert (table.loc["export", "weights"], table.loc["export", "prompts"]) == ("builtin", "boxes")
+    assert table.loc["own", "amr_iou"] == pytest.approx(mean)
+    assert (table.loc["judged", "weights"], table.loc["judged", "prompts"]) == ("builtin", "boxes")
     assert len(compare_datasets([])) == 0
     with pytest.raises(ConfigError, match="no dataset nowhere"):
-        compare_datasets(["export", "nowhere"])
+        compare_datasets(["judged", "nowhere"])
     with pytest.raises(ConfigError, match="no run 'other'"):
-        compare_datasets(["export"], "other")
+        compare_datasets(["judged"], "other")

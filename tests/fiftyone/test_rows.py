@@ -16,13 +16,6 @@ from refinesam_fiftyone.schema import Fields, Settings, register_run
 RUN = Fields()
 
 
-@pytest.fixture(scope="module")
-def judged():
-    planted = evaluated_copy("rows")
-    yield planted
-    planted.dataset.delete()
-
-
 def test_one_row_an_object_with_what_its_labels_say(judged):
     rows = read_rows(judged.dataset)
     assert tuple(rows.columns) == ROW_COLUMNS

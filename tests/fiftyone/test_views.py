@@ -5,7 +5,7 @@ from __future__ import annotations
 import fiftyone as fo
 import pytest
 
-from fiftyone_planted import TRUTH_FIELD, evaluated_copy, plant
+from fiftyone_planted import TRUTH_FIELD, plant
 from refinesam import ConfigError
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.schema import BUCKETS, Fields, Settings, register_run
@@ -13,13 +13,6 @@ from refinesam_fiftyone.views import bucket_view, save_views, view_name
 
 RUN = Fields()
 NAMES = [f"refinesam: {end}" for end in ("AMR helped", "AMR hurt", "no change", "both failed", "failures")]
-
-
-@pytest.fixture
-def own():
-    planted = evaluated_copy("views")
-    yield planted
-    planted.dataset.delete()
 
 
 def prompts_of(view):

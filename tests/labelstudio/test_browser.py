@@ -15,22 +15,12 @@ from playwright.sync_api import Page, sync_playwright
 from skimage import data
 
 import refinesam
+from chromium import CHROMIUM, FLAGS
 from real_label_studio import EMAIL, PASSWORD, PATIENCE_S, Backend, LabelStudio, Project
 from refinesam import Prompt, Session
 from refinesam_labelstudio.labeling_config import EXAMPLES
 from refinesam_labelstudio.results import mask_from_region
 
-CHROMIUM = os.environ.get("CHROMIUM_BIN", "/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # With REFINESAM_SCREENSHOTS=docs/labelstudio the pictures of the documentation are taken anew.
 SCREENSHOTS = os.environ.get("REFINESAM_SCREENSHOTS")
 COINS = data.coins()

@@ -277,6 +277,13 @@ def test_refinement_is_asked_for_by_the_project(make: Callable[..., Service], mo
     assert decoded == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("name", "config"), [("fast", AMRConfig.fast()), ("full", AMRConfig.full()), ("paper", AMRConfig.paper())]
+)
+def test_refinement_goes_by_its_names(name: str, config: AMRConfig) -> None:
+    assert ServiceOptions().updated({"amr": name}).amr == config
+
+
 def test_recent_images_are_decoded_once_and_bounded() -> None:
     reads = []
 
