@@ -117,17 +117,25 @@ class _Looks:
     min_gain: float
     ballot: Ballot = field(init=False)
     logits: list[FloatArray | None] = field(default_factory=list)
-    decision: Decision | None = None
     strategy: Literal["feedback", "zoom", "none"] = "none"
     points: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     problem: str = ""
     taken: int = -1
     tried: int = 0
+    _decided: Decision | None = None
+    _up_to_date: bool = False
 
     def __post_init__(self) -> None:
         """Take the first look."""
         self.ballot = Ballot(self.prediction.mask)
         self.add(self.prediction)
+
+    @property
+    def decision(self) -> Decision | None:
+        """What the looks so far decide, counted when it is asked for; None while no mask has a pixel."""
+        if not self._up_to_date:
+            self._decided, self._up_to_date = self.ballot.decide(), True
+        return self._decided
 
     @property
     def mask(self) -> BoolArray | None:
@@ -152,7 +160,7 @@ class _Looks:
         self.ballot.add(prediction.masks, prediction.iou_predictions, window)
         whole = window is None
         self.logits += [logits if whole else None for logits in prediction.low_res_logits]
-        self.decision = self.ballot.decide()
+        self._up_to_date = False
         self.taken += 1
 
     def concluded(self) -> Prediction:
