@@ -111,9 +111,7 @@ def classify(
         if config.mode == "probe":
             found = _probe(model, train, val, config, chosen, on_progress)
         else:
-            _finetune(
-                model, LabelledImages(images["train"], size), config, output / "checkpoint.pt", chosen, on_progress
-            )
+            _finetune(model, train, config, output / "checkpoint.pt", chosen, on_progress)
             logits, labels = _over(val, model, config.data.workers, chosen, "validation", on_progress)
             found = logits.argmax(1), labels
         accuracy = accuracy_of(*found, len(classes), len(train))
