@@ -91,7 +91,7 @@ def _tiny_config(**sections: Any) -> FinetuneConfig:
 def _batches_of(config: FinetuneConfig, root: Path, count: int) -> list[Sample]:
     folders = load_sources(root, config.data, "train")
     samples = PromptedCrops(folders, 64, config.data, config.prompts, config.seed, 100)
-    with batches_from(samples, 0, config.optim.batch_size, 0) as batches:
+    with batches_from(samples, range(count), config.optim.batch_size, 0) as batches:
         return [next(batches) for _ in range(count)]
 
 

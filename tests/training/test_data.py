@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from refinesam.errors import DatasetError, ImageError
+from refinesam.errors import ConfigError, DatasetError, ImageError
 from refinesam.images import read_image
+from refinesam.models.build import normalise
+from refinesam.models.frames import Frame
 from refinesam.training import data as data_module
 from refinesam.training.augment import augment_colors, flip_and_turn
 from refinesam.training.config import DataConfig, PromptConfig
@@ -20,9 +22,9 @@ from refinesam.training.data import (
     PromptedCrops,
     Sample,
     batches_from,
+    fit_image,
     fit_to_square,
     load_sources,
-    read_pixels,
     stride4_coverage,
 )
 
@@ -60,7 +62,9 @@ def test_a_sample_has_its_shapes_and_types(shapes_root: Path) -> None:
         assert (sample["labels"].shape, sample["labels"].dtype) == ((3, 9), torch.int64)
         assert sample["target"].min() >= 0 and sample["target"].max() <= 1
         assert (sample["target"].sum(dim=(1, 2)) > 0).all()
-        assert sample["points"].min() >= 0 and sample["points"].max() <= 64
+        given = sample["points"][sample["labels"] >= 0]
+        assert given.min() >= 0 and given.max() <= 64
+        assert sample["damaged"] == ""
 
 
 def test_a_sample_follows_from_seed_and_index_whatever_the_order(shapes_root: Path) -> None:
@@ -72,11 +76,41 @@ def test_a_sample_follows_from_seed_and_index_whatever_the_order(shapes_root: Pa
     assert not equal(forward[0], crops(shapes_root, seed=1)[0])
 
 
+def test_samples_are_those_of_earlier_versions(tmp_path: Path, draw_shapes: Any, write_source: Any) -> None:
+    write_source(tmp_path, "shapes", [draw_shapes(seed) for seed in range(6)])
+    wide = write_source(tmp_path, "wide", [draw_shapes(seed, (40, 130)) for seed in range(20, 23)])
+    (wide / "images" / "train2.png").write_bytes(b"damaged")
+    samples = crops(tmp_path, seed=5, per_image=3, sources=("shapes", "wide"))
+    # Two of the image's values, its mean, the targets' sum, the labels and the sum of the points, recorded before there
+    # were other layouts than this one.
+    for index, (one, another, mean, covered, labels, points) in enumerate(RECORDED):
+        sample = samples[index]
+        given = sample["labels"] >= 0
+        assert sample["labels"][given].tolist() == labels
+        assert sample["points"][given].sum().item() == pytest.approx(points, abs=0.02)
+        assert sample["target"].sum().item() == pytest.approx(covered, abs=0.5)
+        assert sample["image"].float().mean().item() == pytest.approx(mean, abs=0.5)
+        assert sample["image"][0, 5, 9].item() == pytest.approx(one, abs=3)
+        assert sample["image"][1, 40, 30].item() == pytest.approx(another, abs=3)
+
+
+RECORDED = [
+    (120, 185, 153.54, 108.22, [1, 0, 0, 1, 1, 1, 1, 1, 1], 505.0),
+    (0, 70, 35.29, 104.53, [2, 3, 2, 3, 1, 1, 1, 1, 1, 0, 0], 805.29),
+    (120, 66, 114.09, 113.0, [1, 2, 3, 1], 198.0),
+    (49, 145, 87.88, 118.04, [2, 3, 1, 1, 1], 266.0),
+    (186, 153, 140.66, 114.74, [2, 3, 2, 3, 1, 1, 1], 394.0),
+    (37, 10, 81.96, 105.26, [1, 0, 0, 2, 3, 1, 1], 492.69),
+    (44, 96, 65.15, 104.53, [2, 3, 1, 2, 3, 0], 427.37),
+    (160, 44, 56.35, 78.65, [1, 1, 1, 1, 1, 1, 0, 0, 1], 354.0),
+]
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(shapes_root: Path, workers: int) -> None:
     samples = crops(shapes_root, length=14)
-    with batches_from(samples, 4, 2, workers) as batches:
+    with batches_from(samples, range(2, 7), 2, workers) as batches:
         found = list(batches)
     assert multiprocessing.active_children() == []
     assert len(found) == 5
@@ -86,14 +120,27 @@ def test_batches_do_not_depend_on_the_number_of_workers(shapes_root: Path, worke
             assert equal(one, samples[4 + 2 * number + row])
 
 
+def test_processes_share_each_steps_batch(shapes_root: Path) -> None:
+    samples = crops(shapes_root, length=12)
+    with batches_from(samples, range(1, 3), 4, 0) as batches:
+        whole = list(batches)
+    shares = []
+    for rank in range(2):
+        with batches_from(samples, range(1, 3), 4, 0, rank, 2) as batches:
+            shares.append(list(batches))
+    for number, batch in enumerate(whole):
+        for name in ("image", "points", "target"):
+            assert torch.equal(batch[name], torch.cat([share[number][name] for share in shares]))
+
+
 def test_a_finished_run_has_no_batches_left(shapes_root: Path) -> None:
-    with batches_from(crops(shapes_root, length=6), 6, 2, 0) as batches:
+    with batches_from(crops(shapes_root, length=6), range(3, 3), 2, 0) as batches:
         assert list(batches) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_no_worker_outlives_an_error(shapes_root: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error) as caught, batches_from(crops(shapes_root), 0, 2, 1) as batches:
+    with pytest.raises(error) as caught, batches_from(crops(shapes_root), range(9), 2, 1) as batches:
         next(batches)
         assert len(multiprocessing.active_children()) == 1
         raise error
@@ -106,7 +153,7 @@ def test_an_error_in_a_worker_is_the_same_error_here(tmp_path: Path, shapes_root
     speck[5, 5] = True
     write_source(tmp_path, "shapes", [(np.zeros((300, 300, 3), np.uint8), [speck])])
     samples = crops(tmp_path, zoom_probability=0)
-    with pytest.raises(DatasetError, match="50 draws") as caught, batches_from(samples, 0, 2, 1) as batches:
+    with pytest.raises(DatasetError, match="50 draws") as caught, batches_from(samples, range(9), 2, 1) as batches:
         next(batches)
     assert caught.value is not None
     assert multiprocessing.active_children() == []
@@ -204,6 +251,42 @@ def test_fitting_keeps_constant_images_and_gives_a_square(hw: tuple[int, int]) -
     assert (fit_to_square(np.full((*hw, 3), 77, np.uint8), 64) == np.full((64, 64, 3), 77)).all()
 
 
+@pytest.mark.parametrize("family", ["hybrid", "efficientsam"])
+@pytest.mark.parametrize("hw", [(30, 50), (64, 64), (64, 200), (333, 250)])
+def test_images_are_fitted_as_the_family_fits_them(family: Any, hw: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    shown = normalise(torch.from_numpy(fit_image(image, SIZE, family).transpose(2, 0, 1).copy()))
+    difference = (shown - Frame(family, SIZE, hw).resize(image)).abs()
+    # One of 255 values, in units of ImageNet's smallest standard deviation.
+    assert difference.max() <= 1.001 / 255 / 0.224
+
+
+def test_samples_and_their_masks_are_fitted_by_family(
+    tmp_path: Path, plain_colors: None, draw_shapes: Any, write_source: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    write_source(tmp_path, "shapes", [(rng.integers(0, 256, (200, 200, 3), np.uint8), draw_shapes(1, (200, 200))[1])])
+    config = DataConfig(sources=("shapes",), zoom_probability=0.0)
+    sources = load_sources(tmp_path, config, "train")
+    hybrid, other = (
+        PromptedCrops(sources, SIZE, config, PromptConfig(), 0, 9, family=family)
+        for family in ("hybrid", "efficientsam")
+    )
+    for index in range(5):
+        # Without averaging, a reduced noise keeps its contrast.
+        assert other[index]["image"].float().std() > 1.5 * hybrid[index]["image"].float().std()
+        assert all(torch.equal(other[index][key], hybrid[index][key]) for key in ("target", "points", "labels"))
+
+
+def test_a_family_that_pads_images_is_an_error(shapes_root: Path) -> None:
+    config = DataConfig(sources=("shapes",))
+    samples = PromptedCrops(
+        load_sources(shapes_root, config, "train"), SIZE, config, PromptConfig(), 0, 9, family="sam"
+    )
+    with pytest.raises(ConfigError, match="'sam' does not stretch .* choose hybrid or efficientsam"):
+        samples[0]
+
+
 def test_coverage_is_the_mean_of_each_block() -> None:
     soft = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
     found = stride4_coverage(soft)
@@ -259,6 +342,12 @@ def test_damaged_images_are_passed_over(tmp_path: Path, plain_colors: None, writ
     (tmp_path / "other" / "images" / "train1.png").replace(folder / "images" / "train3.png")
     samples = crops(tmp_path)
     assert {samples[index]["image"].max().item() for index in range(40)} == {200}
+    lines = {line for index in range(40) for line in samples[index]["damaged"].splitlines()}
+    assert {line.partition(": ")[0] for line in lines} == {f"shapes/train{number}.png" for number in (1, 2, 3)}
+    reasons = {line.partition(": ")[2] for line in lines}
+    assert len(lines) == 3 and any("its annotations are for 40 x 40" in reason for reason in reasons)
+    with batches_from(samples, range(1), 8, 0) as batches:
+        assert next(batches)["damaged"] == [samples[index]["damaged"] for index in range(8)]
 
 
 @pytest.mark.parametrize("segmentation", [{"size": [9, 9], "counts": [0, 81]}, [[1, 2, 3]], [["a", "b"]], [], {}])
@@ -308,7 +397,7 @@ def test_crowds_are_left_out(tmp_path: Path, plain_colors: None, write_source: A
         tmp_path, "shapes", [(image, [left, right]), (image, [left])], changes={1: {"iscrowd": 1}, 2: {"iscrowd": 1}}
     )
     samples = crops(tmp_path, zoom_probability=0)
-    assert [len(f.images) for f in samples.folders] == [1]
+    assert [len(source) for source in samples.sources] == [1]
     for index in range(20):
         sample = samples[index]
         shown = sample["image"][0].numpy()
@@ -340,11 +429,11 @@ def test_an_image_is_read_only_in_the_size_of_its_annotations(
     tmp_path: Path, draw_shapes: Callable[..., Any], write_source: Any
 ) -> None:
     folder = write_source(tmp_path, "shapes", [draw_shapes(0), draw_shapes(1, (30, 50))])
-    record = crops(tmp_path).folders[0].images[0]
-    assert np.array_equal(read_pixels(record), read_image(record.path))
-    (folder / "images" / "train2.png").replace(record.path)
+    source, first = crops(tmp_path).sources[0], folder / "images" / "train1.png"
+    assert np.array_equal(source.read(0).pixels, read_image(first))
+    (folder / "images" / "train2.png").replace(first)
     with pytest.raises(DatasetError, match=r"train1\.png is 50 x 30 pixels .* 96 x 72"):
-        read_pixels(record)
-    record.path.unlink()
+        source.read(0)
+    first.unlink()
     with pytest.raises(ImageError):
-        read_pixels(record)
+        source.read(0)

@@ -96,10 +96,10 @@ def test_a_sample_is_the_whole_image_with_tight_boxes_and_clicks_inside(shapes_r
     samples = whole_images(shapes_root, size=128)
     assert len(samples) == 3
     for index in range(3):
-        sample, record = samples[index], samples.images[index]
+        sample, (source, number) = samples[index], samples.images[index]
         assert (sample["image"].shape, sample["image"].dtype) == ((1, 3, 128, 128), torch.uint8)
         assert sample["target"].shape[1:] == (32, 32)
-        assert 0 < len(sample["target"]) <= len(record.objects)
+        assert 0 < len(sample["target"]) <= len(source.read(number).objects)
         image = sample["image"][0].permute(1, 2, 0).numpy().astype(int)
         for target, points in zip(sample["target"].numpy(), sample["points"].numpy(), strict=True):
             y, x = np.nonzero(target > 0.5)
@@ -118,7 +118,7 @@ def test_samples_are_the_same_every_time(shapes_root: Path) -> None:
 
 def test_only_the_first_images_of_every_source_are_looked_at(shapes_root: Path) -> None:
     samples = whole_images(shapes_root, per_source=2)
-    assert [image.path.name for image in samples.images] == ["val1.png", "val2.png"]
+    assert [source.name(number) for source, number in samples.images] == ["shapes/val1.png", "shapes/val2.png"]
 
 
 def test_the_iou_at_stride_4_is_near_that_in_the_models_input(tmp_path: Path, write_source: Any) -> None:
@@ -142,11 +142,22 @@ def test_damaged_images_and_specks_are_left_out(tmp_path: Path, draw_shapes: Any
     (tmp_path / "shapes" / "images" / "val2.png").write_bytes(b"damaged")
     samples = whole_images(tmp_path, size=256)
     assert [len(samples[index]["target"]) for index in range(3)] == [1, 0, 0]
+    assert [samples[index]["damaged"].partition(": ")[0] for index in range(3)] == ["", "shapes/val2.png", ""]
     assert samples[1]["points"].shape == (0, 5, 2)
     assert samples[1]["labels"].shape == (0, 5)
     with torch.random.fork_rng():
         model = build_model(CONFIG).eval()
     assert validate(model, samples, CPU)["val_objects"] == 1
+
+
+def test_images_are_fitted_by_family_and_masks_alike(tmp_path: Path, draw_shapes: Any, write_source: Any) -> None:
+    rng = np.random.default_rng(0)
+    masks = draw_shapes(1, (200, 200))[1]
+    write_source(tmp_path, "shapes", [(rng.integers(0, 256, (200, 200, 3), np.uint8), masks)], split="val")
+    sources = load_sources(tmp_path, DataConfig(sources=("shapes",)), "val")
+    hybrid, other = (WholeImages(sources, 64, 9, family=family)[0] for family in ("hybrid", "efficientsam"))
+    assert other["image"].float().std() > 1.5 * hybrid["image"].float().std(), "averaging takes contrast"
+    assert all(torch.equal(other[key], hybrid[key]) for key in ("target", "points", "labels"))
 
 
 def test_without_any_object_there_is_no_mean(tmp_path: Path, draw_shapes: Any, write_source: Any) -> None:

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from refinesam.errors import DatasetError, ImageError
 from refinesam.images import read_image
 
-__all__ = ["ImageFile", "ImageFiles", "find_images"]
+__all__ = [
+    "ImageFile",
+    "ImageFiles",
+    "files_below",
+    "find_images",
+    "read_image_at",
+    "read_part",
+    "shard_members",
+]
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
@@ -79,16 +87,7 @@ class ImageFiles(Sequence[ImageFile]):
         image = self[index]
         if image.size < 0:
             return read_image(image.path)
-        try:
-            with open(image.path, "rb") as shard, tempfile.NamedTemporaryFile() as file:
-                shard.seek(image.offset)
-                file.write(shard.read(image.size))
-                file.flush()
-                return read_image(file.name)
-        except OSError as error:
-            raise ImageError(f"The shard of {image.name} cannot be read: {error}. Copy it again.") from error
-        except ImageError as error:
-            raise ImageError(f"{image.name} cannot be read: {error.__cause__ or 'it is empty'}.") from error
+        return read_image_at(image.path, image.offset, image.size, image.name)
 
     def order(self, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
         """Return the order in which an epoch takes the images: every index once.
@@ -125,7 +124,7 @@ def find_images(root: Path, folders: Sequence[str]) -> ImageFiles:
             raise DatasetError(
                 f"There is no folder {folder}. Give the folder of the images, and data.folders below it."
             )
-        for path in _files(folder):
+        for path in files_below(folder):
             name = path.relative_to(root).as_posix()
             if path.suffix.lower() == ".tar":
                 found.extend(_members(path, name, damaged))
@@ -141,22 +140,70 @@ def find_images(root: Path, folders: Sequence[str]) -> ImageFiles:
     return ImageFiles(list(images.values()), damaged)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
+    """Give the files of a folder at any depth, in the order of their names; nothing hidden, and no links to folders."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _members(path: Path, name: str, damaged: list[str]) -> Iterator[ImageFile]:
-    """Give the images of a shard; one that breaks off keeps those before the break."""
+def read_part(path: str, offset: int, size: int) -> bytes:
+    """Return `size` bytes of a shard from `offset` on, fewer where it ends before; OSError if it cannot be read."""
+    with open(path, "rb") as shard:
+        shard.seek(offset)
+        return shard.read(size)
+
+
+def read_image_at(path: str, offset: int, size: int, name: str) -> NDArray[np.uint8]:
+    """Read an image inside a shard, (H, W, 3) uint8 RGB.
+
+    Args:
+        path: of the shard.
+        offset: of the image in it, in bytes.
+        size: of the image, in bytes.
+        name: of the image, for messages.
+
+    Raises:
+        ImageError: it is damaged, or the shard is not there any more.
+    """
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(read_part(path, offset, size))
+            file.flush()
+            return read_image(file.name)
+    except OSError as error:
+        raise ImageError(f"The shard of {name} cannot be read: {error}. Copy it again.") from error
+    except ImageError as error:
+        reason = str(error.__cause__ or "it is empty").rstrip(".")
+        raise ImageError(f"{name} cannot be read: {reason}.") from error
+
+
+def shard_members(path: Path, name: str, damaged: list[str]) -> Iterator[tuple[str, int, int]]:
+    """Give name, offset and size in bytes of every file in a shard that is there whole and not hidden.
+
+    Args:
+        path: of the shard; uncompressed.
+        name: of the shard, for messages.
+        damaged: takes a line if the shard cannot be read, or not to its end; what lies before the break is given.
+    """
     try:
         size = path.stat().st_size
         # "r:" takes no compression: a compressed member has no place of its own to be read from.
         with tarfile.open(path, "r:") as shard:
             for member in shard:
-                suffix = os.path.splitext(member.name)[1].lower()
                 hidden = os.path.basename(member.name).startswith(".")
-                if member.isreg() and suffix in SUFFIXES and not hidden and member.offset_data + member.size <= size:
-                    yield ImageFile(f"{name}/{member.name}", str(path), member.offset_data, member.size)
+                if member.isreg() and not hidden and member.offset_data + member.size <= size:
+                    yield member.name, member.offset_data, member.size
+            end = shard.offset
+        # tarfile takes a damaged header, too, for the end; that is a block of zeros.
+        if read_part(str(path), end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            damaged.append(f"{name}: at byte {end} of {size} it is damaged or cut off")
     except (OSError, tarfile.TarError) as error:
         damaged.append(f"{name}: {error}")
+
+
+def _members(path: Path, name: str, damaged: list[str]) -> Iterator[ImageFile]:
+    """Give the images of a shard; one that breaks off keeps those before the break."""
+    for member, offset, size in shard_members(path, name, damaged):
+        if os.path.splitext(member)[1].lower() in SUFFIXES:
+            yield ImageFile(f"{name}/{member}", str(path), offset, size)

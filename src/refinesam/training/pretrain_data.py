@@ -6,16 +6,17 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from refinesam.errors import DatasetError, ImageError
+from refinesam.training.batches import StepShares, iterating
 from refinesam.training.image_files import ImageFiles
 from refinesam.training.pretrain_config import ViewSection
 
@@ -142,20 +143,6 @@ def view_key(pixels: NDArray[np.uint8]) -> int:
     return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest()) % (2**63 - 1) + 1
 
 
-class _Numbers(Sampler[int]):
-    """The numbers of one process's share of each step's batch, step after step."""
-
-    def __init__(self, first: int, last: int, batch_size: int, rank: int, processes: int) -> None:
-        self.steps, self.batch_size = range(first, last), batch_size
-        self.share = range(rank * batch_size // processes, (rank + 1) * batch_size // processes)
-
-    def __len__(self) -> int:
-        return len(self.steps) * len(self.share)
-
-    def __iter__(self) -> Iterator[int]:
-        return (step * self.batch_size + place for step in self.steps for place in self.share)
-
-
 @contextmanager
 def view_batches(
     views: Views, steps: tuple[int, int], batch_size: int, part: int, rank: int, processes: int
@@ -165,13 +152,13 @@ def view_batches(
     Args:
         views: the data set.
         steps: first, and the one after the last.
-        batch_size: of all processes; step s has the numbers s * batch_size to (s + 1) * batch_size - 1.
+        batch_size: of all processes.
         part: views that are given at a time; divides batch_size / processes.
         rank: of this process.
         processes: how many there are.
     """
-    numbers = _Numbers(*steps, batch_size, rank, processes)
-    with _iterating(DataLoader(views, part, sampler=numbers, num_workers=views.config.workers)) as parts:
+    numbers = StepShares(range(*steps), batch_size, rank, processes)
+    with iterating(DataLoader(views, part, sampler=numbers, num_workers=views.config.workers)) as parts:
         yield parts
 
 
@@ -191,18 +178,8 @@ def fixed_view_batches(views: Views, batches: list[list[int]]) -> Iterator[Itera
     """Give fixed views by their numbers, (S, S, 3) each, None for those that cannot be read."""
     workers = views.config.workers
     loader = DataLoader(_FixedViews(views), batch_sampler=batches, num_workers=workers, collate_fn=list)
-    with _iterating(loader) as parts:
+    with iterating(loader) as parts:
         yield parts
-
-
-@contextmanager
-def _iterating(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """Iterate once; the worker processes end with the block, also when an error leaves it."""
-    batches = iter(loader)
-    try:
-        yield batches
-    finally:
-        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -9,14 +11,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from refinesam.errors import DatasetError, ImageError
-from refinesam.evaluation.dataset import CocoFolder, CocoImage
 from refinesam.masks import decode_segmentation
 from refinesam.models.build import normalise
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, POSITIVE, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
-from refinesam.training.data import MIN_PIXELS, Sample, fit_to_square, read_pixels, stride4_coverage
+from refinesam.training.data import MIN_PIXELS, Sample, fit_image, fit_to_square, stride4_coverage
 from refinesam.training.losses import hard_iou
 from refinesam.training.prompts import click_in
+from refinesam.training.sources import AnnotatedImage, Source
 
 __all__ = ["WholeImages", "validate"]
 
@@ -31,12 +33,20 @@ class WholeImages(Dataset[Sample]):
 
     A sample's points are (P, 5, 2): the box's corners, then three clicks; its image is (1, 3, S, S). Objects that are
     too small to fill a stride-4 pixel by half are left out, since nothing could be told about them at that stride. P is
-    0 for an image that is damaged: a run does not end for it.
+    0 for an image that is damaged, and `damaged` then says why: a run does not end for it.
     """
 
-    def __init__(self, folders: list[CocoFolder], input_size: int, per_source: int) -> None:
-        self.images = [image for folder in folders for image in folder.images[:per_source]]
-        self.input_size = input_size
+    def __init__(self, sources: Sequence[Source], input_size: int, per_source: int, *, family: str = "hybrid") -> None:
+        """Choose the images.
+
+        Args:
+            sources: as `refinesam.training.data.load_sources` gives them.
+            input_size: S, side of the model's input in pixels.
+            per_source: most images of each source.
+            family: of the model, which decides how images are resized.
+        """
+        self.images = [(source, i) for source in sources for i in range(min(per_source, len(source)))]
+        self.input_size, self.family = input_size, family
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,26 +55,31 @@ class WholeImages(Dataset[Sample]):
         size, side = self.input_size, self.input_size // 4
         pixels = np.zeros((size, size, 3), np.uint8)
         prompted: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        damaged = ""
+        source, number = self.images[index]
         try:
-            pixels = fit_to_square(read_pixels(self.images[index]), size)
-            prompted = self._prompted(self.images[index], np.random.default_rng(index))
-        except (ImageError, DatasetError):
-            prompted = []
+            image = source.read(number)
+            pixels = fit_image(image.pixels, size, self.family)
+            prompted = self._prompted(image, np.random.default_rng(index))
+        except (ImageError, DatasetError) as error:
+            damaged = f"{source.name(number)}: {error}".replace("\n", " ")
         points = np.array([p for _, p in prompted], np.float32).reshape(-1, len(LABELS), 2)
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None],
             target=torch.from_numpy(np.array([t for t, _ in prompted], np.float32).reshape(-1, side, side)),
             points=torch.from_numpy(points),
             labels=torch.tensor(LABELS).repeat(len(prompted), 1),
+            damaged=damaged,
         )
 
     def _prompted(
-        self, record: CocoImage, rng: np.random.Generator
+        self, image: AnnotatedImage, rng: np.random.Generator
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Some of an image's objects, each as coverage (S/4, S/4) and points (5, 2)."""
         prompted = []
-        for i in rng.permutation(len(record.objects))[:OBJECTS_PER_IMAGE]:
-            mask = decode_segmentation(record.objects[i].segmentation, record.height, record.width)
+        height, width = image.pixels.shape[:2]
+        for i in rng.permutation(len(image.objects))[:OBJECTS_PER_IMAGE]:
+            mask = decode_segmentation(image.objects[i].segmentation, height, width)
             soft = fit_to_square(mask.astype(np.uint8) * 255, self.input_size)
             inside, coverage = soft > 127, stride4_coverage(soft)
             if np.count_nonzero(inside) < MIN_PIXELS or not (coverage > 0.5).any():
