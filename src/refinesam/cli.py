@@ -59,10 +59,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 weights_app = typer.Typer(help="List, fetch and verify weights.", no_args_is_help=True)
-train_app = typer.Typer(help="Train models.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
-app.add_typer(train_app, name="train")
-train_app.registered_commands += training_app.registered_commands
+app.add_typer(training_app, name="train")
 console = Console()
 errors = Console(stderr=True)
 
@@ -224,35 +222,6 @@ def verify_weights(name: Annotated[str, typer.Argument(help="Name of `refinesam 
     from refinesam.registry import verify
 
     console.print(f"{verify(name)}: unchanged", soft_wrap=True)
-
-
-@train_app.command("finetune")
-def train_finetune(
-    config: Annotated[Path, typer.Argument(help="TOML file with the settings.")],
-    data: Annotated[Path, typer.Option(help="Folder with one folder a source.")],
-    output: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights; an unfinished run resumes.")],
-    device: DeviceOption = "auto",
-) -> None:
-    """Finetune a model, or train it from scratch, on COCO-format data."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from refinesam.training.config import read_config
-    from refinesam.training.finetune import finetune
-
-    settings = read_config(config)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors) as progress:
-        task = progress.add_task("", total=settings.optim.steps)
-        path = finetune(
-            settings,
-            data,
-            output,
-            device,
-            on_step=lambda r: progress.update(
-                task, completed=r.step, description=f"loss {r.loss:.3f}, IoU {r.iou:.3f}"
-            ),
-        )
-    console.print(f"Weights: {path}", soft_wrap=True)
 
 
 def _read(image: Path, intensity: str, page: int | None) -> Any:

@@ -9,7 +9,8 @@ import pytest
 from refinesam.errors import ConfigError
 from refinesam.training.config import TRAINABLE, read_config
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "training").glob("builtin_*.toml"))
+FOLDER = Path(__file__).resolve().parents[2] / "training"
+RECIPES = sorted([*FOLDER.glob("builtin_*.toml"), *FOLDER.glob("finetune_*.toml")])
 GOOD = """
 seed = 1
 
@@ -106,11 +107,12 @@ def test_settings_cannot_change(tmp_path: Path) -> None:
         ("[optim]", "[optim]\nself_mask_weight = -0.1", r"optim\.self_mask_weight is -0\.1: .*"),
         ('variant = "hybrid_ti"', "input_size = 250", r"model\.input_size is 250: .*multiple of 16"),
         ('variant = "hybrid_ti"', "input_size = -16", r"model\.input_size is -16: .*"),
-        ('variant = "hybrid_ti"', 'variant = "resnet50"', r"model\.variant is 'resnet50': finetuning trains hybrid_ti"),
+        ('variant = "hybrid_ti"', 'variant = "resnet50"', r"model\.variant is 'resnet50': finetuning trains"),
+        ('variant = "hybrid_ti"', 'variant = "efficientsam_ti"', r"efficientsam_ti does not take what prompts\.neg"),
         (
             'variant = "hybrid_ti"',
-            'variant = "efficientsam_ti"',
-            r"model\.variant is 'efficientsam_ti': finetuning trains",
+            'variant = "sam_vit_b"',
+            r"model\.variant is 'sam_vit_b': finetuning trains efficientsam_ti, efficientsam_s, hybrid_ti",
         ),
         ("seed = 1", 'precision = "fp16"', r"precision is 'fp16': .*"),
         ("seed = 1", "log_every = 0", r"log_every is 0: .*"),

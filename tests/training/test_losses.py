@@ -163,6 +163,22 @@ def test_mask_loss_is_the_best_masks_with_a_share_of_all_and_the_iou_heads_error
     assert len(set(chosen)) > 1, "the test must be able to tell masks apart"
 
 
+def test_the_source_papers_loss_is_cross_entropy_and_dice_of_the_best_mask() -> None:
+    logits, _ = random_pair(8, 1, 3, 3, 5, 6)
+    _, target = random_pair(9, 1, 3, 5, 6)
+    found = mask_loss(logits, torch.zeros(1, 3, 3), target, focal_weight=0, dice_weight=1, bce_weight=1, iou_weight=0)
+    losses, best_bce = [], []
+    for p in range(3):
+        truth = target[0, p].numpy()
+        probability = 1 / (1 + np.exp(-logits[0, p].numpy()))
+        bce = -(truth * np.log(probability) + (1 - truth) * np.log(1 - probability)).mean((1, 2))
+        both = [bce[c] + naive_dice(logits[0, p, c].numpy(), truth) for c in range(3)]
+        losses.append(min(both))
+        best_bce.append(bce[both.index(min(both))])
+    assert found.total.item() == pytest.approx(np.mean(losses), rel=1e-6)
+    assert found.bce.item() == pytest.approx(np.mean(best_bce), rel=1e-6)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_only_the_best_mask_learns_unless_others_have_a_share(share: float) -> None:
     target = torch.zeros(1, 1, 4, 4)

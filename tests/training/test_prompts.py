@@ -118,7 +118,7 @@ def test_a_first_prompt_is_laid_out_in_its_slots(mask: np.ndarray) -> None:
         assert ((labels == TOP_LEFT) | (labels == POSITIVE)).any(), "negative clicks alone are no prompt"
         assert under(points[labels == POSITIVE], mask).all()
         assert not under(points[labels == NEGATIVE], mask).any()
-        assert not points[labels == PADDING].any()
+        assert (points[labels == PADDING] == -1).all()
 
 
 def test_negative_clicks_lie_near_the_object() -> None:
@@ -175,9 +175,13 @@ def test_first_prompts_follow_the_seed() -> None:
 # ---------------------------------------------------------------- corrections
 
 
+def generators(count: int, seed: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(1000 * seed + number) for number in range(count)]
+
+
 def corrected(logits: torch.Tensor, target: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the stride-4 cells (B, P, 2) x, y that were clicked, and the labels (B, P)."""
-    points, labels = correction_clicks(logits, target, torch.Generator().manual_seed(seed))
+    points, labels = correction_clicks(logits, target, generators(len(logits), seed))
     assert points.shape == (*logits.shape[:2], 1, 2)
     assert labels.shape == (*logits.shape[:2], 1)
     assert labels.dtype == torch.int64
@@ -242,12 +246,33 @@ def test_masks_are_corrected_each_by_its_own_errors() -> None:
     assert labels[0].tolist() == [POSITIVE, NEGATIVE]
 
 
+def test_an_images_corrections_do_not_depend_on_the_others_of_its_batch() -> None:
+    rng = torch.Generator().manual_seed(12)
+    logits, target = torch.randn(3, 5, 16, 16, generator=rng), torch.rand(3, 5, 16, 16, generator=rng)
+    whole = correction_clicks(logits, target, generators(3, 1))
+    alone = correction_clicks(logits[1:2], target[1:2], generators(3, 1)[1:2])
+    assert torch.equal(whole[0][1:2], alone[0])
+    assert torch.equal(whole[1][1:2], alone[1])
+
+
+def test_without_negative_clicks_only_what_was_missed_is_corrected() -> None:
+    target = torch.zeros(1, 200, 8, 8)
+    target[:, :, 2:4, 1:5] = 1
+    logits = torch.full_like(target, 1.0)
+    logits[:, :100, 2, 1] = -1  # missed in the first half; the second covers the object, and all else
+    points, labels = correction_clicks(logits, target, generators(1, 0), negatives=False)
+    cells = (points / 4).floor().long().squeeze(2)
+    assert (labels == POSITIVE).all()
+    assert (cells[0, :100] == torch.tensor([1, 2])).all()
+    assert {tuple(c) for c in cells[0, 100:].tolist()} == {(x, y) for x in range(1, 5) for y in (2, 3)}
+
+
 def test_corrections_follow_the_generator() -> None:
     rng = torch.Generator().manual_seed(11)
     logits, target = torch.randn(2, 5, 16, 16, generator=rng), torch.rand(2, 5, 16, 16, generator=rng)
 
     def draw(seed: int) -> torch.Tensor:
-        return correction_clicks(logits, target, torch.Generator().manual_seed(seed))[0]
+        return correction_clicks(logits, target, generators(2, seed))[0]
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))

@@ -100,9 +100,14 @@ def batch(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.
     return logits, points, torch.from_numpy(LABELS).expand(3, count, -1)
 
 
+def generators(seed: int) -> list[torch.Generator]:
+    """One for each image of `batch`."""
+    return [torch.Generator().manual_seed(1000 * seed + number) for number in range(3)]
+
+
 def test_every_prompt_is_made_of_its_own_mask_in_pixels_of_the_input_and_all_kinds_occur_alike() -> None:
     logits, points, labels = batch(140)
-    made, made_labels, _ = self_made_prompts(logits, points, labels, 0.0, torch.Generator().manual_seed(1))
+    made, made_labels, _ = self_made_prompts(logits, points, labels, 0.0, generators(1))
     assert (made.shape, made_labels.shape) == ((3, 140, 7, 2), (3, 140, 7))
     kinds: Counter[str] = Counter()
     for b, p in np.ndindex(3, 140):
@@ -117,7 +122,7 @@ def test_every_prompt_is_made_of_its_own_mask_in_pixels_of_the_input_and_all_kin
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_logits_are_fed_back_as_often_as_configured_and_always_with_an_unchanged_prompt(share: float) -> None:
     logits, points, labels = batch(100)
-    made, made_labels, fed = self_made_prompts(logits, points, labels, share, torch.Generator().manual_seed(2))
+    made, made_labels, fed = self_made_prompts(logits, points, labels, share, generators(2))
     assert made.shape[:2] == fed.shape[:2] == (3, 100)
     number = {True: 0, False: 0}
     for b, p in np.ndindex(3, 100):
@@ -132,7 +137,7 @@ def test_logits_are_fed_back_as_often_as_configured_and_always_with_an_unchanged
 
 def test_what_is_made_follows_the_generator() -> None:
     def draw(seed: int) -> torch.Tensor:
-        return self_made_prompts(*batch(20), 0.3, torch.Generator().manual_seed(seed))[1]
+        return self_made_prompts(*batch(20), 0.3, generators(seed))[1]
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))

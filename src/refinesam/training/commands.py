@@ -1,4 +1,4 @@
-"""`refinesam train sami | mae | classify`: mounted by the command line, which imports no torch before it is needed."""
+"""`refinesam train ...`: mounted by the command line, which imports no torch before it is needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(help="Train models.", no_args_is_help=True)
 # Of torchrun's processes the first one speaks.
 SILENT = os.environ.get("RANK", "0") != "0"
 console = Console(quiet=SILENT)
@@ -27,6 +27,32 @@ ConfigArgument = Annotated[Path, typer.Argument(help="TOML file with the setting
 ImagesOption = Annotated[Path, typer.Option(help="Folder of images, at any depth, or of tar shards; no labels needed.")]
 RunOption = Annotated[Path, typer.Option(help="Folder for checkpoint, log and encoder; an unfinished run resumes.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+@app.command()
+def finetune(
+    config: ConfigArgument,
+    data: Annotated[Path, typer.Option(help="Folder with one folder a source.")],
+    output: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights; an unfinished run resumes.")],
+    device: DeviceOption = "auto",
+) -> None:
+    """Finetune a model, or train it from scratch, on images with masks: COCO's, LVIS's or SA-1B's."""
+    from refinesam.training.config import read_config
+    from refinesam.training.finetune import StepReport
+    from refinesam.training.finetune import finetune as run
+
+    settings = read_config(config)
+    damaged = 0
+    with _progress() as update:
+
+        def on_step(report: StepReport) -> None:
+            nonlocal damaged
+            damaged = report.damaged
+            update(f"loss {report.loss:.3f}, IoU {report.iou:.3f}", report.step, report.steps)
+
+        path = run(settings, data, output, device, on_step=on_step)
+    console.print(f"Weights: {path}", soft_wrap=True)
+    _tell_damaged(damaged, output)
 
 
 @app.command()
@@ -84,10 +110,12 @@ def _pretrain(settings: SamiConfig | MaeConfig, data: Path, output: Path, device
 
         path = pretrain(settings, data, output, device, on_report=on_report)
     console.print(f"Encoder: {path}", soft_wrap=True)
-    if damaged:
-        console.print(
-            f"{damaged} images or shards could not be read; {output / 'log.jsonl'} names them.", soft_wrap=True
-        )
+    _tell_damaged(damaged, output)
+
+
+def _tell_damaged(count: int, output: Path) -> None:
+    if count:
+        console.print(f"{count} images or shards could not be used; {output / 'log.jsonl'} names them.", soft_wrap=True)
 
 
 @contextmanager

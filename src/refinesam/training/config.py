@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from refinesam.models.config import CONFIGS
-from refinesam.training.settings import Momentum, Name, Positive, Probability, Section, read_settings
+from refinesam.training.settings import Count, Momentum, Name, Positive, Probability, Section, read_settings
 
-__all__ = ["DataConfig", "FinetuneConfig", "ModelSection", "OptimConfig", "PromptConfig", "read_config"]
+__all__ = [
+    "NOT_LEARNT",
+    "DataConfig",
+    "FinetuneConfig",
+    "ModelSection",
+    "OptimConfig",
+    "PromptConfig",
+    "read_config",
+]
 
-# What finetuning can train: samples are stretched to the square, and negative clicks and logits fed back are simulated.
-TRAINABLE = tuple(name for name, config in CONFIGS.items() if config.family == "hybrid")
+# What finetuning can train: the models whose images are stretched to the square.
+TRAINABLE = tuple(name for name, config in CONFIGS.items() if config.family != "sam")
 
 
 class ModelSection(Section):
@@ -45,7 +53,7 @@ class ModelSection(Section):
 
 
 class DataConfig(Section):
-    """Where images and masks come from: `root/SOURCE/images`, `root/SOURCE/instances_{train,val}.json`.
+    """Where images and masks come from: folders in any layout of `refinesam.training.layouts`, COCO's and SA-1B's too.
 
     Attributes:
         sources: folder names under the root.
@@ -104,12 +112,13 @@ class OptimConfig(Section):
 
     Attributes:
         steps: of the whole run; the schedule spans them.
-        batch_size: images a step.
+        batch_size: images a step, over all processes and accumulated parts.
+        accumulate: parts that a process works on one after the other in a step, to fit a batch into its memory.
         learning_rate, final_learning_rate, warmup_steps, schedule: see `refinesam.training.loop.learning_rate`.
         betas, weight_decay: of AdamW; biases, norms, tokens and position embeddings do not decay.
         clip_norm: longest gradient, over all parameters.
         ema_decay: see `refinesam.training.loop.WeightAverage`.
-        focal_weight, dice_weight, iou_weight, other_masks_weight, chosen_mask_weight: see
+        focal_weight, dice_weight, bce_weight, iou_weight, other_masks_weight, chosen_mask_weight: see
             `refinesam.training.losses.mask_loss`.
         self_mask_weight: factor on the masks' losses in a round of self-made prompts, which may point elsewhere than at
             the object; the IoU head's error counts as in any round.
@@ -117,6 +126,7 @@ class OptimConfig(Section):
 
     steps: Positive
     batch_size: Positive = 8
+    accumulate: Positive = 1
     learning_rate: Annotated[float, Field(gt=0)] = 8e-4
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 300
@@ -127,6 +137,7 @@ class OptimConfig(Section):
     ema_decay: Momentum = 0.999
     focal_weight: Annotated[float, Field(ge=0)] = 20.0
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    bce_weight: Annotated[float, Field(ge=0)] = 0.0
     iou_weight: Annotated[float, Field(ge=0)] = 1.0
     other_masks_weight: Annotated[float, Field(ge=0)] = 0.1
     chosen_mask_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -139,7 +150,10 @@ class FinetuneConfig(Section):
     Attributes:
         seed: of the first weights, the samples and the corrections.
         precision: of the forward pass; "auto" is bf16 on a GPU that has it, else fp32.
+        compile: let torch.compile translate the image encoder, which needs a C++ compiler; worth it on a GPU.
         checkpoint_every, validate_every, log_every: in steps; the last step is always one of each.
+        pictures: validation images of which each validation draws the predictions, into the folder `pictures`.
+        tensorboard: also write the log for TensorBoard, which the extra "train" brings.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -147,10 +161,43 @@ class FinetuneConfig(Section):
     checkpoint_every: Positive = 200
     validate_every: Positive = 500
     log_every: Positive = 20
+    compile: bool = False
+    pictures: Count = 4
+    tensorboard: bool = False
     model: ModelSection = ModelSection()
     data: DataConfig
     prompts: PromptConfig = PromptConfig()
     optim: OptimConfig
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> FinetuneConfig:
+        """Refuse prompts that the variant cannot take: it would learn from something else than what is written."""
+        prompts, can = self.prompts, CONFIGS[self.model.variant].capabilities
+        wrong = []
+        if not can.negative_points:
+            wrong += ["negative_probability"]
+        if not can.mask_prompt:
+            wrong += ["logits_only_probability", "self_logits_probability"]
+        if wrong := [f"prompts.{name}" for name in wrong if getattr(prompts, name)]:
+            raise ValueError(f"{self.model.variant} does not take what {' and '.join(wrong)} ask for: set them to 0")
+        needed = (
+            2 + prompts.max_clicks + (2 if prompts.self_probability else 1 if prompts.correction_probability else 0)
+        )
+        if can.max_points is not None and needed > can.max_points:
+            raise ValueError(
+                f"prompts need {needed} points (a box's 2, max_clicks and what a second round adds), "
+                f"{self.model.variant} takes {can.max_points}: lower prompts.max_clicks"
+            )
+        return self
+
+
+# Settings that change how fast a run is or what it tells, but not what it learns.
+NOT_LEARNT = frozenset(
+    {
+        "precision", "compile", "checkpoint_every", "validate_every", "log_every", "pictures", "tensorboard",
+        "data.workers", "data.val_images", "optim.accumulate",
+    }
+)  # fmt: skip
 
 
 def read_config(path: str | Path) -> FinetuneConfig:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from refinesam.errors import WeightsError
+from refinesam.errors import RefineSAMError, WeightsError
 from refinesam.files import replacing
 
 __all__ = [
@@ -86,9 +86,19 @@ class WeightAverage:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically: a killed run leaves the old file or the new one, never half of one."""
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    """Write a checkpoint atomically: a killed run leaves the old file or the new one, never half of one.
+
+    Raises:
+        RefineSAMError: it cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
+        raise RefineSAMError(
+            f"The checkpoint {path} cannot be written ({error}). Make room and start again: the run goes on from "
+            "the last one, which is as it was."
+        ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""SAM's losses: focal and dice on the best of the masks, squared error on the IoU prediction.
+"""The losses of both published finetunings, on the best of the masks, and squared error on the IoU prediction.
+
+SAM (Kirillov et al. 2023) weighs focal and dice loss 20 : 1; the source paper adds binary cross-entropy and dice.
 
 Targets are soft: the share of a stride-4 pixel that the object covers, so that a boundary inside a pixel is learnt too.
 """
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MaskLoss", "dice_loss", "focal_loss", "hard_iou", "mask_loss"]
+__all__ = ["MaskLoss", "bce_loss", "dice_loss", "focal_loss", "hard_iou", "mask_loss"]
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
@@ -32,6 +34,11 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float 
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     weight = (target - logits.sigmoid()).abs() ** gamma * (alpha * target + (1 - alpha) * (1 - target))
     return (weight * cross_entropy).mean(dim=(-2, -1))
+
+
+def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of (..., h, w) logits and soft targets, mean over pixels: (...)."""
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(-2, -1))
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ class MaskLoss:
 
     Attributes:
         total: scalar to differentiate.
-        focal, dice, iou_error: scalars without gradient, of the best masks.
+        focal, dice, bce, iou_error: scalars without gradient, of the best masks.
         best_iou: scalar, mean true IoU of the best of the masks.
         chosen_iou: scalar, mean true IoU of the mask that the IoU head would choose.
         chosen: (B, P) index of that mask.
@@ -69,6 +76,7 @@ class MaskLoss:
     total: Tensor
     focal: Tensor
     dice: Tensor
+    bce: Tensor
     iou_error: Tensor
     best_iou: Tensor
     chosen_iou: Tensor
@@ -82,11 +90,15 @@ def mask_loss(
     *,
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
+    bce_weight: float = 0.0,
     iou_weight: float = 1.0,
     other_masks_weight: float = 0.0,
     chosen_mask_weight: float = 0.0,
 ) -> MaskLoss:
-    """SAM's loss (Kirillov et al. 2023, appendix A): 20 focal + dice of the best mask, plus the IoU head's error.
+    """Loss of the mask that is best by it, plus the IoU head's error.
+
+    The defaults are SAM's (Kirillov et al. 2023, appendix A), 20 focal + dice; focal 0, dice 1, bce 1 and iou 0 are
+    the source paper's (section on finetuning).
 
     Args:
         logits: (B, P, C, h, w).
@@ -94,6 +106,7 @@ def mask_loss(
         target: (B, P, h, w) in [0, 1].
         focal_weight: weight of the focal loss.
         dice_weight: weight of the dice loss.
+        bce_weight: weight of the binary cross-entropy.
         iou_weight: weight of the IoU head's squared error, over all masks.
         other_masks_weight: share of the mean loss over all masks; keeps the masks that are rarely best from going
             astray when data are few.
@@ -101,8 +114,8 @@ def mask_loss(
             what an ambiguous prompt may mean, it should be the likeliest.
     """
     truth = target.unsqueeze(2).expand_as(logits)
-    focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)
-    per_mask = focal_weight * focal + dice_weight * dice
+    focal, dice, bce = focal_loss(logits, truth), dice_loss(logits, truth), bce_loss(logits, truth)
+    per_mask = focal_weight * focal + dice_weight * dice + bce_weight * bce
     best = per_mask.argmin(dim=-1, keepdim=True)
     with torch.no_grad():
         true_iou = hard_iou(logits, truth)
@@ -118,6 +131,7 @@ def mask_loss(
         total=total,
         focal=focal.gather(-1, best).mean().detach(),
         dice=dice.gather(-1, best).mean().detach(),
+        bce=bce.gather(-1, best).mean().detach(),
         iou_error=iou_error.detach(),
         best_iou=true_iou.gather(-1, best).mean(),
         chosen_iou=true_iou.gather(-1, chosen).mean(),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from refinesam.errors import ConfigError, RefineSAMError
 from refinesam.models.image_encoder import PATCH_SIZE
 from refinesam.training.image_files import find_images
 from refinesam.training.pretrain_config import MaeConfig, SamiConfig
 from refinesam.training.pretrain_data import Views, view_batches
 from refinesam.training.pretraining import Pretraining, StepResult
 from refinesam.training.processes import Processes, run_processes
-from refinesam.training.run_log import Write, run_log
+from refinesam.training.run_log import Write, run_log, write_nothing, writing_to
 from refinesam.training.teacher import CachedTargets, Teacher, cache_targets, load_teacher
 
 __all__ = ["PretrainReport", "pretrain"]
@@ -73,7 +70,7 @@ def pretrain(
         MissingExtraError: TensorBoard is asked for and not installed.
         RefineSAMError: the loss became NaN or infinite, or the disk is full; the last checkpoint is left as it was.
     """
-    with _explained(output), run_processes(device) as processes:
+    with writing_to(output), run_processes(device) as processes:
         views = Views(find_images(data, config.data.folders), config.data, config.student.input_size, config.seed)
         targets = _targets(config, views, processes, on_report) if isinstance(config, SamiConfig) else ()
         run = Pretraining(config, len(views.images), processes, *targets)
@@ -82,7 +79,7 @@ def pretrain(
             run.resume(checkpoint)
         first = processes.rank == 0
         # Opened by one process; the others compute.
-        with run_log(output, run.step, config.tensorboard) if first else nullcontext(_write_nothing) as write:
+        with run_log(output, run.step, config.tensorboard) if first else nullcontext(write_nothing) as write:
             _train(run, views, checkpoint, write, on_report if first else lambda report: None)
         if first:
             run.export(output / "encoder.safetensors")
@@ -157,29 +154,10 @@ def _targets(config: SamiConfig, views: Views, processes: Processes, on_report: 
         if processes.rank == 0:
             on_report(PretrainReport("targets", done, total))
 
-    with _explained(cache.folder):
+    with writing_to(cache.folder):
         cache_targets(
             cache, teacher.to(processes.device), processes.device, (processes.rank, processes.count), on_shard
         )
     processes.wait()
     views.targets = cache
     return teacher.dim, None
-
-
-def _write_nothing(step: int, **values: float | int | str) -> None:
-    """Leave the log to the first process."""
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Make a folder, and explain why files in it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"The results cannot go to {folder}: {error.strerror}. Name another folder.") from error
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise RefineSAMError(
-            f"Writing to {folder} failed ({error}). Make room there and start again: what was finished is kept."
-        ) from error

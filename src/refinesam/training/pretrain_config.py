@@ -157,12 +157,14 @@ class PretrainConfig(Section):
     Attributes:
         seed: of the first weights, the order of images, the views and the masks.
         precision: of the forward pass; "auto" is bf16 on a GPU that has it, else fp32.
+        compile: let torch.compile translate the student and its decoder, which needs a C++ compiler; worth it on a GPU.
         checkpoint_every, log_every: in steps; the last step is always one of each.
         tensorboard: also write the log for TensorBoard, which the extra "train" brings.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     checkpoint_every: Positive = 500
     log_every: Positive = 20
     tensorboard: bool = False
@@ -194,5 +196,8 @@ class MaeConfig(PretrainConfig):
 
 # Settings that change how fast a run is or what it tells, but not what it learns.
 NOT_LEARNT = frozenset(
-    {"precision", "checkpoint_every", "log_every", "tensorboard", "data.workers", "optim.accumulate", "teacher.cache"}
-)
+    {
+        "precision", "compile", "checkpoint_every", "log_every", "tensorboard", "data.workers", "optim.accumulate",
+        "teacher.cache",
+    }
+)  # fmt: skip

@@ -29,7 +29,7 @@ from refinesam.training.mae import PIXELS_PER_PATCH, Mae, pixel_targets
 from refinesam.training.masked import DecoderShape, Masking, random_masking
 from refinesam.training.pretrain_config import NOT_LEARNT, MaeConfig, SamiConfig
 from refinesam.training.pretrain_data import View
-from refinesam.training.processes import Processes
+from refinesam.training.processes import Processes, without_exchange
 from refinesam.training.sami import Sami
 from refinesam.training.settings import changed_settings
 from refinesam.training.teacher import Teacher
@@ -99,6 +99,8 @@ class Pretraining:
         trained = set(pretrained_keys(self.student))
         for name, parameter in self.student.image_encoder.named_parameters():
             parameter.requires_grad_(name in trained)
+        if config.compile:
+            self.model.compile()
         self.parallel = processes.parallel(self.model)
         self.ema = WeightAverage(self.model, optim.ema_decay) if optim.ema_decay else None
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=0.0, betas=optim.betas)
@@ -133,7 +135,7 @@ class Pretraining:
             views = next(parts)
             damaged |= {line for lines in views["damaged"] for line in lines.splitlines()}
             last = number == optim.accumulate - 1
-            with nullcontext() if last else self._without_exchange():
+            with nullcontext() if last else without_exchange(self.parallel):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     pixels = normalise(views["image"].to(device))
                     target = self._target(views, pixels)
@@ -165,11 +167,6 @@ class Pretraining:
         share = noise.chunk(self.processes.count)[self.processes.rank]
         return (random_masking(part, self.config.student.mask_ratio) for part in share.split(self.part))
 
-    def _without_exchange(self) -> Any:
-        if isinstance(self.parallel, nn.parallel.DistributedDataParallel):
-            return self.parallel.no_sync()
-        return nullcontext()
-
     def _target(self, views: View, pixels: Tensor) -> Tensor:
         if isinstance(self.config, MaeConfig):
             return pixel_targets(pixels, self.config.pixels.normalise_patches)
@@ -194,13 +191,7 @@ class Pretraining:
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
         }
-        try:
-            write_checkpoint(path, state)
-        except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
-            raise RefineSAMError(
-                f"The checkpoint {path} cannot be written ({error}). Make room and start again: the run goes on from "
-                "the last one, which is as it was."
-            ) from error
+        write_checkpoint(path, state)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same settings and as many images.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refinesam.errors import ConfigError
 from refinesam.predictor import resolve_device
 
-__all__ = ["Processes", "run_processes"]
+__all__ = ["Processes", "run_processes", "without_exchange"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,16 @@ class Processes:
     count: int
     device: torch.device
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """Wrap a model so that its gradients are the means over all processes."""
+    def parallel(self, model: nn.Module, all_used: bool = True) -> nn.Module:
+        """Wrap a model so that its gradients are the means over all processes.
+
+        Args:
+            model: on this process's device.
+            all_used: every parameter to train takes part in every step.
+        """
         if self.count == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model)
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=not all_used)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over all processes, the same in each."""
@@ -55,6 +60,11 @@ class Processes:
         """Return when every process is here."""
         if self.count > 1:
             dist.barrier()
+
+
+def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep the gradients of a backward pass to this process, to be exchanged with those of a later one."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 @contextmanager

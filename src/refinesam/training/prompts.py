@@ -8,6 +8,7 @@ saw their prompts takes every further point for right and overrates its answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal, get_args
 
 import cv2
@@ -36,13 +37,15 @@ __all__ = [
 MAX_NEGATIVES = 2
 SelfMade = Literal["own_box", "own_box_and_clicks", "centre", "boundary", "centre_alone", "boundary_alone", "unchanged"]
 SELF_MADE: Final[tuple[SelfMade, ...]] = get_args(SelfMade)
+# Where the released EfficientSAM was trained to find its padding; the other models do not look.
+PADDING_XY = -1.0
 # Slots that a self-made prompt adds: for a box's corners, or for as many points as refinement places.
 ADDED = 2
 
 
 def prompt_length(config: PromptConfig) -> int:
-    """Slots that a first prompt needs: two for a box, the clicks, the negative clicks."""
-    return 2 + config.max_clicks + MAX_NEGATIVES
+    """Slots that a first prompt needs: two for a box, the clicks, the negative clicks if there are any."""
+    return 2 + config.max_clicks + (MAX_NEGATIVES if config.negative_probability else 0)
 
 
 def click_in(region: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -89,9 +92,9 @@ def first_prompt(
         rng: source of randomness.
 
     Returns:
-        points (T, 2) and labels (T,), T = `prompt_length(config)`, padded with label -1.
+        points (T, 2) and labels (T,), T = `prompt_length(config)`, padded with label -1 at (-1, -1).
     """
-    points = np.zeros((prompt_length(config), 2), np.float32)
+    points = np.full((prompt_length(config), 2), PADDING_XY, np.float32)
     labels = np.full(len(points), PADDING, np.int64)
     boxed = rng.random() < config.box_probability
     if boxed:
@@ -111,13 +114,16 @@ def first_prompt(
     return points, labels
 
 
-def correction_clicks(logits: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def correction_clicks(
+    logits: Tensor, target: Tensor, generators: Sequence[torch.Generator], negatives: bool = True
+) -> tuple[Tensor, Tensor]:
     """Draw one click per mask from the pixels where it is wrong.
 
     Args:
         logits: (B, P, h, w) of the mask shown to the user.
         target: (B, P, h, w) coverage in [0, 1], not all zero.
-        generator: source of randomness, on the CPU.
+        generators: source of randomness of each image, on the CPU.
+        negatives: whether the model takes clicks off the object; without, only what the mask misses is wrong.
 
     Returns:
         points (B, P, 1, 2) in pixels of the model's input (stride 4), labels (B, P, 1): 1 where the object was missed,
@@ -125,16 +131,19 @@ def correction_clicks(logits: Tensor, target: Tensor, generator: torch.Generator
     """
     coverage = target.flatten(2)
     truth = coverage > 0.5
-    wrong = (logits > 0).flatten(2) != truth
+    covered = (logits > 0).flatten(2)
+    wrong = covered != truth if negatives else truth & ~covered
     correct = ~wrong.any(-1, keepdim=True)
     # Without an error the object itself is clicked, or what there is of one that fills no pixel by half.
     on_object = torch.where(truth.any(-1, keepdim=True), truth.float(), coverage)
     weights = torch.where(correct, on_object, wrong.float())
-    chosen = torch.multinomial(weights.flatten(0, 1).cpu(), 1, generator=generator).to(logits.device)
-    index = chosen.view(*logits.shape[:2], 1)
+    drawn = [
+        (torch.multinomial(one, 1, generator=generator), torch.rand(len(one), 1, 2, generator=generator))
+        for one, generator in zip(weights.cpu(), generators, strict=True)
+    ]
+    index, jitter = (torch.stack(part).to(logits.device) for part in zip(*drawn, strict=True))
     width = logits.shape[-1]
     xy = torch.stack([index % width, index // width], dim=-1).float()
-    jitter = torch.rand(xy.shape, generator=generator).to(xy.device)
     labels = torch.where(truth.gather(2, index) | correct, POSITIVE, NEGATIVE)
     return (xy + jitter) * 4, labels
 
@@ -153,33 +162,37 @@ def self_made_prompt(
             user's prompt once more, to be asked with the first mask's logits.
 
     Returns:
-        points (T + 2, 2) and labels (T + 2,), padded with label -1. Where nothing follows from the mask, which is
-        empty or leaves no room around it, the prompt is unchanged.
+        points (T + 2, 2) and labels (T + 2,), padded with label -1 at (-1, -1). Where nothing follows from the mask,
+        which is empty or leaves no room around it, the prompt is unchanged.
     """
     length = len(points)
-    points = np.concatenate([points, np.zeros((ADDED, 2), np.float32)])
+    points = np.concatenate([points, np.full((ADDED, 2), PADDING_XY, np.float32)])
     labels = np.concatenate([labels, np.full(ADDED, PADDING)])
     if kind == "unchanged" or not mask.any():
         return points, labels
     if kind in ("own_box", "own_box_and_clicks"):
         replaced = (labels >= TOP_LEFT) | (kind == "own_box")
+        labels[replaced], points[replaced] = PADDING, PADDING_XY
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
         points[length:] = [[x, y], [x + width, y + height]]
-        labels[replaced] = PADDING
         labels[length:] = TOP_LEFT, BOTTOM_RIGHT
         return points, labels
     place = centre_points if kind in ("centre", "centre_alone") else boundary_points
     placed = place(mask, ADDED)
     if len(placed):
         if kind in ("centre_alone", "boundary_alone"):
-            labels[:] = PADDING
+            labels[:], points[:] = PADDING, PADDING_XY
         points[length : length + len(placed)] = placed
         labels[length : length + len(placed)] = POSITIVE
     return points, labels
 
 
 def self_made_prompts(
-    logits: Tensor, points: Tensor, labels: Tensor, logits_probability: float, generator: torch.Generator
+    logits: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    logits_probability: float,
+    generators: Sequence[torch.Generator],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Make a prompt of a random kind from each first mask, see `self_made_prompt`.
 
@@ -188,13 +201,15 @@ def self_made_prompts(
         points: (B, P, T, 2), the prompts that they answer.
         labels: (B, P, T).
         logits_probability: share of prompts that come with the first mask's logits; unchanged ones always do.
-        generator: source of randomness, on the CPU.
+        generators: source of randomness of each image, on the CPU.
 
     Returns:
         points (B, P, T + 2, 2), labels (B, P, T + 2), and logits (B, P, h, w) to feed back, zero where there are none.
     """
-    kinds = torch.randint(len(SELF_MADE), logits.shape[:2], generator=generator)
-    fed = torch.rand(logits.shape[:2], generator=generator) < logits_probability
+    count = logits.shape[1]
+    drawn = [(torch.randint(len(SELF_MADE), (count,), generator=g), torch.rand(count, generator=g)) for g in generators]
+    kinds, chances = (torch.stack(part) for part in zip(*drawn, strict=True))
+    fed = chances < logits_probability
     fed |= kinds == SELF_MADE.index("unchanged")
     # At the input's resolution: a point just off the mask is then not 4 pixels away from it.
     masks = (F.interpolate(logits, scale_factor=4, mode="bilinear") > 0).flatten(0, 1).cpu().numpy()

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refinesam.errors import MissingExtraError
+from safetensors import SafetensorError
+
+from refinesam.errors import ConfigError, MissingExtraError, RefineSAMError
 from refinesam.training.loop import JsonLines
 
-__all__ = ["Write", "run_log"]
+__all__ = ["Write", "run_log", "write_nothing", "writing_to"]
 
 # Called with the step and named values.
 Write = Callable[..., None]
@@ -38,6 +40,30 @@ def run_log(output: Path, resumed_at: int, tensorboard: bool) -> Iterator[Write]
         finally:
             if writer is not None:
                 writer.close()
+
+
+def write_nothing(step: int, **values: float | int | str) -> None:
+    """Leave the log to the first process."""
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Make a folder, and explain why files in it cannot be written.
+
+    Raises:
+        ConfigError: it cannot be made.
+        RefineSAMError: in place of the system's errors while it is written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The results cannot go to {folder}: {error.strerror}. Name another folder.") from error
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RefineSAMError(
+            f"Writing to {folder} failed ({error}). Make room there and start again: what was finished is kept."
+        ) from error
 
 
 def _summary_writer(folder: Path, resumed_at: int) -> Any:
