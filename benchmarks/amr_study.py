@@ -34,7 +34,7 @@ from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import replacing, write_json
 from refinesam.masks import decode_segmentation, mask_iou
-from refinesam.second_looks import LEAST_AGREEMENT, LEAST_GAIN
+from refinesam.second_looks import LEAST_GAIN
 from refinesam.session import EncodedImage, Session
 from refinesam.training.calibration import Scores
 from refinesam.types import Prediction, Prompt
@@ -93,7 +93,7 @@ def timed(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
 
 
 def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dict[str, Any]:
-    """Prompt, refine by every rule, and keep what all looks showed: the first, the windows', the one fed back."""
+    """Prompt, refine by every rule, and keep what all looks showed: the first, the windows', `fast`'s at the whole."""
     mask_prompt = recorder.session.capabilities.mask_prompt
     first, first_ms = timed(lambda: recorder.encoded.predict(prompt))
     row: dict[str, Any] = {
@@ -121,11 +121,10 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
         )
         row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
         row[f"{name}_looks"] = [stored_look(*look, truth) for look in recorder.looks]
-    # Where the object fills the image there is one look, the fed back one, in both.
-    row["zoomed"] = row["full"]["strategy"] == "zoom"
-    row["looks"] = row["full_looks"][:1] + (row["full_looks"][1:] if row["zoomed"] else [])
-    row["fed_back"] = row.pop("fast_looks")
-    del row["full_looks"]
+    # The second look at the whole image, fed back or with points in the middle, is the same in both.
+    full_looks = row.pop("full_looks")
+    row["looks"] = full_looks[:1] + [look for look in full_looks[1:] if look["window"] is not None]
+    row["second"] = row.pop("fast_looks")
     return row
 
 
@@ -188,32 +187,35 @@ class Variant:
 
     Attributes:
         windows: of those looked at, which vote beside the first prediction.
-        feedback: whether the look fed back votes: None means where there is no window.
+        second: whether the second look at the whole image votes: None means for a lone click, and where there is no
+            window.
         temperature: of the weights within one decode; infinite means that predicted IoU is not used.
         thresholds: of the vote.
         min_gain: least gain of expected IoU.
-        lone_click: least IoU with the first mask where the prompt is a single click.
+        lone_click: least IoU with the first mask where the prompt is a lone click.
     """
 
     windows: tuple[int, ...] = (0, 1)
-    feedback: bool | None = None
+    second: bool | None = None
     temperature: float = consensus.TEMPERATURE
     thresholds: tuple[float, ...] = consensus.THRESHOLDS
     min_gain: float = LEAST_GAIN
-    lone_click: float = LEAST_AGREEMENT
+    lone_click: float = 0.0
 
 
 VARIANTS: Mapping[str, Variant] = {
     "full": Variant(),
-    "fast": Variant(windows=(), feedback=True),
-    "votes of the first decode alone": Variant(windows=(), feedback=False),
-    "full, with the fed back look": Variant(feedback=True),
+    "fast": Variant(windows=(), second=True),
+    "votes of the first decode alone": Variant(windows=(), second=False),
+    "full, with the second look at the whole image": Variant(second=True),
+    "full, without the second look at the whole image": Variant(second=False),
     "full, the farther window alone": Variant(windows=(0,)),
     "full, the nearer window alone": Variant(windows=(1,)),
     "without predicted IoU (equal weights)": Variant(temperature=1e9),
     "predicted IoU decides within a decode": Variant(temperature=1e-3),
     "one threshold, 0.5": Variant(thresholds=(0.5,)),
-    "single clicks may change the extent": Variant(lone_click=0),
+    "a lone click keeps an IoU of 0.5": Variant(lone_click=0.5),
+    "a lone click keeps an IoU of 0.7": Variant(lone_click=0.7),
     "min_gain 0": Variant(min_gain=0),
     "min_gain 0.02": Variant(min_gain=0.02),
     "min_gain 0.05": Variant(min_gain=0.05),
@@ -232,8 +234,9 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
     ballot = Ballot(first)
     windows = looks[1:]
     voting = looks[:1] + [windows[index] for index in variant.windows if index < len(windows)]
-    if variant.feedback or (variant.feedback is None and not windows):
-        voting += row["fed_back"]
+    lone = row["protocol"] == "points-1"
+    if variant.second or (variant.second is None and (lone or not windows)):
+        voting += row["second"]
     for look in voting:
         ballot.add(look["masks"], look["scores"], look["window"])
     decision = ballot.decide()
@@ -242,8 +245,7 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
         return before, 0.0
     columns, rows = row["clicks"].astype(int).T
     missed = [(mask[rows, columns] != row["labels"]).sum() for mask in (first, decision.mask)]
-    lone = row["protocol"] == "points-1" and first.any()
-    if missed[1] > missed[0] or (lone and decision.agreement < variant.lone_click):
+    if missed[1] > missed[0] or (lone and first.any() and decision.agreement < variant.lone_click):
         return before, 0.0
     return mask_iou(decision.mask, truth), decision.gain
 
@@ -253,7 +255,7 @@ def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
     for path in sorted(cache.glob(f"{split}-*.pickle")):
         for row in pickle.loads(path.read_bytes()):
             truth = unpacked(row.pop("truth"), row["hw"])
-            looks = row["looks"] + row["fed_back"]
+            looks = row["looks"] + row["second"]
             for look in looks:
                 look["masks"] = unpacked(look["masks"], look["shape"])
             row["decided"] = {name: decided(row, truth, variant) for name, variant in VARIANTS.items()}
@@ -297,7 +299,7 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "full": lambda row: row["decided"]["full"][0],
         "fast": lambda row: row["decided"]["fast"][0],
         "oracle_first_three": lambda row: max(row["looks"][0]["ious"]),
-        "oracle_of_all_looks": lambda row: max(max(look["ious"]) for look in row["looks"] + row["fed_back"]),
+        "oracle_of_all_looks": lambda row: max(max(look["ious"]) for look in row["looks"] + row["second"]),
     }
     return {name: summary(rows, after) for name, after in methods.items()}
 
@@ -325,8 +327,8 @@ def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
     kinds: dict[str, list[tuple[str, float, float]]] = {}
     for row in rows:
         prompted = "box" if "box" in row["protocol"] else "clicks"
-        kinds_of = ["first"] + ["window"] * (len(row["looks"]) - 1) + ["fed back"] * len(row["fed_back"])
-        for kind, look in zip(kinds_of, row["looks"] + row["fed_back"], strict=True):
+        kinds_of = ["first"] + ["window"] * (len(row["looks"]) - 1) + ["second"] * len(row["second"])
+        for kind, look in zip(kinds_of, row["looks"] + row["second"], strict=True):
             pair = (row["source"], float(look["scores"][look["best"]]), look["ious"][look["best"]])
             kinds.setdefault(f"predicted IoU, {kind}, {prompted}", []).append(pair)
         iou, gain = row["decided"]["full"]

@@ -280,7 +280,7 @@ def test_the_fast_preset_asks_once_and_encodes_nothing() -> None:
     np.testing.assert_array_equal(world.prompts[0].points, CLICKS.points)
     assert AMRConfig.fast().most_decodes == 1
     assert AMRConfig.full() == AMRConfig()
-    assert AMRConfig.full().most_decodes == 2
+    assert AMRConfig.full().most_decodes == 3
 
 
 def test_an_object_that_fills_the_image_is_fed_back() -> None:
@@ -313,7 +313,7 @@ def test_a_model_without_mask_prompts() -> None:
     world = World([BETTER])
     report = refine(first_prediction(), world.answer, zoom=world.zoom, mask_prompt=False, max_points=6).refinement
     assert report is not None
-    assert (report.strategy, report.iterations, world.windows) == ("feedback", 1, [])
+    assert (report.strategy, report.iterations, world.windows) == ("centre", 1, [])
     (asked,) = world.prompts
     np.testing.assert_array_equal(asked.points, np.concatenate([CLICKS.points, centre_points(FIRST[0])]))
     np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
@@ -380,25 +380,69 @@ def test_the_least_gain_asked_for() -> None:
 WIDE = AMRConfig(zooms=(6, 4))
 
 
-def test_one_click_does_not_change_the_extent() -> None:
-    lone = Prompt(points=[[110, 90]])
-    world = World([BETTER] * 2)
-    report = refine(first_prediction(prompt=lone), world.answer, WIDE, zoom=world.zoom).refinement
+LONE = Prompt(points=[[110, 90]])
+
+
+def test_a_lone_click_is_asked_again_with_points_in_the_middle_before_the_closer_looks() -> None:
+    world = World([BETTER] * 3)
+    result = refine(first_prediction(prompt=LONE), world.answer, WIDE, zoom=world.zoom)
+    middle, *closer = world.prompts
+    np.testing.assert_array_equal(middle.points, np.concatenate([LONE.points, centre_points(FIRST[0])]))
+    assert middle.mask_logits is None
+    assert [len(prompt.points) for prompt in closer] == [1, 1]
+    # At a tie the first mask is what the first window is around; from then on it is what most looks showed.
+    np.testing.assert_array_equal(closer[0].mask, in_window(FIRST[0], world.windows[0]))
+    np.testing.assert_array_equal(closer[1].mask, in_window(BETTER[0], world.windows[1]))
+    np.testing.assert_array_equal(result.mask, BETTER[0])
+    report = result.refinement
     assert report is not None
-    assert (report.kept, report.rejected is not None) == ("first", True)
-    assert report.reason == (
-        "The consensus of 3 looks has another extent than the first mask (IoU 0.44), and one click doesn't say which "
-        "is meant, so the first mask was kept."
-    )
-    for prompt in (Prompt(box=[98, 78, 122, 102]), lone.with_points([[10, 10]], [0])):
-        world = World([BETTER] * 2)
-        report = refine(first_prediction(prompt=prompt), world.answer, WIDE, zoom=world.zoom).refinement
-        assert report is not None
-        assert report.kept == "refined"
-    nearly = square(80, 100, 23)[None]
-    world = World([nearly] * 2)
-    result = refine(first_prediction(prompt=lone), world.answer, WIDE, zoom=world.zoom)
-    np.testing.assert_array_equal(result.mask, nearly[0])
+    assert (report.strategy, report.kept, report.iterations) == ("zoom", "refined", 3)
+
+
+def in_window(mask: np.ndarray, window: Window) -> np.ndarray:
+    x0, y0, x1, y1 = window
+    return mask[y0:y1, x0:x1]
+
+
+def test_the_fast_preset_asks_a_lone_click_again_with_points_in_the_middle() -> None:
+    world = World([np.concatenate([BETTER, BETTER])], predicted=scores(0.9, 0.9))
+    result = refine(first_prediction(prompt=LONE), world.answer, AMRConfig.fast(), zoom=world.zoom)
+    (asked,) = world.prompts
+    np.testing.assert_array_equal(asked.points, np.concatenate([LONE.points, centre_points(FIRST[0])]))
+    report = result.refinement
+    assert report is not None
+    assert (report.strategy, report.iterations, world.windows) == ("centre", 1, [])
+    np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        CLICKS,
+        Prompt(box=[98, 78, 122, 102]),
+        LONE.with_points([[10, 10]], [0]),
+        Prompt(points=LONE.points, box=[98, 78, 122, 102]),
+        Prompt(points=LONE.points, mask=FIRST[0]),
+        Prompt(points=LONE.points, mask_logits=np.zeros((4, 4), np.float32)),
+    ],
+)
+def test_a_prompt_that_says_more_than_one_click_is_not_asked_so(prompt: Prompt) -> None:
+    world = World([BETTER])
+    report = refine(first_prediction(prompt=prompt), world.answer, AMRConfig.fast()).refinement
+    assert report is not None
+    assert report.strategy == "feedback"
+    assert world.prompts[0].mask_logits is not None
+    assert len(world.prompts[0].points) == len(prompt.points)
+
+
+@pytest.mark.parametrize(("max_points", "strategy"), [(1, "feedback"), (2, "centre")])
+def test_a_lone_click_without_room_for_more_points_is_fed_back(max_points: int, strategy: str) -> None:
+    world = World([BETTER])
+    first = first_prediction(prompt=LONE)
+    report = refine(first, world.answer, AMRConfig.fast(), max_points=max_points).refinement
+    assert report is not None
+    assert (report.strategy, report.iterations) == (strategy, 1)
+    assert len(world.prompts[0].points) <= max_points
 
 
 def test_small_gains_are_not_worth_a_change() -> None:
@@ -517,10 +561,10 @@ def test_a_session_zooms_into_its_own_copy_of_the_image() -> None:
     first = encoded.predict(Prompt(points=[[60, 50]]))
     refined = encoded.refine(first)
     assert refined.refinement is not None
-    assert (refined.refinement.strategy, refined.refinement.iterations) == ("zoom", 2)
+    assert (refined.refinement.strategy, refined.refinement.iterations) == ("zoom", 3)
     np.testing.assert_array_equal(refined.mask, patch_image()[..., 0] == 100)
     assert model.encoded == 3
-    assert model.decoded[1].mask is not None
+    assert model.decoded[2].mask is not None
     encoded.refine(first, AMRConfig.fast())
     assert model.encoded == 3
     assert encoded.pixels is not None

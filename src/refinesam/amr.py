@@ -62,7 +62,7 @@ class AMRConfig:
     """Settings of `refine`.
 
     The default is `full`: the consensus of the first mask and of two closer looks at the object, each of which encodes
-    a part of the image and so costs as much as a new image. `fast` feeds the first mask's logits back instead. `paper`
+    a part of the image and so costs as much as a new image. `fast` asks once more on the whole image instead. `paper`
     is the source paper's equation; its prose is ``rule="paper_prose"``.
 
     Attributes:
@@ -120,18 +120,24 @@ class AMRConfig:
 
     @classmethod
     def fast(cls) -> AMRConfig:
-        """Return the consensus of the first mask and of its logits fed back: one more decode, nothing re-encoded."""
+        """Return the consensus of two looks at the whole image: one more decode, nothing re-encoded.
+
+        The second has the first mask's logits fed back, or, of a lone click, points in the first mask's middle.
+        """
         return cls(zooms=())
 
     @classmethod
     def full(cls) -> AMRConfig:
-        """Return the default, by its name: two closer looks, each an encode and a decode."""
+        """Return the default, by its name: two closer looks, each an encode and a decode.
+
+        Of a lone click `fast`'s look comes before them.
+        """
         return cls()
 
     @property
     def most_decodes(self) -> int:
-        """Greatest number of prompts that `refine` asks to be decoded."""
-        return max(1, len(self.zooms)) if self.rule == "consensus" else self.iterations
+        """Greatest number of prompts that `refine` asks to be decoded; for "consensus" a lone click asks one more."""
+        return 1 + len(self.zooms) if self.rule == "consensus" else self.iterations
 
 
 _DEFAULT_CONFIG: Final = AMRConfig()

@@ -1,11 +1,13 @@
 """Refinement by further looks at the object, and a consensus of what they show.
 
 The first look is the prediction itself. The others re-encode the part of the image around the object, where the model
-sees it larger, and decode the user's prompt there with the mask found so far. Where there is nothing to come closer to,
-since the object fills the image or its pixels are not at hand, the mask's logits are fed back with the user's prompt
-instead. A model that takes no mask as a prompt gets points in the mask's middle in place of the logits, and no closer
-looks: without the mask they gained reliably for tight boxes alone. What all looks show is put to the vote
-(`refinesam.consensus`), and the first mask stays unless the vote's expected IoU is higher by a margin.
+sees it larger, and decode the user's prompt there with the mask found so far. A lone click says where the object is but
+not how large: before them, it is asked again with points in the middle of the first mask, which settles the extent.
+Other prompts only lose by such points. Where there is nothing to come closer to, since the object fills the image or
+its pixels are not at hand, the mask's logits are fed back with the user's prompt instead. A model that takes no mask as
+a prompt gets points in the mask's middle in place of the logits, and no closer looks: without the mask they gained
+reliably for tight boxes alone. What all looks show is put to the vote (`refinesam.consensus`), and the first mask stays
+unless the vote's expected IoU is higher by a margin.
 
 Predicted IoU is calibrated for first answers alone, so the score of a refined mask is the first mask's predicted IoU
 plus the gain of expected IoU.
@@ -35,9 +37,6 @@ Zoom = Callable[[Window], Decode]
 
 # Of expected IoU. Smaller gains are wrong more often than larger ones and hardly change the mean.
 LEAST_GAIN: Final = 0.01
-# Of the vote with the first mask, by IoU, where a single click is the whole prompt. It says where the object is but not
-# how large, so that a vote for another extent hurts nearly as often as it helps.
-LEAST_AGREEMENT: Final = 0.7
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,26 @@ class SecondLooks:
     def refine(self, prediction: Prediction) -> Prediction:
         """Return the consensus of all looks, or the prediction itself, with a report either way."""
         looks = _Looks(prediction, LEAST_GAIN if self.min_gain is None else self.min_gain)
+        if _is_lone_click(prediction.prompt) or not self.mask_prompt:
+            looks.take("centre", partial(self._centred, looks))
         for factor in self.factors if self.zoom is not None and self.mask_prompt else ():
             looks.take("zoom", partial(self._zoomed, looks, factor))
-        if not looks.tried:
+        if not looks.tried and self.mask_prompt:
             looks.take("feedback", partial(self._fed_back, looks))
         return looks.concluded()
 
+    def _centred(self, looks: _Looks) -> bool:
+        prediction, prompt = looks.prediction, looks.prediction.prompt
+        points = self._middle(prediction.mask, prompt)
+        if not len(points):
+            return False
+        looks.add(self.decode(prompt.with_points(points)))
+        looks.points = points
+        return True
+
     def _fed_back(self, looks: _Looks) -> bool:
         prediction, prompt = looks.prediction, looks.prediction.prompt
-        if self.mask_prompt:
-            asked = Prompt(prompt.points, prompt.labels, prompt.box, mask_logits=prediction.logits)
-        else:
-            points = self._middle(prediction.mask, prompt)
-            if not len(points):
-                return False
-            asked = prompt.with_points(points)
-            looks.points = points
+        asked = Prompt(prompt.points, prompt.labels, prompt.box, mask_logits=prediction.logits)
         looks.add(self.decode(asked))
         return True
 
@@ -105,6 +108,12 @@ class SecondLooks:
         return centre_points(mask, count, self.depth) if count > 0 else np.zeros((0, 2), np.float32)
 
 
+def _is_lone_click(prompt: Prompt) -> bool:
+    """Whether a single click is all that is known of the object."""
+    alone = prompt.box is None and prompt.mask is None and prompt.mask_logits is None
+    return alone and len(prompt.points) == 1
+
+
 def _slots(prompt: Prompt) -> int:
     return len(prompt.points) + (0 if prompt.box is None else 2)
 
@@ -117,7 +126,7 @@ class _Looks:
     min_gain: float
     ballot: Ballot = field(init=False)
     logits: list[FloatArray | None] = field(default_factory=list)
-    strategy: Literal["feedback", "zoom", "none"] = "none"
+    strategy: Literal["centre", "feedback", "zoom", "none"] = "none"
     points: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     problem: str = ""
     taken: int = -1
@@ -145,7 +154,7 @@ class _Looks:
             return None
         return first if first.any() and self._against(decision) else decision.mask
 
-    def take(self, strategy: Literal["feedback", "zoom"], look: Callable[[], bool]) -> None:
+    def take(self, strategy: Literal["centre", "feedback", "zoom"], look: Callable[[], bool]) -> None:
         """Look once more, unless there is nothing to look at; note what the model refused."""
         try:
             if look():
@@ -199,12 +208,6 @@ class _Looks:
             return f"{self._name} goes against a click"
         if decision.gain <= self.min_gain:
             return f"{self._name} gained {decision.gain:.4f} expected IoU, no more than {self.min_gain:g}"
-        lone_click = prompt.box is None and len(prompt.points) == 1
-        if lone_click and first.any() and decision.agreement < LEAST_AGREEMENT:
-            return (
-                f"{self._name} has another extent than the first mask (IoU {decision.agreement:.2f}), and one click "
-                "doesn't say which is meant"
-            )
         return ""
 
     @property
