@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from refinesam.errors import WeightsError
+from refinesam.errors import RefineSAMError, WeightsError
 from refinesam.training.loop import JsonLines, WeightAverage, learning_rate, read_checkpoint, write_checkpoint
 
 # ---------------------------------------------------------------- learning rate
@@ -140,12 +140,21 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     assert found == state
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
-def test_a_failing_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(28, "No space left on device"), RefineSAMError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (MemoryError(), MemoryError),
+    ],
+)
+def test_a_failing_write_leaves_the_old_checkpoint_and_nothing_else(
+    tmp_path: Path, error: BaseException, raised: type[BaseException]
+) -> None:
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"step": 1})
     before = path.read_bytes()
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         write_checkpoint(path, {"step": 2, "model": torch.zeros(100_000), "broken": Unwritable(error)})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["checkpoint.pt"]

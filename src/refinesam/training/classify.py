@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinesam.errors import ConfigError, RefineSAMError, WeightsError
+from refinesam.errors import RefineSAMError
 from refinesam.files import write_json
 from refinesam.models.build import build_model, normalise
 from refinesam.models.config import config_named
@@ -22,9 +22,9 @@ from refinesam.predictor import resolve_device
 from refinesam.training.classify_config import ClassifyConfig
 from refinesam.training.classify_data import DAMAGED, LabelledImages, image_batches, read_labelled
 from refinesam.training.encoder_file import load_encoder
-from refinesam.training.loop import learning_rate, read_checkpoint, use_bf16, write_checkpoint
+from refinesam.training.loop import learning_rate, read_checkpoint, taking_over, use_bf16, write_checkpoint
 from refinesam.training.masked import initialise_like_mae, width_of
-from refinesam.training.settings import changed_settings
+from refinesam.training.settings import changed_settings, refuse_changes
 
 __all__ = ["Accuracy", "Classifier", "accuracy_of", "classify", "layer_groups", "linear_probe"]
 
@@ -241,22 +241,13 @@ def _finetune(
 def _resume(model: Classifier, optimizer: torch.optim.Optimizer, config: ClassifyConfig, checkpoint: Path) -> int:
     """Take over a checkpoint; returns how many epochs are done."""
     state = read_checkpoint(checkpoint)
-    try:
-        if changed := changed_settings(ClassifyConfig.model_validate(state["config"]), config, NOT_LEARNT):
-            raise ConfigError(
-                f"{checkpoint} was written with other values of {', '.join(changed)}. "
-                "Restore them, or choose another output folder."
-            )
+    with taking_over(checkpoint, "classifier"):
+        written = ClassifyConfig.model_validate(state["config"])
+        refuse_changes(checkpoint, changed_settings(written, config, NOT_LEARNT))
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["epoch"])
-    except ConfigError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"{checkpoint} is no checkpoint of this classifier ({type(error).__name__} while taking it over). "
-            "Choose another output folder."
-        ) from error
+        epoch = int(state["epoch"])
+    return epoch
 
 
 def layer_groups(model: Classifier, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:

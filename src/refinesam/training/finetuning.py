@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from refinesam.errors import ConfigError, RefineSAMError, WeightsError
+from refinesam.errors import ConfigError, RefineSAMError
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
 from refinesam.models.promptable import PromptableModel
@@ -23,12 +23,13 @@ from refinesam.training.loop import (
     learning_rate,
     parameter_groups,
     read_checkpoint,
+    taking_over,
     use_bf16,
     write_checkpoint,
 )
 from refinesam.training.processes import Processes, without_exchange
 from refinesam.training.rounds import REPORTED, Draws, Rounds
-from refinesam.training.settings import changed_settings
+from refinesam.training.settings import changed_settings, refuse_changes
 from refinesam.weights import load_model
 
 __all__ = ["Finetuning"]
@@ -50,12 +51,8 @@ class Finetuning:
             WeightsError: the model to start from is damaged.
         """
         optim = config.optim
-        if optim.batch_size % (processes.count * optim.accumulate):
-            raise ConfigError(
-                f"optim.batch_size = {optim.batch_size} cannot be divided among {processes.count} processes times "
-                f"optim.accumulate = {optim.accumulate}. Make it a multiple of their product."
-            )
         self.config, self.processes = config, processes
+        self.part = processes.part_of(optim.batch_size, optim.accumulate)
         self.model = _initial_model(config).to(processes.device).train()
         _freeze_others(self.model, config.model.trainable)
         if config.compile:
@@ -89,13 +86,12 @@ class Finetuning:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        size = len(batch["image"]) // optim.accumulate
         reported = torch.zeros(len(REPORTED), device=device)
         for number in range(optim.accumulate):
             last = number == optim.accumulate - 1
             with nullcontext() if last else without_exchange(self.parallel):
-                draws = self._draws(number * size, size)
-                part = _part(batch, number * size, size, device)
+                draws = self._draws(number * self.part)
+                part = _part(batch, number * self.part, self.part, device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     total, first = self.parallel(part, draws)
                 (total / optim.accumulate).backward()
@@ -113,11 +109,11 @@ class Finetuning:
         self.step += 1
         return values
 
-    def _draws(self, first: int, count: int) -> Draws:
-        """Draw for some of this process's images of the current step."""
+    def _draws(self, first: int) -> Draws:
+        """Draw for a part of this process's images of the current step."""
         batch_size = self.config.optim.batch_size
         start = self.processes.rank * batch_size // self.processes.count + first
-        return Draws.of(self.config.seed, self.step, batch_size, range(start, start + count))
+        return Draws.of(self.config.seed, self.step, batch_size, range(start, start + self.part))
 
     def averaged_model(self) -> PromptableModel:
         """Return a copy of the model with the moving average of its weights, in evaluation mode."""
@@ -150,26 +146,15 @@ class Finetuning:
             WeightsError: the file is damaged, or not a checkpoint of this version's.
         """
         state = read_checkpoint(path)
-        try:
+        with taking_over(path, "finetuning"):
             # Validated, so that a setting younger than the checkpoint has its default there.
             written = FinetuneConfig.model_validate(state["config"])
-            if changed := changed_settings(written, self.config, NOT_LEARNT):
-                raise ConfigError(
-                    f"{path} was written with other values of {', '.join(changed)}. "
-                    "Restore them, or choose another output folder."
-                )
+            refuse_changes(path, changed_settings(written, self.config, NOT_LEARNT))
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
             self.damaged = set(state["damaged"])
-        except ConfigError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(
-                f"{path} is no checkpoint of this version's finetuning ({type(error).__name__} while taking it over). "
-                "Choose another output folder."
-            ) from error
 
 
 def _part(batch: Sample, first: int, count: int, device: torch.device) -> dict[str, torch.Tensor]:

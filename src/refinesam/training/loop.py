@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from refinesam.errors import RefineSAMError, WeightsError
+from refinesam.errors import ConfigError, RefineSAMError, WeightsError
 from refinesam.files import replacing
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "learning_rate",
     "parameter_groups",
     "read_checkpoint",
+    "taking_over",
     "use_bf16",
     "write_checkpoint",
 ]
@@ -116,6 +118,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise WeightsError(f"{path} is no checkpoint but a {type(state).__name__}. Delete it to start afresh.")
     return state
+
+
+@contextmanager
+def taking_over(path: Path, what: str) -> Iterator[None]:
+    """Say that a checkpoint is none of `what`, whatever is missing or misplaced in it.
+
+    Raises:
+        WeightsError: in place of what the block runs into.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"{path} is no checkpoint of this version's {what} ({type(error).__name__} while taking it over). "
+            "Choose another output folder."
+        ) from error
 
 
 class JsonLines:

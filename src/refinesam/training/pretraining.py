@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refinesam.errors import ConfigError, RefineSAMError, WeightsError
+from refinesam.errors import RefineSAMError
 from refinesam.models.build import build_model, normalise
 from refinesam.models.config import config_named
 from refinesam.models.image_encoder import PATCH_SIZE, LightEncoder
@@ -22,6 +22,7 @@ from refinesam.training.loop import (
     learning_rate,
     parameter_groups,
     read_checkpoint,
+    taking_over,
     use_bf16,
     write_checkpoint,
 )
@@ -31,7 +32,7 @@ from refinesam.training.pretrain_config import NOT_LEARNT, MaeConfig, SamiConfig
 from refinesam.training.pretrain_data import View
 from refinesam.training.processes import Processes, without_exchange
 from refinesam.training.sami import Sami
-from refinesam.training.settings import changed_settings
+from refinesam.training.settings import changed_settings, refuse_changes
 from refinesam.training.teacher import Teacher
 
 __all__ = ["Pretraining", "StepResult"]
@@ -81,15 +82,10 @@ class Pretraining:
             ConfigError: the batch cannot be divided among the processes and their parts.
         """
         optim = config.optim
-        if optim.batch_size % (processes.count * optim.accumulate):
-            raise ConfigError(
-                f"optim.batch_size = {optim.batch_size} cannot be divided among {processes.count} processes times "
-                f"optim.accumulate = {optim.accumulate}. Make it a multiple of their product."
-            )
         self.config, self.images, self.processes, self.teacher = config, images, processes, teacher
         self.steps = max(1, round(optim.epochs * images / optim.batch_size))
         self.warmup_steps = round(optim.warmup_epochs * images / optim.batch_size)
-        self.part = optim.batch_size // (processes.count * optim.accumulate)
+        self.part = processes.part_of(optim.batch_size, optim.accumulate)
         self.grid = config.student.input_size // PATCH_SIZE
         # The caller's own random numbers stay as they were.
         with torch.random.fork_rng(devices=[]):
@@ -201,29 +197,18 @@ class Pretraining:
             WeightsError: the file is damaged, or not a checkpoint of this method's.
         """
         state = read_checkpoint(path)
-        try:
+        with taking_over(path, type(self.model).__name__):
             # Validated, so that a setting younger than the checkpoint has its default there.
             written = type(self.config).model_validate(state["config"])
             changed = changed_settings(written, self.config, NOT_LEARNT)
             if state["images"] != self.images:
                 changed.append(f"the data, which had {state['images']} images and have {self.images}")
-            if changed:
-                raise ConfigError(
-                    f"{path} was written with other values of {', '.join(changed)}. "
-                    "Restore them, or choose another output folder."
-                )
+            refuse_changes(path, changed)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
             self.step, self.seconds, self.damaged = state["step"], state["seconds"], set(state["damaged"])
-        except ConfigError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(
-                f"{path} is no checkpoint of this version's {type(self.model).__name__} ({type(error).__name__} while "
-                "taking it over). Choose another output folder."
-            ) from error
 
     def export(self, path: Path) -> None:
         """Write the student's encoder; of a moving average, it is what the model has afterwards, too."""

@@ -41,6 +41,19 @@ class Processes:
             return model
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=not all_used)
 
+    def part_of(self, batch_size: int, accumulate: int) -> int:
+        """Return how many of a batch's images one process works on at a time.
+
+        Raises:
+            ConfigError: the batch cannot be divided so.
+        """
+        if batch_size % (self.count * accumulate):
+            raise ConfigError(
+                f"optim.batch_size = {batch_size} cannot be divided among {self.count} processes times "
+                f"optim.accumulate = {accumulate}. Make it a multiple of their product."
+            )
+        return batch_size // (self.count * accumulate)
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over all processes, the same in each."""
         if self.count > 1:

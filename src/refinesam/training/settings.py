@@ -13,7 +13,17 @@ try:
 except ImportError as error:
     raise MissingExtraError("pydantic", "train") from error
 
-__all__ = ["Count", "Momentum", "Name", "Positive", "Probability", "Section", "changed_settings", "read_settings"]
+__all__ = [
+    "Count",
+    "Momentum",
+    "Name",
+    "Positive",
+    "Probability",
+    "Section",
+    "changed_settings",
+    "read_settings",
+    "refuse_changes",
+]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -58,6 +68,15 @@ def changed_settings(written: Section, current: Section, ignored: frozenset[str]
     before, after = _by_name(written.model_dump()), _by_name(current.model_dump())
     names = sorted(before.keys() | after.keys())
     return [name for name in names if before.get(name) != after.get(name) and name not in ignored]
+
+
+def refuse_changes(path: Path, changed: list[str]) -> None:
+    """Raise ConfigError if what a checkpoint was written under differs from what is asked for now."""
+    if changed:
+        raise ConfigError(
+            f"{path} was written with other values of {', '.join(changed)}. "
+            "Restore them, or choose another output folder."
+        )
 
 
 def _by_name(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
