@@ -245,7 +245,7 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
         return before, 0.0
     columns, rows = row["clicks"].astype(int).T
     missed = [(mask[rows, columns] != row["labels"]).sum() for mask in (first, decision.mask)]
-    if missed[1] > missed[0] or (lone and first.any() and decision.agreement < variant.lone_click):
+    if missed[1] > missed[0] or (lone and first.any() and mask_iou(first, decision.mask) < variant.lone_click):
         return before, 0.0
     return mask_iou(decision.mask, truth), decision.gain
 

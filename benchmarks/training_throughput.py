@@ -145,7 +145,7 @@ def _prepare_finetuning(stage: Stage, root: Path, batch: int, precision: str, pr
     run = Finetuning(config, processes)
     sources = load_sources(root, config.data, "train")
     family = run.model.config.family
-    samples = PromptedCrops(sources, stage.size, config.data, config.prompts, 0, 1000 * batch, family=family)
+    samples = PromptedCrops(sources, stage.size, config.data, config.prompts, 0, family=family)
     with batches_from(samples, range(1), batch, 0) as batches:
         kept = next(batches)
     return Prepared(lambda: run.train_step(kept), lambda steps: batches_from(samples, range(steps), batch, 0))

@@ -42,14 +42,12 @@ class Decision:
         mask: (H, W) bool, the vote with the highest expected IoU.
         expected_iou: its expected IoU.
         first_expected_iou: that of the first mask.
-        agreement: its IoU with the first mask.
         ious: (N,) its IoU with every mask that was added, in that order.
     """
 
     mask: BoolArray
     expected_iou: float
     first_expected_iou: float
-    agreement: float
     ious: FloatArray
 
     @property
@@ -102,10 +100,9 @@ class Ballot:
         ious = _ious(candidates, cells)
         expected = ious @ weights
         best = 1 + int(np.argmax(expected[1:]))
-        agreement = float(_ious(candidates[[best]], candidates[[0]])[0, 0])
         mask = np.zeros(self.first.shape, np.bool_)
         mask[y0:y1, x0:x1] = options[best]
-        return Decision(mask, float(expected[best]), float(expected[0]), agreement, ious[best])
+        return Decision(mask, float(expected[best]), float(expected[0]), ious[best])
 
     def _region(self) -> Window | None:
         """Return the box around all masks."""

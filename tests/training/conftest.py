@@ -90,7 +90,7 @@ def _tiny_config(**sections: Any) -> FinetuneConfig:
 
 def _batches_of(config: FinetuneConfig, root: Path, count: int) -> list[Sample]:
     folders = load_sources(root, config.data, "train")
-    samples = PromptedCrops(folders, 64, config.data, config.prompts, config.seed, 100)
+    samples = PromptedCrops(folders, 64, config.data, config.prompts, config.seed)
     with batches_from(samples, range(count), config.optim.batch_size, 0) as batches:
         return [next(batches) for _ in range(count)]
 

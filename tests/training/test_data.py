@@ -31,11 +31,9 @@ from refinesam.training.data import (
 SIZE = 64
 
 
-def crops(root: Path, seed: int = 0, length: int = 1000, per_image: int = 2, **data: Any) -> PromptedCrops:
+def crops(root: Path, seed: int = 0, per_image: int = 2, **data: Any) -> PromptedCrops:
     config = DataConfig(**({"sources": ("shapes",)} | data))
-    return PromptedCrops(
-        load_sources(root, config, "train"), SIZE, config, PromptConfig(per_image=per_image), seed, length
-    )
+    return PromptedCrops(load_sources(root, config, "train"), SIZE, config, PromptConfig(per_image=per_image), seed)
 
 
 def equal(a: Sample, b: Sample) -> bool:
@@ -52,8 +50,7 @@ def plain_colors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sample_has_its_shapes_and_types(shapes_root: Path) -> None:
-    samples = crops(shapes_root, per_image=3, length=17)
-    assert len(samples) == 17
+    samples = crops(shapes_root, per_image=3)
     for index in range(20):
         sample = samples[index]
         assert (sample["image"].shape, sample["image"].dtype) == ((3, 64, 64), torch.uint8)
@@ -69,7 +66,7 @@ def test_a_sample_has_its_shapes_and_types(shapes_root: Path) -> None:
 
 def test_a_sample_follows_from_seed_and_index_whatever_the_order(shapes_root: Path) -> None:
     forward = [crops(shapes_root)[i] for i in range(8)]
-    samples = crops(shapes_root, length=5)
+    samples = crops(shapes_root)
     backward = [samples[i] for i in reversed(range(8))]
     assert all(equal(a, b) for a, b in zip(forward, reversed(backward), strict=True))
     assert not equal(forward[0], forward[1])
@@ -109,7 +106,7 @@ RECORDED = [
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(shapes_root: Path, workers: int) -> None:
-    samples = crops(shapes_root, length=14)
+    samples = crops(shapes_root)
     with batches_from(samples, range(2, 7), 2, workers) as batches:
         found = list(batches)
     assert multiprocessing.active_children() == []
@@ -121,7 +118,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(shapes_root: Path, worke
 
 
 def test_processes_share_each_steps_batch(shapes_root: Path) -> None:
-    samples = crops(shapes_root, length=12)
+    samples = crops(shapes_root)
     with batches_from(samples, range(1, 3), 4, 0) as batches:
         whole = list(batches)
     shares = []
@@ -134,7 +131,7 @@ def test_processes_share_each_steps_batch(shapes_root: Path) -> None:
 
 
 def test_a_finished_run_has_no_batches_left(shapes_root: Path) -> None:
-    with batches_from(crops(shapes_root, length=6), range(3, 3), 2, 0) as batches:
+    with batches_from(crops(shapes_root), range(3, 3), 2, 0) as batches:
         assert list(batches) == []
 
 
@@ -269,8 +266,7 @@ def test_samples_and_their_masks_are_fitted_by_family(
     config = DataConfig(sources=("shapes",), zoom_probability=0.0)
     sources = load_sources(tmp_path, config, "train")
     hybrid, other = (
-        PromptedCrops(sources, SIZE, config, PromptConfig(), 0, 9, family=family)
-        for family in ("hybrid", "efficientsam")
+        PromptedCrops(sources, SIZE, config, PromptConfig(), 0, family=family) for family in ("hybrid", "efficientsam")
     )
     for index in range(5):
         # Without averaging, a reduced noise keeps its contrast.
@@ -280,9 +276,7 @@ def test_samples_and_their_masks_are_fitted_by_family(
 
 def test_a_family_that_pads_images_is_an_error(shapes_root: Path) -> None:
     config = DataConfig(sources=("shapes",))
-    samples = PromptedCrops(
-        load_sources(shapes_root, config, "train"), SIZE, config, PromptConfig(), 0, 9, family="sam"
-    )
+    samples = PromptedCrops(load_sources(shapes_root, config, "train"), SIZE, config, PromptConfig(), 0, family="sam")
     with pytest.raises(ConfigError, match="'sam' does not stretch .* choose hybrid or efficientsam"):
         samples[0]
 

@@ -35,11 +35,9 @@ def sources_of(root: Path, split: str = "train", name: str = "data") -> Source:
     return load_sources(root, DataConfig(sources=(name,)), split)[0]
 
 
-def crops(root: Path, length: int = 1000) -> PromptedCrops:
+def crops(root: Path) -> PromptedCrops:
     config = DataConfig(sources=("data",))
-    return PromptedCrops(
-        load_sources(root, config, "train"), 64, config, PromptConfig(per_image=2), seed=0, length=length
-    )
+    return PromptedCrops(load_sources(root, config, "train"), 64, config, PromptConfig(per_image=2), seed=0)
 
 
 def png(tmp_path: Path, pixels: np.ndarray) -> bytes:
@@ -327,7 +325,7 @@ def test_an_index_is_small(tmp_path: Path, images: list[Shapes], write_source: A
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_worker_processes_read_the_same_samples_from_a_shard(tmp_path: Path, images: list[Shapes]) -> None:
     write_shard(tmp_path / "data/sa_000000.tar", sa1b_members(tmp_path, images))
-    samples = crops(tmp_path, length=8)
+    samples = crops(tmp_path)
     with batches_from(samples, range(4), 2, 2) as batches:
         found = list(batches)
     for index in range(8):

@@ -108,7 +108,6 @@ class PromptedCrops(Dataset[Sample]):
         data: DataConfig,
         prompts: PromptConfig,
         seed: int,
-        length: int,
         *,
         family: str = "hybrid",
     ) -> None:
@@ -120,16 +119,12 @@ class PromptedCrops(Dataset[Sample]):
             data: how sources and crops are drawn.
             prompts: how users are simulated.
             seed: of the samples.
-            length: how many there are.
             family: of the model, which decides how images are resized; masks are resized alike for all.
         """
         self.sources, self.input_size, self.data, self.prompts = sources, input_size, data, prompts
-        self.seed, self.length, self.family = seed, length, family
+        self.seed, self.family = seed, family
         weights = np.array([len(source) for source in sources], np.float64) ** data.sampling_power
         self.source_probabilities = weights / weights.sum()
-
-    def __len__(self) -> int:
-        return self.length
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, index))

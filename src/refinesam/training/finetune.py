@@ -143,13 +143,12 @@ def _look(run: Finetuning, samples: WholeImages, output: Path, write: Write) -> 
 def _samples(run: Finetuning, data: Path, write: Write) -> tuple[PromptedCrops, WholeImages]:
     """Return all samples of a run, and those it is validated on, which may be none; log what is left out."""
     config, family = run.config, run.model.config.family
-    count = config.optim.batch_size * config.optim.steps
     train = load_sources(data, config.data, "train")
     for source in train if not run.step else ():
         for text in source.left_out:
             write(run.step, left_out=text)
     val = load_sources(data, config.data, "val") if config.data.val_images else []
     return (
-        PromptedCrops(train, run.input_size, config.data, config.prompts, config.seed, count, family=family),
+        PromptedCrops(train, run.input_size, config.data, config.prompts, config.seed, family=family),
         WholeImages(val, run.input_size, config.data.val_images, family=family),
     )

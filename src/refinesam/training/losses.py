@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MaskLoss", "bce_loss", "dice_loss", "focal_loss", "hard_iou", "mask_loss"]
+__all__ = ["MaskLoss", "dice_loss", "focal_loss", "hard_iou", "mask_loss"]
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
@@ -31,14 +31,17 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float 
     Returns:
         (...) one loss per mask.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return _focal(_cross_entropy(logits, target), logits, target, gamma, alpha)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of every pixel, (..., h, w)."""
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def _focal(cross_entropy: Tensor, logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     weight = (target - logits.sigmoid()).abs() ** gamma * (alpha * target + (1 - alpha) * (1 - target))
     return (weight * cross_entropy).mean(dim=(-2, -1))
-
-
-def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of (..., h, w) logits and soft targets, mean over pixels: (...)."""
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(-2, -1))
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -114,8 +117,12 @@ def mask_loss(
             what an ambiguous prompt may mean, it should be the likeliest.
     """
     truth = target.unsqueeze(2).expand_as(logits)
-    focal, dice, bce = focal_loss(logits, truth), dice_loss(logits, truth), bce_loss(logits, truth)
-    per_mask = focal_weight * focal + dice_weight * dice + bce_weight * bce
+    # Once for both losses that are made of it: it is over every pixel of every mask.
+    cross_entropy = _cross_entropy(logits, truth)
+    focal, dice, bce = _focal(cross_entropy, logits, truth), dice_loss(logits, truth), cross_entropy.mean(dim=(-2, -1))
+    per_mask = focal_weight * focal + dice_weight * dice
+    if bce_weight:
+        per_mask = per_mask + bce_weight * bce
     best = per_mask.argmin(dim=-1, keepdim=True)
     with torch.no_grad():
         true_iou = hard_iou(logits, truth)

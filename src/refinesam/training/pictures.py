@@ -39,7 +39,7 @@ def draw_predictions(
     """
     rows: list[NDArray[np.uint8]] = []
     usable = (sample for index in _spread(len(samples)) if len((sample := samples[index])["target"]))
-    for sample, _ in zip(usable, range(count), strict=False):
+    for _, sample in zip(range(count), usable, strict=False):
         pixels = _resized(sample["image"][0].float()).byte().permute(1, 2, 0).numpy()
         panels = [draw_mask(pixels, _resized(sample["target"][:1])[0].numpy() > 0.5, TRUTH_COLOR)]
         features = model.encode(normalise(sample["image"].to(device)))
