@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +157,30 @@ def output(tmp_path: Path) -> Iterator[Path]:
 def batches_of() -> Callable[..., list[Sample]]:
     """`batches_of(config, root, count)` gives the first batches of a run at 64 x 64."""
     return _batches_of
+
+
+@pytest.fixture
+def in_two_processes(tmp_path: Path) -> Callable[..., None]:
+    """`in_two_processes(run, config, data, output)` calls a training function under torchrun, on one thread each."""
+
+    def call(run: Callable[..., Any], config: Any, data: Path, output: Path) -> None:
+        kind, script = type(config), tmp_path / "run.py"
+        script.write_text(
+            "import torch\n"
+            "from pathlib import Path\n"
+            f"from {run.__module__} import {run.__name__}\n"
+            f"from {kind.__module__} import {kind.__name__}\n"
+            "torch.set_num_threads(1)\n"
+            f"config = {kind.__name__}.model_validate_json({config.model_dump_json()!r})\n"
+            f"{run.__name__}(config, Path({str(data)!r}), Path({str(output)!r}), 'cpu')\n"
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+        environment = inherited | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +73,13 @@ def test_parts_one_after_the_other_are_the_whole_batch(tiny_config: Any, shapes_
     assert_close(parts.model.state_dict(), whole.model.state_dict(), 1e-3)
 
 
-def test_two_processes_do_what_one_does(tiny_config: Any, shapes_root: Path, output: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(
+    tiny_config: Any, shapes_root: Path, output: Path, in_two_processes: Any
+) -> None:
     prompts = {"correction_probability": 0.5, "self_probability": 0.5}
     optim = {"batch_size": 4, "steps": 3, "accumulate": 2}
     config = tiny_config(prompts=prompts, optim=optim, checkpoint_every=100, pictures=0)
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "from refinesam.training.config import FinetuneConfig\n"
-        "from refinesam.training.finetune import finetune\n"
-        "torch.set_num_threads(1)\n"
-        f"config = FinetuneConfig.model_validate_json({config.model_dump_json()!r})\n"
-        f"finetune(config, Path({str(shapes_root)!r}), Path({str(output / 'two')!r}), 'cpu')\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(finetune, config, shapes_root, output / "two")
     finetune(config, shapes_root, output / "one", "cpu")
     one, two = log_of(output / "one"), log_of(output / "two")
     assert [line["step"] for line in two] == [line["step"] for line in one], "one log, of the first process"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -278,22 +275,9 @@ def test_parts_of_a_batch_add_up_to_it(photos: Path, runs: Path) -> None:
         assert one["gradient_norm"] == pytest.approx(four["gradient_norm"], rel=1e-3)
 
 
-def test_two_processes_do_what_one_does(photos: Path, runs: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(photos: Path, runs: Path, in_two_processes: Any) -> None:
     config = mae_config(optim={"epochs": 1.0, "accumulate": 2}, checkpoint_every=100)
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "from refinesam.training.pretrain import pretrain\n"
-        "from refinesam.training.pretrain_config import MaeConfig\n"
-        "torch.set_num_threads(1)\n"
-        f"config = MaeConfig.model_validate_json({config.model_dump_json()!r})\n"
-        f"pretrain(config, Path({str(photos)!r}), Path({str(runs / 'two')!r}), 'cpu')\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(pretrain, config, photos, runs / "two")
     pretrain(config, photos, runs / "one", "cpu")
     one, two = log_of(runs / "one"), log_of(runs / "two")
     assert [line["step"] for line in two] == [1, 2], "one log, of the first process"
