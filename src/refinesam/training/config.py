@@ -150,7 +150,7 @@ class FinetuneConfig(Section):
     Attributes:
         seed: of the first weights, the samples and the corrections.
         precision: of the forward pass; "auto" is bf16 on a GPU that has it, else fp32.
-        compile: let torch.compile translate the image encoder, which needs a C++ compiler; worth it on a GPU.
+        compile: let torch.compile translate the image encoder, which needs a C++ compiler; for GPUs.
         checkpoint_every, validate_every, log_every: in steps; the last step is always one of each.
         pictures: validation images of which each validation draws the predictions, into the folder `pictures`.
         tensorboard: also write the log for TensorBoard, which the extra "train" brings.

@@ -157,7 +157,7 @@ class PretrainConfig(Section):
     Attributes:
         seed: of the first weights, the order of images, the views and the masks.
         precision: of the forward pass; "auto" is bf16 on a GPU that has it, else fp32.
-        compile: let torch.compile translate the student and its decoder, which needs a C++ compiler; worth it on a GPU.
+        compile: let torch.compile translate the student and its decoder, which needs a C++ compiler; for GPUs.
         checkpoint_every, log_every: in steps; the last step is always one of each.
         tensorboard: also write the log for TensorBoard, which the extra "train" brings.
     """
