@@ -116,10 +116,12 @@ def test_a_finished_run_is_not_trained_further(whole: Run, shapes_root: Path) ->
 # ---------------------------------------------------------------- killed and resumed
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_three_steps_and_three_resumed_are_six(
-    tiny_config: Any, shapes_root: Path, output: Path, batches_of: Any, assert_same: Any
+    tiny_config: Any, shapes_root: Path, output: Path, batches_of: Any, assert_same: Any, optimizer: str
 ) -> None:
-    config = tiny_config(prompts={"correction_probability": 0.4, "self_probability": 0.4})
+    prompts = {"correction_probability": 0.4, "self_probability": 0.4}
+    config = tiny_config(prompts=prompts, optim={"optimizer": optimizer})
     batches = batches_of(config, shapes_root, 6)
     uninterrupted = Finetuning(config, CPU)
     for batch in batches:
@@ -134,7 +136,8 @@ def test_three_steps_and_three_resumed_are_six(
         resumed.train_step(batch)
     assert_same(uninterrupted.model.state_dict(), resumed.model.state_dict())
     assert_same(uninterrupted.ema.state_dict(), resumed.ema.state_dict())
-    assert_same(uninterrupted.optimizer.state_dict(), resumed.optimizer.state_dict())
+    for one, other in zip(uninterrupted.optimizers, resumed.optimizers, strict=True):
+        assert_same(one.state_dict(), other.state_dict())
     assert uninterrupted.ema.updates == uninterrupted.step == resumed.step == 6
 
 

@@ -77,9 +77,10 @@ def test_weights_of_another_variant_are_refused(tiny_config: Any, tmp_path: Path
 
 def test_only_matrices_and_kernels_decay(tiny_config: Any) -> None:
     run = Finetuning(tiny_config(optim={"weight_decay": 0.07}), CPU)
-    decays = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    (optimizer,) = run.optimizers
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     named = dict(run.model.named_parameters())
-    assert sum(len(group["params"]) for group in run.optimizer.param_groups) == len(decays) == len(named)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decays) == len(named)
     plain = [name for name, parameter in named.items() if decays[id(parameter)] == 0]
     decayed = [name for name, parameter in named.items() if decays[id(parameter)] == 0.07]
     for name, parameter in named.items():

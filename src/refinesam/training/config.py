@@ -108,18 +108,20 @@ class PromptConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW, its learning rate, the moving average of the weights, and the loss.
+    """The optimiser, its learning rate, the moving average of the weights, and the loss.
 
     Attributes:
         steps: of the whole run; the schedule spans them.
         batch_size: images a step, over all processes and accumulated parts.
         accumulate: parts that a process works on one after the other in a step, to fit a batch into its memory.
+        optimizer: "adamw" as in the papers, or "muon"; see `refinesam.training.loop.make_optimizers`.
         learning_rate, final_learning_rate, warmup_steps, schedule: see `refinesam.training.loop.learning_rate`.
-        betas, weight_decay: of AdamW; biases, norms, tokens and position embeddings do not decay.
+        betas: of AdamW.
+        weight_decay: of both; biases, norms, tokens and position embeddings do not decay.
         clip_norm: longest gradient, over all parameters.
         ema_decay: see `refinesam.training.loop.WeightAverage`.
-        focal_weight, dice_weight, bce_weight, iou_weight, other_masks_weight, chosen_mask_weight: see
-            `refinesam.training.losses.mask_loss`.
+        focal_weight, dice_weight, bce_weight, iou_weight, other_masks_weight, chosen_mask_weight,
+            merged_mask_weight: see `refinesam.training.losses.mask_loss`.
         self_mask_weight: factor on the masks' losses in a round of self-made prompts, which may point elsewhere than at
             the object; the IoU head's error counts as in any round.
     """
@@ -127,6 +129,7 @@ class OptimConfig(Section):
     steps: Positive
     batch_size: Positive = 8
     accumulate: Positive = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 8e-4
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 300
@@ -141,6 +144,7 @@ class OptimConfig(Section):
     iou_weight: Annotated[float, Field(ge=0)] = 1.0
     other_masks_weight: Annotated[float, Field(ge=0)] = 0.1
     chosen_mask_weight: Annotated[float, Field(ge=0)] = 0.0
+    merged_mask_weight: Annotated[float, Field(ge=0)] = 0.0
     self_mask_weight: Annotated[float, Field(ge=0)] = 0.3
 
 

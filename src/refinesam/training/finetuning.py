@@ -21,7 +21,7 @@ from refinesam.training.encoder_file import load_encoder
 from refinesam.training.loop import (
     WeightAverage,
     learning_rate,
-    parameter_groups,
+    make_optimizers,
     read_checkpoint,
     taking_over,
     use_bf16,
@@ -61,7 +61,7 @@ class Finetuning:
         self.parallel = processes.parallel(Rounds(self.model, config), all_used=False)
         self.input_size = self.model.config.input_size
         self.ema = WeightAverage(self.model, optim.ema_decay)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=0.0, betas=optim.betas)
+        self.optimizers = make_optimizers(self.model, optim.optimizer, optim.weight_decay, optim.betas)
         self.step = 0
         self.seconds = 0.0
         self.damaged: set[str] = set()
@@ -83,9 +83,10 @@ class Finetuning:
         rate = learning_rate(
             self.step, optim.steps, optim.learning_rate, optim.final_learning_rate, optim.warmup_steps, optim.schedule
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
         reported = torch.zeros(len(REPORTED), device=device)
         for number in range(optim.accumulate):
             last = number == optim.accumulate - 1
@@ -104,7 +105,8 @@ class Finetuning:
                 f"At step {self.step} the loss is {values['total']} and its gradient's norm {gradient}. Lower "
                 "optim.learning_rate and start again in another output folder: resumed, this run would come here again."
             )
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.ema.update(self.model)
         self.step += 1
         return values
@@ -134,7 +136,7 @@ class Finetuning:
             "damaged": sorted(self.damaged),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         write_checkpoint(path, state)
 
@@ -152,7 +154,8 @@ class Finetuning:
             refuse_changes(path, changed_settings(written, self.config, NOT_LEARNT))
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, of_it in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(of_it)
             self.step, self.seconds = state["step"], state["seconds"]
             self.damaged = set(state["damaged"])
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from refinesam.errors import ConfigError, RefineSAMError, WeightsError
 from refinesam.files import replacing
+from refinesam.training.muon import Muon
 
 __all__ = [
     "JsonLines",
     "WeightAverage",
     "learning_rate",
+    "make_optimizers",
     "parameter_groups",
     "read_checkpoint",
     "taking_over",
@@ -50,6 +52,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed = [parameter for name, parameter in trained if name in kernels]
     others = [parameter for name, parameter in trained if name not in kernels]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def make_optimizers(
+    model: nn.Module, name: Literal["adamw", "muon"], weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """Make what trains a model: AdamW, or Muon for the linear layers and AdamW for all else, at one learning rate."""
+    if name == "adamw":
+        return [torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=betas)]
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    linear = [weight for weight in linear if weight.requires_grad]
+    by_muon = {id(weight) for weight in linear}
+    groups = parameter_groups(model, weight_decay)
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in by_muon]
+    return [Muon(linear, lr=0.0, weight_decay=weight_decay), torch.optim.AdamW(groups, lr=0.0, betas=betas)]
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
