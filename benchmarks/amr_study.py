@@ -4,9 +4,10 @@
     python benchmarks/amr_study.py report --cache CACHE --data DATA --json benchmarks/results/amr_study.json
 
 `collect` prompts for a sample of the objects of a split, the same for every run, and stores all masks that the looks of
-`AMRConfig.full()` decode, with the results of the paper's rules; an image that is stored is not collected again, so it
-may be ended and started anew. `report` decides from what is stored: also for rules other than the default (ablations).
-Milliseconds are CPU time of one thread: they don't depend on what else the machine does.
+`AMRConfig.full()` decode, with the results of the rules that only add points; an image that is stored is not collected
+again, so it may be ended and started anew. `report` decides from what is stored: the paper's rule in both readings, at
+other thresholds, with one of its two signals, its points appended or alone, in one to three passes; and rules other
+than the default (ablations). Milliseconds are CPU time of one thread: they don't depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from time import process_time
@@ -26,156 +27,20 @@ import torch
 
 import refinesam
 import refinesam.consensus as consensus
-from refinesam import amr
-from refinesam.amr import AMRConfig
-from refinesam.consensus import Ballot, Window
-from refinesam.evaluation.dataset import CocoImage, read_coco_folder
+from amr_looks import PROTOCOLS, collect, sampled
+from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
+from refinesam.consensus import Ballot
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
-from refinesam.evaluation.protocols import prompt_for
-from refinesam.files import replacing, write_json
-from refinesam.masks import decode_segmentation, mask_iou
+from refinesam.files import write_json
+from refinesam.masks import mask_iou
 from refinesam.second_looks import LEAST_GAIN
-from refinesam.session import EncodedImage, Session
 from refinesam.training.calibration import Scores
-from refinesam.types import Prediction, Prompt
 
-PROTOCOLS = ("box", "noisy-box", "points-3", "random-2", "points-1")
-PAPER = {"paper_equation": AMRConfig.paper(), "paper_prose": AMRConfig(rule="paper_prose")}
 # Whose train splits the built-in weights were trained on.
 TRAINED_ON = (
     *("dsb2018", "coco_mini_cc", "coco_person_cc", "feral_cats", "mushrooms", "embryos", "facades", "teachers"),
     *("bottles", "seedlings", "emps", "nanoparticles"),
 )
-
-
-# --- Collecting -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Recorder:
-    """Decodes on an image and its windows, and keeps what came out."""
-
-    session: Session
-    pixels: np.ndarray
-    encoded: EncodedImage
-    looks: list[tuple[Prediction, Window | None]] = field(default_factory=list)
-
-    def decode(self, prompt: Prompt) -> Prediction:
-        prediction = self.encoded.predict(prompt)
-        self.looks.append((prediction, None))
-        return prediction
-
-    def zoom(self, window: Window) -> amr.Decode:
-        x0, y0, x1, y1 = window
-        encoded = self.session.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
-
-        def decode(prompt: Prompt) -> Prediction:
-            prediction = encoded.predict(prompt)
-            self.looks.append((prediction, window))
-            return prediction
-
-        return decode
-
-
-def in_image(mask: np.ndarray, window: Window | None, image_hw: tuple[int, int]) -> np.ndarray:
-    if window is None:
-        return mask
-    x0, y0, x1, y1 = window
-    whole = np.zeros(image_hw, bool)
-    whole[y0:y1, x0:x1] = mask
-    return whole
-
-
-def timed(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
-    start = process_time()
-    result = call()
-    return result, 1000 * (process_time() - start)
-
-
-def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dict[str, Any]:
-    """Prompt, refine by every rule, and keep what all looks showed: the first, the windows', `fast`'s at the whole."""
-    mask_prompt = recorder.session.capabilities.mask_prompt
-    first, first_ms = timed(lambda: recorder.encoded.predict(prompt))
-    row: dict[str, Any] = {
-        "first_ms": first_ms,
-        "hw": truth.shape,
-        "truth": np.packbits(truth),
-        "clicks": prompt.points,
-    }
-    row["labels"] = prompt.labels
-    quality = amr.mask_quality(first.mask)
-    strategies = [amr.choose_strategy(quality, config) for config in PAPER.values()]
-    for name, config in PAPER.items():
-        if name == "paper_prose" and strategies[0] == strategies[1]:
-            # The two readings differ only in the strategy.
-            row[name] = row["paper_equation"]
-            continue
-        refined, ms = timed(lambda config=config: recorder.encoded.refine(first, config))
-        row[name] = {"iou": mask_iou(refined.mask, truth), "kept": refined.refinement.kept, "ms": ms}
-    for name, config in (("full", AMRConfig.full()), ("fast", AMRConfig.fast())):
-        recorder.looks = [(first, None)] if name == "full" else []
-        refined, ms = timed(
-            lambda config=config: amr.refine(
-                first, recorder.decode, config, mask_prompt=mask_prompt, zoom=recorder.zoom
-            )
-        )
-        row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
-        row[f"{name}_looks"] = [stored_look(*look, truth) for look in recorder.looks]
-    # The second look at the whole image, fed back or with points in the middle, is the same in both.
-    full_looks = row.pop("full_looks")
-    row["looks"] = full_looks[:1] + [look for look in full_looks[1:] if look["window"] is not None]
-    row["second"] = row.pop("fast_looks")
-    return row
-
-
-def stored_look(one: Prediction, window: Window | None, truth: np.ndarray) -> dict[str, Any]:
-    return {
-        "scores": one.iou_predictions,
-        "best": one.best,
-        "window": window,
-        "ious": [mask_iou(in_image(mask, window, truth.shape), truth) for mask in one.masks],
-        "masks": np.packbits(one.masks),
-        "shape": one.masks.shape,
-    }
-
-
-def sampled(folder: Path, split: str, images: int) -> list[CocoImage]:
-    found = read_coco_folder(folder / f"instances_{split}.json", folder / "images").without_crowds().images
-    return [found[index] for index in np.random.default_rng(17).permutation(len(found))[:images]]
-
-
-def collect(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    session = refinesam.load(arguments.weights)
-    arguments.cache.mkdir(parents=True, exist_ok=True)
-    sources = arguments.sources or sorted(path.parent.name for path in arguments.data.glob("*/instances_train.json"))
-    work = [
-        (rank, source, image)
-        for source in sources
-        for rank, image in enumerate(sampled(arguments.data / source, arguments.split, arguments.images))
-    ]
-    # One image of every source before the second of any, so that what is there early is balanced.
-    work.sort(key=lambda item: item[:2])
-    for rank, source, image in work[arguments.part :: arguments.parts]:
-        path = arguments.cache / f"{arguments.split}-{source}-{image.image_id}.pickle"
-        if path.exists():
-            continue
-        rows = []
-        pixels = refinesam.read_image(image.path)
-        recorder = Recorder(session, pixels, session.encode(pixels))
-        for index in np.random.default_rng((3, image.image_id)).permutation(len(image.objects))[: arguments.objects]:
-            one = image.objects[index]
-            truth = decode_segmentation(one.segmentation, image.height, image.width)
-            if not truth.any():
-                continue
-            for protocol in PROTOCOLS:
-                prompt = prompt_for(protocol, truth, one.annotation_id)
-                names = {"source": source, "image": image.image_id, "object": one.annotation_id, "protocol": protocol}
-                rows.append(names | collect_object(recorder, truth, prompt))
-        with replacing(path) as temporary:
-            temporary.write_bytes(pickle.dumps(rows))
-        print(rank, source, len(rows), flush=True)
 
 
 # --- Deciding from what is stored -------------------------------------------------------------------------------------
@@ -264,6 +129,38 @@ def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
+PAPER = {"paper_equation": AMRConfig.paper(), "paper_prose": AMRConfig(rule="paper_prose")}
+
+
+def by_points(row: Mapping[str, Any], config: AMRConfig) -> dict[str, Any]:
+    """Return what a rule that places points came to; it chooses between the two strategies that are stored."""
+    quality = MaskQuality(row["kappa"], row["compactness"])
+    strategy = choose_strategy(quality, config)
+    return dict(row["points"][strategy if config.append else f"{strategy}, alone"])
+
+
+def point_rules() -> dict[str, Callable[[Mapping[str, Any]], float]]:
+    """The paper's rule, its readings, thresholds, signals and passes, and the mean of what its points make."""
+    configs = {
+        f"{rule.removeprefix('paper_')}, {'appended' if append else 'alone'}": AMRConfig(rule=rule, append=append)
+        for rule in ("paper_equation", "paper_prose", "centre", "boundary")
+        for append in (True, False)
+    }
+    for threshold in (0.0, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9):
+        for rule in ("paper_equation", "paper_prose"):
+            name = f"{rule.removeprefix('paper_')}, Q below {threshold:g}"
+            configs[name] = AMRConfig(rule=rule, compactness_threshold=threshold)
+    rules: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        name: lambda row, config=config: by_points(row, config)["iou"] for name, config in configs.items()
+    }
+    # A threshold of 0 leaves the equation kappa alone. Where kappa is not looked at, an irregular mask is one of low Q.
+    rules["Q alone"] = lambda row: row["points"]["boundary" if row["compactness"] < 0.6 else "centre"]["iou"]
+    for passes in (2, 3):
+        rules[f"equation, {passes} passes"] = lambda row, n=passes: row["points"][f"equation, {n} passes"]["iou"]
+    rules["mean of logits: as prompted, centre, boundary"] = lambda row: row["logit_ensemble"]
+    return rules
+
+
 # --- Reporting --------------------------------------------------------------------------------------------------------
 
 
@@ -294,8 +191,7 @@ def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     methods: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "baseline": baseline,
-        "paper_equation": lambda row: row["paper_equation"]["iou"],
-        "paper_prose": lambda row: row["paper_prose"]["iou"],
+        **{name: lambda row, config=config: by_points(row, config)["iou"] for name, config in PAPER.items()},
         "full": lambda row: row["decided"]["full"][0],
         "fast": lambda row: row["decided"]["fast"][0],
         "oracle_first_three": lambda row: max(row["looks"][0]["ious"]),
@@ -342,15 +238,17 @@ def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def costs(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    results = {name: [by_points(row, config) for row in rows] for name, config in PAPER.items()}
+    results |= {name: [row[name] for row in rows] for name in ("full", "fast")}
     return {
         "first_decode_ms": median(row["first_ms"] for row in rows),
         **{
             name: {
-                "median_ms": median(row[name]["ms"] for row in rows),
-                "decodes": fmean(row[name].get("iterations", 1) for row in rows),
-                "kept_refined": fmean(row[name]["kept"] == "refined" for row in rows),
+                "median_ms": median(one["ms"] for one in ones),
+                "decodes": fmean(one["iterations"] for one in ones),
+                "kept_refined": fmean(one["kept"] == "refined" for one in ones),
             }
-            for name in ("paper_equation", "paper_prose", "full", "fast")
+            for name, ones in results.items()
         },
         "full_windows": fmean(sum(look["window"] is not None for look in row["looks"]) for row in rows),
     }
@@ -395,6 +293,7 @@ def report(arguments: argparse.Namespace) -> None:
         "sources_never_trained_on": groups["never_trained_on"],
         "protocols": {},
         "ablations": {},
+        "point_rules": {},
         "encode_ms": encode_ms(arguments.data, sources, arguments.weights),
     }
     for protocol in PROTOCOLS:
@@ -411,6 +310,7 @@ def report(arguments: argparse.Namespace) -> None:
         result["ablations"][protocol] = {
             name: summary(own, lambda row, name=name: row["decided"][name][0]) for name in VARIANTS
         }
+        result["point_rules"][protocol] = {name: summary(own, after) for name, after in point_rules().items()}
         print(f"\n{protocol}, {len(own)} objects")
         for name, one in tables["all"].items():
             print(
@@ -420,8 +320,8 @@ def report(arguments: argparse.Namespace) -> None:
                 f"   trained on {100 * tables['trained_on'][name]['change']:+.1f}"
                 f"   never {100 * tables['never_trained_on'][name]['change']:+.1f}"
             )
-        for name, one in result["ablations"][protocol].items():
-            print(f"    {name:40s} {100 * one['change']:+5.1f} helped {one['helped']:.2f} hurt {one['hurt']:.2f}")
+        for name, one in (result["ablations"][protocol] | result["point_rules"][protocol]).items():
+            print(f"    {name:48s} {100 * one['change']:+5.1f} helped {one['helped']:.2f} hurt {one['hurt']:.2f}")
         print("   ", result["protocols"][protocol]["cost"])
     result["calibration"] = calibrations(rows)
     for name, one in result["calibration"].items():

@@ -11,7 +11,7 @@ import torch
 
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
-from refinesam.models.mask_decoder import MaskScoreHead, best_mask
+from refinesam.models.mask_decoder import MaskScoreHead, best_mask, merged_mask, with_merged_best
 
 
 def test_evidence_against_loops() -> None:
@@ -76,6 +76,40 @@ def test_best_mask_follows_the_scores() -> None:
     chosen, score = best_mask(logits, iou)
     assert chosen.flatten().tolist() == [1.0, 3.0]
     assert score.flatten().tolist() == pytest.approx([0.9, 0.8])
+
+
+def test_a_merged_mask_by_hand() -> None:
+    logits = torch.tensor([4.0, -2.0, 1.0]).view(1, 1, 3, 1, 1)
+    # Scores a temperature apart weigh e : 1; one far below weighs nothing.
+    merged = merged_mask(logits, torch.tensor([[[0.75, 0.7, 0.0]]]))
+    share = math.e / (1 + math.e)
+    assert merged.shape == (1, 1, 1, 1)
+    assert merged.item() == pytest.approx(4 * share - 2 * (1 - share), abs=1e-4)
+    assert merged_mask(logits, torch.tensor([[[0.0, 0.9, 0.0]]])).item() == pytest.approx(-2, abs=1e-4)
+
+
+def test_the_merged_mask_takes_the_place_of_the_best() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, iou = torch.randn(2, 4, 3, 5, 6, generator=generator), torch.rand(2, 4, 3, generator=generator)
+    found = with_merged_best(logits, iou)
+    merged = merged_mask(logits, iou)
+    for b, p in np.ndindex(2, 4):
+        for c in range(3):
+            best = c == int(iou[b, p].argmax())
+            assert torch.equal(found[b, p, c], merged[b, p] if best else logits[b, p, c])
+
+
+def test_training_sees_the_masks_that_the_merged_one_is_made_of() -> None:
+    torch.manual_seed(0)
+    model = build_model(replace(config_named("hybrid_ti"), input_size=64))
+    points, labels = torch.rand(1, 2, 1, 2) * 64, torch.ones(1, 2, 1, dtype=torch.int64)
+    with torch.no_grad():
+        features = model.encode(torch.randn(1, 3, 64, 64))
+        raw, iou = model.train().decode(features, points, labels)
+        shown, same_iou = model.eval().decode(features, points, labels)
+    assert torch.equal(iou, same_iou)
+    assert torch.equal(shown, with_merged_best(raw, iou))
+    assert not torch.equal(shown, raw)
 
 
 def test_affinity_is_highest_under_the_click() -> None:

@@ -163,6 +163,23 @@ def test_mask_loss_is_the_best_masks_with_a_share_of_all_and_the_iou_heads_error
     assert len(set(chosen)) > 1, "the test must be able to tell masks apart"
 
 
+def test_the_merged_mask_has_a_loss_of_its_own_that_does_not_teach_the_scores() -> None:
+    logits, _ = random_pair(4, 1, 2, 3, 5, 6)
+    _, target = random_pair(5, 1, 2, 5, 6)
+    claimed = torch.tensor([[[0.5, 0.52, 0.4], [0.7, 0.3, 0.69]]], dtype=torch.float64, requires_grad=True)
+    without, found = (mask_loss(logits, claimed, target, iou_weight=0, merged_mask_weight=w) for w in (0.0, 0.6))
+    losses = []
+    for p in range(2):
+        weights = np.exp(claimed[0, p].detach().numpy() / 0.05)
+        merged = (weights[:, None, None] * logits[0, p].numpy()).sum(0) / weights.sum()
+        truth = target[0, p].numpy()
+        losses.append(20 * naive_soft_focal(merged, truth, 2.0, 0.25) + naive_dice(merged, truth))
+    assert found.total.item() == pytest.approx(without.total.item() + 0.6 * np.mean(losses), rel=1e-5)
+    assert found.best_iou == without.best_iou
+    assert torch.equal(found.chosen, without.chosen)
+    assert not torch.autograd.grad(found.total, claimed)[0].any()
+
+
 def test_the_source_papers_loss_is_cross_entropy_and_dice_of_the_best_mask() -> None:
     logits, _ = random_pair(8, 1, 3, 3, 5, 6)
     _, target = random_pair(9, 1, 3, 5, 6)

@@ -15,6 +15,8 @@ __all__ = ["EfficientSamMaskDecoder", "HybridMaskDecoder", "SamMaskDecoder"]
 
 EMBED_DIM = 256
 MULTIMASK_OUTPUTS = 3
+# Of predicted IoU, see `merged_mask`.
+MERGING_TEMPERATURE = 0.05
 
 
 class SamHead(nn.Module):
@@ -75,6 +77,22 @@ def best_mask(logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
     """Of masks (B, P, C, h, w) take the one with the highest predicted IoU (B, P, C)."""
     best = iou.argmax(dim=-1, keepdim=True)
     return logits.take_along_dim(best[..., None, None], dim=2), iou.take_along_dim(best, dim=2)
+
+
+def merged_mask(logits: Tensor, iou: Tensor) -> Tensor:
+    """Average masks (B, P, C, h, w) by what their predicted IoUs (B, P, C) make of them: (B, P, h, w) logits.
+
+    Masks with close scores are mostly drafts of one object, and their mean is better than any; a mask with a clearly
+    higher score stands alone.
+    """
+    weights = (iou.float() / MERGING_TEMPERATURE).softmax(dim=-1)
+    return (weights[..., None, None].to(logits.dtype) * logits).sum(dim=2)
+
+
+def with_merged_best(logits: Tensor, iou: Tensor) -> Tensor:
+    """Put the merged mask in the place of the one with the highest predicted IoU."""
+    best = iou.argmax(dim=-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
+    return logits.scatter(2, best, merged_mask(logits, iou).unsqueeze(2))
 
 
 class MaskScoreHead(nn.Module):
@@ -230,4 +248,6 @@ class HybridMaskDecoder(MaskDecoder):
         upscaled = x.unflatten(0, batch_prompts)
         logits = self.masks(tokens, upscaled, range(MULTIMASK_OUTPUTS))
         iou = self.iou_prediction_head(tokens, logits, torch.cat([upscaled, drawn], dim=2))
+        if not self.training:
+            logits = with_merged_best(logits, iou)
         return (logits, iou) if multimask_output else best_mask(logits, iou)

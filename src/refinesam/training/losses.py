@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refinesam.models.mask_decoder import merged_mask
+
 __all__ = ["MaskLoss", "dice_loss", "focal_loss", "hard_iou", "mask_loss"]
 
 
@@ -97,6 +99,7 @@ def mask_loss(
     iou_weight: float = 1.0,
     other_masks_weight: float = 0.0,
     chosen_mask_weight: float = 0.0,
+    merged_mask_weight: float = 0.0,
 ) -> MaskLoss:
     """Loss of the mask that is best by it, plus the IoU head's error.
 
@@ -115,7 +118,12 @@ def mask_loss(
             astray when data are few.
         chosen_mask_weight: share of the loss of the mask that the IoU head would choose, the one that users see: of
             what an ambiguous prompt may mean, it should be the likeliest.
+        merged_mask_weight: share of the loss of `refinesam.models.mask_decoder.merged_mask`, with which the hybrid
+            model answers; it does not shape the scores.
     """
+    count = logits.shape[2]
+    if merged_mask_weight:
+        logits = torch.cat([logits, merged_mask(logits, iou_predictions.detach()).unsqueeze(2)], dim=2)
     truth = target.unsqueeze(2).expand_as(logits)
     # Once for both losses that are made of it: it is over every pixel of every mask.
     cross_entropy = _cross_entropy(logits, truth)
@@ -123,9 +131,10 @@ def mask_loss(
     per_mask = focal_weight * focal + dice_weight * dice
     if bce_weight:
         per_mask = per_mask + bce_weight * bce
+    per_mask, merged = per_mask[..., :count], per_mask[..., count:]
     best = per_mask.argmin(dim=-1, keepdim=True)
     with torch.no_grad():
-        true_iou = hard_iou(logits, truth)
+        true_iou = hard_iou(logits, truth)[..., :count]
         chosen = iou_predictions.argmax(dim=-1, keepdim=True)
     iou_error = ((iou_predictions - true_iou) ** 2).mean()
     total = (
@@ -134,6 +143,8 @@ def mask_loss(
         + chosen_mask_weight * per_mask.gather(-1, chosen).mean()
         + iou_weight * iou_error
     )
+    if merged_mask_weight:
+        total = total + merged_mask_weight * merged.mean()
     return MaskLoss(
         total=total,
         focal=focal.gather(-1, best).mean().detach(),

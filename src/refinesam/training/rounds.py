@@ -117,4 +117,5 @@ def _loss(logits: Tensor, iou: Tensor, target: Tensor, optim: OptimConfig, mask_
         iou_weight=optim.iou_weight,
         other_masks_weight=optim.other_masks_weight,
         chosen_mask_weight=optim.chosen_mask_weight,
+        merged_mask_weight=optim.merged_mask_weight,
     )
