@@ -20,6 +20,7 @@ import refinesam
 from refinesam.evaluation.dataset import read_coco_folder
 from refinesam.evaluation.protocols import evaluate
 from refinesam.files import write_json
+from refinesam.models import mask_decoder
 from refinesam.weights import load_model, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,18 @@ def measure(weights: Path, data: Path, sources: list[str], limit: int | None) ->
     return rows
 
 
+def without_merging(weights: Path, data: Path, sources: list[str], limit: int | None) -> dict[str, float]:
+    """Mean over the sources when the mask with the highest predicted IoU is shown as it was decoded."""
+    temperature = mask_decoder.MERGING_TEMPERATURE
+    # So low that the best mask has all of the weight.
+    mask_decoder.MERGING_TEMPERATURE = 1e-6
+    try:
+        rows = measure(weights, data, sources, limit)
+    finally:
+        mask_decoder.MERGING_TEMPERATURE = temperature
+    return {protocol: fmean(row[protocol]["miou"] for row in rows.values()) for protocol in PROTOCOLS}
+
+
 def card_table(group: dict[str, Any]) -> str:
     """Return a group's results as the model card shows them: mIoU of the chosen mask, in brackets of the best one."""
     lines = ["| source | images | objects | box | 3 clicks | 1 click |", "|---|---|---|---|---|---|"]
@@ -86,6 +99,8 @@ def main() -> None:
             mean = {p: fmean(row[p]["miou"] for row in rows.values()) for p in PROTOCOLS}
             print(f"mean of {group}:", *(f"{p} {v:.3f}" for p, v in mean.items()))
             result[group] = {"mean_over_sources": mean, "by_source": rows}
+            result[group]["mean_without_merging"] = without_merging(target, arguments.data, list(rows), arguments.limit)
+            print(f"without merging masks: {result[group]['mean_without_merging']}")
             print(card_table(result[group]))
     write_json(RESULTS, result, indent=1)
 

@@ -121,20 +121,12 @@ def mask_loss(
         merged_mask_weight: share of the loss of `refinesam.models.mask_decoder.merged_mask`, with which the hybrid
             model answers; it does not shape the scores.
     """
-    count = logits.shape[2]
-    if merged_mask_weight:
-        logits = torch.cat([logits, merged_mask(logits, iou_predictions.detach()).unsqueeze(2)], dim=2)
     truth = target.unsqueeze(2).expand_as(logits)
-    # Once for both losses that are made of it: it is over every pixel of every mask.
-    cross_entropy = _cross_entropy(logits, truth)
-    focal, dice, bce = _focal(cross_entropy, logits, truth), dice_loss(logits, truth), cross_entropy.mean(dim=(-2, -1))
-    per_mask = focal_weight * focal + dice_weight * dice
-    if bce_weight:
-        per_mask = per_mask + bce_weight * bce
-    per_mask, merged = per_mask[..., :count], per_mask[..., count:]
+    weights = focal_weight, dice_weight, bce_weight
+    per_mask, focal, dice, bce = _of_each(logits, truth, weights)
     best = per_mask.argmin(dim=-1, keepdim=True)
     with torch.no_grad():
-        true_iou = hard_iou(logits, truth)[..., :count]
+        true_iou = hard_iou(logits, truth)
         chosen = iou_predictions.argmax(dim=-1, keepdim=True)
     iou_error = ((iou_predictions - true_iou) ** 2).mean()
     total = (
@@ -144,7 +136,8 @@ def mask_loss(
         + iou_weight * iou_error
     )
     if merged_mask_weight:
-        total = total + merged_mask_weight * merged.mean()
+        merged = merged_mask(logits, iou_predictions.detach())
+        total = total + merged_mask_weight * _of_each(merged, target, weights)[0].mean()
     return MaskLoss(
         total=total,
         focal=focal.gather(-1, best).mean().detach(),
@@ -155,3 +148,13 @@ def mask_loss(
         chosen_iou=true_iou.gather(-1, chosen).mean(),
         chosen=chosen.squeeze(-1),
     )
+
+
+def _of_each(
+    logits: Tensor, truth: Tensor, weights: tuple[float, float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weighted loss of every mask (..., h, w), and the focal, dice and cross-entropy losses that it is made of."""
+    # Once for both losses that are made of it: it is over every pixel of every mask.
+    cross_entropy = _cross_entropy(logits, truth)
+    focal, dice, bce = _focal(cross_entropy, logits, truth), dice_loss(logits, truth), cross_entropy.mean(dim=(-2, -1))
+    return weights[0] * focal + weights[1] * dice + weights[2] * bce, focal, dice, bce
