@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refinesam.evaluation.calibration import calibration
 from refinesam.models.build import normalise
 from refinesam.models.image_encoder import ImageFeatures
 from refinesam.models.promptable import PromptableModel
@@ -21,7 +22,7 @@ from refinesam.training.losses import hard_iou
 from refinesam.training.prompts import SelfMade, self_made_prompt
 from refinesam.training.validate import PROTOCOLS, WholeImages
 
-__all__ = ["SECOND_PROMPTS", "Scores", "calibration_error", "scores_by_prompt"]
+__all__ = ["SECOND_PROMPTS", "Scores", "scores_by_prompt"]
 
 FIRST: Final = "first"
 SECOND_PROMPTS: Final[tuple[SelfMade, ...]] = ("own_box", "own_box_and_clicks", "centre", "boundary")
@@ -29,7 +30,7 @@ SECOND_PROMPTS: Final[tuple[SelfMade, ...]] = ("own_box", "own_box_and_clicks", 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Of the chosen masks of N objects: predicted IoUs (N,), and true ones (N,) at stride 4."""
+    """Of the chosen masks of N objects: predicted IoUs (N,), and true ones (N,) at stride 4; N at least 1."""
 
     predicted: NDArray[np.float64]
     true: NDArray[np.float64]
@@ -41,24 +42,10 @@ class Scores:
 
     @property
     def error(self) -> float:
-        """The expected calibration error, see `calibration_error`."""
-        return calibration_error(self.predicted, self.true)
-
-
-def calibration_error(predicted: NDArray[np.floating], true: NDArray[np.floating], bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3), of IoUs in the place of confidence and accuracy.
-
-    Args:
-        predicted: (N,), N at least 1; values beyond [0, 1] count to the outermost bins.
-        true: (N,).
-        bins: how many equal parts of [0, 1] the predictions are sorted into.
-
-    Returns:
-        Mean over bins, weighted by their numbers, of |mean predicted - mean true|.
-    """
-    of = np.clip((np.asarray(predicted) * bins).astype(int), 0, bins - 1)
-    differences = np.bincount(of, np.asarray(predicted) - np.asarray(true), minlength=bins)
-    return float(np.abs(differences).sum() / len(of))
+        """The expected calibration error, see `refinesam.evaluation.calibration`."""
+        error = calibration(self.predicted.tolist(), self.true.tolist()).error
+        assert error is not None, "there is an object"
+        return error
 
 
 @torch.no_grad()
