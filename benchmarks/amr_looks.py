@@ -110,7 +110,7 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
         )
         row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
         row[f"{name}_looks"] = [stored_look(*look, truth) for look in recorder.looks]
-    # The second look at the whole image, fed back or with points in the middle, is the same in both.
+    # The second look at the whole image is the same in both.
     full_looks = row.pop("full_looks")
     row["looks"] = full_looks[:1] + [look for look in full_looks[1:] if look["window"] is not None]
     row["second"] = row.pop("fast_looks")

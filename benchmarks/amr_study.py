@@ -52,8 +52,7 @@ class Variant:
 
     Attributes:
         windows: of those looked at, which vote beside the first prediction.
-        second: whether the second look at the whole image votes: None means for a lone click, and where there is no
-            window.
+        second: whether the second look at the whole image votes.
         temperature: of the weights within one decode; infinite means that predicted IoU is not used.
         thresholds: of the vote.
         min_gain: least gain of expected IoU.
@@ -61,7 +60,7 @@ class Variant:
     """
 
     windows: tuple[int, ...] = (0, 1)
-    second: bool | None = None
+    second: bool = True
     temperature: float = consensus.TEMPERATURE
     thresholds: tuple[float, ...] = consensus.THRESHOLDS
     min_gain: float = LEAST_GAIN
@@ -70,14 +69,15 @@ class Variant:
 
 VARIANTS: Mapping[str, Variant] = {
     "full": Variant(),
-    "fast": Variant(windows=(), second=True),
+    "fast": Variant(windows=()),
     "votes of the first decode alone": Variant(windows=(), second=False),
-    "full, with the second look at the whole image": Variant(second=True),
     "full, without the second look at the whole image": Variant(second=False),
     "full, the farther window alone": Variant(windows=(0,)),
     "full, the nearer window alone": Variant(windows=(1,)),
     "without predicted IoU (equal weights)": Variant(temperature=1e9),
     "predicted IoU decides within a decode": Variant(temperature=1e-3),
+    "temperature 0.05": Variant(temperature=0.05),
+    "temperature 0.05, min_gain 0.02": Variant(temperature=0.05, min_gain=0.02),
     "one threshold, 0.5": Variant(thresholds=(0.5,)),
     "a lone click keeps an IoU of 0.5": Variant(lone_click=0.5),
     "a lone click keeps an IoU of 0.7": Variant(lone_click=0.7),
@@ -100,7 +100,7 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
     windows = looks[1:]
     voting = looks[:1] + [windows[index] for index in variant.windows if index < len(windows)]
     lone = row["protocol"] == "points-1"
-    if variant.second or (variant.second is None and (lone or not windows)):
+    if variant.second:
         voting += row["second"]
     for look in voting:
         ballot.add(look["masks"], look["scores"], look["window"])
@@ -298,7 +298,9 @@ def report(arguments: argparse.Namespace) -> None:
     }
     for protocol in PROTOCOLS:
         own = [row for row in rows if row["protocol"] == protocol]
-        tables = {name: table([row for row in own if row["source"] in group]) for name, group in groups.items()}
+        tables = {
+            name: table([row for row in own if row["source"] in group]) for name, group in groups.items() if group
+        }
         by_source = {source: table([row for row in own if row["source"] == source]) for source in sources}
         mean_over_sources = {name: fmean(one[name]["miou"] for one in by_source.values()) for name in tables["all"]}
         result["protocols"][protocol] = {
@@ -316,9 +318,8 @@ def report(arguments: argparse.Namespace) -> None:
             print(
                 f"  {name:22s} {one['miou']:.3f} ({mean_over_sources[name]:.3f})  {100 * one['change']:+5.1f} "
                 f"{[round(100 * end, 1) for end in one['change_interval']]} "
-                f"helped {one['helped']:.2f} hurt {one['hurt']:.2f}"
-                f"   trained on {100 * tables['trained_on'][name]['change']:+.1f}"
-                f"   never {100 * tables['never_trained_on'][name]['change']:+.1f}"
+                f"helped {one['helped']:.2f} hurt {one['hurt']:.2f}",
+                *(f"  {group} {100 * tables[group][name]['change']:+.1f}" for group in list(tables)[1:]),
             )
         for name, one in (result["ablations"][protocol] | result["point_rules"][protocol]).items():
             print(f"    {name:48s} {100 * one['change']:+5.1f} helped {one['helped']:.2f} hurt {one['hurt']:.2f}")

@@ -229,81 +229,121 @@ def first_prediction(masks: np.ndarray = FIRST, prompt: Prompt = CLICKS) -> Pred
 
 
 def test_all_looks_in_turn() -> None:
-    world = World([BETTER] * 2)
+    world = World([BETTER] * 3)
     first = first_prediction()
     result = refine(first, world.answer, zoom=world.zoom)
-    far, near = world.prompts
-    # The first window is around the first mask; the second around what both looks agree on.
-    assert world.windows == [(70, 50, 151, 131), (86, 66, 135, 115)]
+    middle, far, near = world.prompts
+    # The user's clicks fell anywhere on the object; the middle of the mask stands for it.
+    np.testing.assert_array_equal(middle.points, centre_points(FIRST[0]))
+    assert (middle.mask, middle.mask_logits, middle.box) == (None, None, None)
+    # At a tie the first mask is what the first window is around; from then on it is what most looks showed.
+    assert world.windows == [(70, 50, 151, 131), (85, 65, 146, 126)]
     np.testing.assert_array_equal(far.points, CLICKS.points - [70, 50])
     np.testing.assert_array_equal(far.mask, FIRST[0, 50:131, 70:151])
-    np.testing.assert_array_equal(near.mask, FIRST[0, 66:115, 86:135])
-    np.testing.assert_array_equal(result.mask[66:115, 86:135], BETTER[0, 66:115, 86:135])
+    np.testing.assert_array_equal(near.mask, BETTER[0, 65:126, 85:146])
+    np.testing.assert_array_equal(result.mask, BETTER[0])
     report = result.refinement
     assert report is not None
-    assert (report.strategy, report.rule, report.kept, report.iterations) == ("zoom", "consensus", "refined", 2)
+    assert (report.strategy, report.rule, report.kept, report.iterations) == ("zoom", "consensus", "refined", 3)
     assert (report.kappa, report.rejected, report.points.shape) == (1, None, (0, 2))
     assert report.score_before == 0.5
     assert result.score == pytest.approx(report.score_after)
-    assert report.reason.startswith("The consensus of 3 looks gained 0.")
+    assert report.reason.startswith("The consensus of 4 looks gained 0.")
     assert report.reason.endswith(" expected IoU, so it was kept.")
     assert result.prompt is CLICKS
-    # A window's logits are in another frame; the nearest mask of the whole image is the first.
-    np.testing.assert_array_equal(result.low_res_logits, first.low_res_logits)
+    # A window's logits are in another frame; the nearest mask of the whole image is the second look's.
+    np.testing.assert_array_equal(result.low_res_logits, np.ones((1, 4, 4), np.float32))
 
 
 def test_the_score_is_the_first_ones_and_the_gain() -> None:
     world = World([BETTER])
-    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(6,)), zoom=world.zoom)
+    result = refine(first_prediction(), world.answer, AMRConfig(zooms=()))
     # Two looks of the same weight: at a tie the vote leaves what both have, and more from 0.45 on.
     report = result.refinement
     assert report is not None
     assert (report.kept, report.score_before) == ("first", 0.5)
     world = World([BETTER, BETTER])
-    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(6, 4)), zoom=world.zoom)
+    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(6,)), zoom=world.zoom)
     overlap = (20 / 30) ** 2
     gain = (2 + overlap) / 3 - (1 + 2 * overlap) / 3
     np.testing.assert_array_equal(result.mask, BETTER[0])
     assert result.score == pytest.approx(0.5 + gain)
     sure = Prediction(FIRST, scores(0.95), np.zeros((1, 4, 4), np.float32), CLICKS)
     world = World([BETTER, BETTER])
-    assert refine(sure, world.answer, AMRConfig(zooms=(6, 4)), zoom=world.zoom).score == 1
+    assert refine(sure, world.answer, AMRConfig(zooms=(6,)), zoom=world.zoom).score == 1
 
 
 def test_the_fast_preset_asks_once_and_encodes_nothing() -> None:
     world = World([BETTER], predicted=scores(0.9))
-    first = first_prediction()
-    report = refine(first, world.answer, AMRConfig.fast(), zoom=world.zoom).refinement
+    report = refine(first_prediction(), world.answer, AMRConfig.fast(), zoom=world.zoom).refinement
     assert report is not None
-    assert (report.strategy, report.iterations, len(world.prompts), world.windows) == ("feedback", 1, 1, [])
-    np.testing.assert_array_equal(world.prompts[0].mask_logits, first.logits)
-    np.testing.assert_array_equal(world.prompts[0].points, CLICKS.points)
+    assert (report.strategy, report.iterations, len(world.prompts), world.windows) == ("centre", 1, 1, [])
+    np.testing.assert_array_equal(world.prompts[0].points, centre_points(FIRST[0]))
+    np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
     assert AMRConfig.fast().most_decodes == 1
     assert AMRConfig.full() == AMRConfig()
     assert AMRConfig.full().most_decodes == 3
 
 
-def test_an_object_that_fills_the_image_is_fed_back() -> None:
+def test_an_object_that_fills_the_image_is_not_looked_at_closer() -> None:
     large = square(10, 10, 180)[None]
     world = World([large])
     report = refine(first_prediction(large), world.answer, zoom=world.zoom).refinement
     assert report is not None
-    assert (report.strategy, report.iterations, world.windows) == ("feedback", 1, [])
+    assert (report.strategy, report.iterations, world.windows) == ("centre", 1, [])
 
 
 def test_without_pixels_there_is_no_closer_look() -> None:
     world = World([BETTER])
     report = refine(first_prediction(), world.answer).refinement
     assert report is not None
-    assert (report.strategy, report.iterations) == ("feedback", 1)
+    assert (report.strategy, report.iterations) == ("centre", 1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt(box=[98, 78, 122, 102]),
+        Prompt(points=[[110, 90]], box=[98, 78, 122, 102]),
+        Prompt(points=[[110, 90]], mask=FIRST[0]),
+        Prompt(points=[[110, 90]], mask_logits=np.zeros((4, 4), np.float32)),
+    ],
+    ids=["box", "box and click", "mask", "logits"],
+)
+def test_beside_a_box_or_a_mask_the_points_are_added(prompt: Prompt) -> None:
+    world = World([BETTER])
+    refine(first_prediction(prompt=prompt), world.answer, AMRConfig.fast())
+    (asked,) = world.prompts
+    np.testing.assert_array_equal(asked.points, np.concatenate([prompt.points, centre_points(FIRST[0])]))
+    for name in ("box", "mask", "mask_logits"):
+        np.testing.assert_array_equal(getattr(asked, name), getattr(prompt, name))
+
+
+def test_clicks_off_the_object_stay() -> None:
+    world = World([BETTER])
+    refine(first_prediction(prompt=CLICKS.with_points([[10, 12]], [0])), world.answer, AMRConfig.fast())
+    (asked,) = world.prompts
+    np.testing.assert_array_equal(asked.points, np.concatenate([centre_points(FIRST[0]), [[10, 12]]]))
+    assert asked.labels.tolist() == [1, 1, 0]
+
+
+def test_without_room_for_a_point_the_logits_are_fed_back() -> None:
+    world, first = World([BETTER]), first_prediction(prompt=Prompt(box=[98, 78, 122, 102]))
+    report = refine(first, world.answer, AMRConfig.fast(), max_points=2).refinement
+    assert report is not None
+    assert (report.strategy, report.iterations, report.points.shape) == ("feedback", 1, (0, 2))
+    (asked,) = world.prompts
+    np.testing.assert_array_equal(asked.mask_logits, first.logits)
+    np.testing.assert_array_equal(asked.box, first.prompt.box)
+    assert not len(asked.points)
 
 
 def test_a_box_alone_gets_points_in_the_middle_of_a_closer_look() -> None:
-    world = World([BETTER] * 2)
+    world = World([FIRST, BETTER, BETTER])
     prompt = Prompt(box=[98, 78, 122, 102])
     report = refine(first_prediction(prompt=prompt), world.answer, AMRConfig(zooms=(4, 4)), zoom=world.zoom).refinement
     assert report is not None
-    (x0, y0, *_), asked = world.windows[0], world.prompts[0]
+    (x0, y0, *_), asked = world.windows[0], world.prompts[1]
     np.testing.assert_array_equal(asked.points, centre_points(FIRST[0]) - [x0, y0])
     np.testing.assert_array_equal(asked.box, prompt.box - [x0, y0, x0, y0])
     np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
@@ -315,26 +355,27 @@ def test_a_model_without_mask_prompts() -> None:
     assert report is not None
     assert (report.strategy, report.iterations, world.windows) == ("centre", 1, [])
     (asked,) = world.prompts
-    np.testing.assert_array_equal(asked.points, np.concatenate([CLICKS.points, centre_points(FIRST[0])]))
+    np.testing.assert_array_equal(asked.points, centre_points(FIRST[0]))
     np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
     assert asked.mask_logits is None
     assert asked.mask is None
 
 
-@pytest.mark.parametrize(("max_points", "appended"), [(2, 0), (3, 1), (4, 2), (None, 2)])
-def test_no_more_points_than_the_model_takes(max_points: int | None, appended: int) -> None:
+@pytest.mark.parametrize(("max_points", "placed"), [(1, 0), (2, 1), (3, 2), (None, 2)])
+def test_no_more_points_than_the_model_takes(max_points: int | None, placed: int) -> None:
     world = World([BETTER])
-    report = refine(first_prediction(), world.answer, mask_prompt=False, max_points=max_points).refinement
+    first = first_prediction(prompt=CLICKS.with_points([[10, 12]], [0]))
+    report = refine(first, world.answer, mask_prompt=False, max_points=max_points).refinement
     assert report is not None
-    assert [len(prompt.points) for prompt in world.prompts] == ([2 + appended] if appended else [])
-    np.testing.assert_array_equal(report.points, centre_points(FIRST[0])[:appended])
-    if not appended:
+    assert [len(prompt.points) for prompt in world.prompts] == ([1 + placed] if placed else [])
+    np.testing.assert_array_equal(report.points, centre_points(FIRST[0])[:placed])
+    if not placed:
         assert (report.strategy, report.kept) == ("none", "first")
         assert report.reason == "There was nothing to try, so the first mask was kept."
 
 
 def test_a_refused_prompt_costs_its_own_look_alone() -> None:
-    three = AMRConfig(zooms=(4, 4, 4), min_gain=0)
+    three = AMRConfig(zooms=(4, 4), min_gain=0)
     world = World([PromptError("No masks here."), BETTER, BETTER])
     report = refine(first_prediction(), world.answer, three, zoom=world.zoom).refinement
     assert report is not None
@@ -356,7 +397,7 @@ def test_a_refused_prompt_costs_its_own_look_alone() -> None:
 def test_a_mask_that_loses_a_click_is_not_kept() -> None:
     away = square(100, 120, 20)[None]
     world = World([away] * 3)
-    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(8, 8, 8)), zoom=world.zoom)
+    result = refine(first_prediction(), world.answer, AMRConfig(zooms=(8, 8)), zoom=world.zoom)
     report = result.refinement
     assert report is not None
     np.testing.assert_array_equal(result.mask, FIRST[0])
@@ -368,7 +409,7 @@ def test_a_mask_that_loses_a_click_is_not_kept() -> None:
 def test_the_least_gain_asked_for() -> None:
     for least, kept in ((0.3, "first"), (0.1, "refined")):
         world = World([BETTER] * 2)
-        config = AMRConfig(min_gain=least, zooms=(6, 4))
+        config = AMRConfig(min_gain=least, zooms=(6,))
         report = refine(first_prediction(), world.answer, config, zoom=world.zoom).refinement
         assert report is not None
         assert report.kept == kept
@@ -377,81 +418,13 @@ def test_the_least_gain_asked_for() -> None:
         assert report.rejected is None or not report.rejected.flags.writeable
 
 
-WIDE = AMRConfig(zooms=(6, 4))
-
-
-LONE = Prompt(points=[[110, 90]])
-
-
-def test_a_lone_click_is_asked_again_with_points_in_the_middle_before_the_closer_looks() -> None:
-    world = World([BETTER] * 3)
-    result = refine(first_prediction(prompt=LONE), world.answer, WIDE, zoom=world.zoom)
-    middle, *closer = world.prompts
-    np.testing.assert_array_equal(middle.points, np.concatenate([LONE.points, centre_points(FIRST[0])]))
-    assert middle.mask_logits is None
-    assert [len(prompt.points) for prompt in closer] == [1, 1]
-    # At a tie the first mask is what the first window is around; from then on it is what most looks showed.
-    np.testing.assert_array_equal(closer[0].mask, in_window(FIRST[0], world.windows[0]))
-    np.testing.assert_array_equal(closer[1].mask, in_window(BETTER[0], world.windows[1]))
-    np.testing.assert_array_equal(result.mask, BETTER[0])
-    report = result.refinement
-    assert report is not None
-    assert (report.strategy, report.kept, report.iterations) == ("zoom", "refined", 3)
-
-
-def in_window(mask: np.ndarray, window: Window) -> np.ndarray:
-    x0, y0, x1, y1 = window
-    return mask[y0:y1, x0:x1]
-
-
-def test_the_fast_preset_asks_a_lone_click_again_with_points_in_the_middle() -> None:
-    world = World([np.concatenate([BETTER, BETTER])], predicted=scores(0.9, 0.9))
-    result = refine(first_prediction(prompt=LONE), world.answer, AMRConfig.fast(), zoom=world.zoom)
-    (asked,) = world.prompts
-    np.testing.assert_array_equal(asked.points, np.concatenate([LONE.points, centre_points(FIRST[0])]))
-    report = result.refinement
-    assert report is not None
-    assert (report.strategy, report.iterations, world.windows) == ("centre", 1, [])
-    np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        CLICKS,
-        Prompt(box=[98, 78, 122, 102]),
-        LONE.with_points([[10, 10]], [0]),
-        Prompt(points=LONE.points, box=[98, 78, 122, 102]),
-        Prompt(points=LONE.points, mask=FIRST[0]),
-        Prompt(points=LONE.points, mask_logits=np.zeros((4, 4), np.float32)),
-    ],
-)
-def test_a_prompt_that_says_more_than_one_click_is_not_asked_so(prompt: Prompt) -> None:
-    world = World([BETTER])
-    report = refine(first_prediction(prompt=prompt), world.answer, AMRConfig.fast()).refinement
-    assert report is not None
-    assert report.strategy == "feedback"
-    assert world.prompts[0].mask_logits is not None
-    assert len(world.prompts[0].points) == len(prompt.points)
-
-
-@pytest.mark.parametrize(("max_points", "strategy"), [(1, "feedback"), (2, "centre")])
-def test_a_lone_click_without_room_for_more_points_is_fed_back(max_points: int, strategy: str) -> None:
-    world = World([BETTER])
-    first = first_prediction(prompt=LONE)
-    report = refine(first, world.answer, AMRConfig.fast(), max_points=max_points).refinement
-    assert report is not None
-    assert (report.strategy, report.iterations) == (strategy, 1)
-    assert len(world.prompts[0].points) <= max_points
-
-
 def test_small_gains_are_not_worth_a_change() -> None:
     first = square(80, 100, 60)[None]
     nearly = first.copy()
     nearly[0, 80] = False
     for least, kept in ((None, "first"), (0, "refined")):
         world = World([nearly] * 2)
-        config = AMRConfig(min_gain=least, zooms=(2, 2))
+        config = AMRConfig(min_gain=least, zooms=(2,))
         report = refine(first_prediction(first), world.answer, config, zoom=world.zoom).refinement
         assert report is not None
         assert report.kept == kept

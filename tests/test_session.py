@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fakes import FloodModel
+from refinesam.amr import AMRConfig
 from refinesam.embeddings import EmbeddingStore
 from refinesam.errors import ImageError, PromptError
 from refinesam.session import Session
@@ -247,8 +248,9 @@ def test_refine_reports_and_never_lowers_the_score() -> None:
 
 def test_refine_leaves_room_for_the_models_point_limit() -> None:
     encoded = Session(FloodModel()).encode(patches())
-    refined = encoded.refine(encoded.predict(Prompt(points=SIX)))
-    assert refined.refinement is not None
-    assert refined.refinement.strategy == "none"
+    six = encoded.predict(Prompt(points=SIX))
+    assert encoded.refine(six, AMRConfig.paper()).refinement.strategy == "none"
+    # Points that stand for the clicks need no room beside them.
+    assert encoded.refine(six).refinement.strategy == "centre"
     with_negative = Prompt(points=[*SIX[:5], [30, 20]], labels=[1] * 5 + [0])
     assert encoded.refine(encoded.predict(with_negative)).refinement.iterations == 1

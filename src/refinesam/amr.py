@@ -61,9 +61,9 @@ _POINT_RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
 class AMRConfig:
     """Settings of `refine`.
 
-    The default is `full`: the consensus of the first mask and of two closer looks at the object, each of which encodes
-    a part of the image and so costs as much as a new image. `fast` asks once more on the whole image instead. `paper`
-    is the source paper's equation; its prose is ``rule="paper_prose"``.
+    The default is `full`: the consensus of the first mask, of a second answer on the whole image and of two closer
+    looks at the object, each of which encodes a part of the image and so costs as much as a new image. `fast` does
+    without the closer looks. `paper` is the source paper's equation; its prose is ``rule="paper_prose"``.
 
     Attributes:
         rule: "consensus"; "paper_equation" or "paper_prose"; or the same points for every mask: "centre" or "boundary".
@@ -122,21 +122,18 @@ class AMRConfig:
     def fast(cls) -> AMRConfig:
         """Return the consensus of two looks at the whole image: one more decode, nothing re-encoded.
 
-        The second has the first mask's logits fed back, or, of a lone click, points in the first mask's middle.
+        The second asks by points in the first mask's middle.
         """
         return cls(zooms=())
 
     @classmethod
     def full(cls) -> AMRConfig:
-        """Return the default, by its name: two closer looks, each an encode and a decode.
-
-        Of a lone click `fast`'s look comes before them.
-        """
+        """Return the default, by its name: `fast`'s look, then two closer ones, each an encode and a decode."""
         return cls()
 
     @property
     def most_decodes(self) -> int:
-        """Greatest number of prompts that `refine` asks to be decoded; for "consensus" a lone click asks one more."""
+        """Greatest number of prompts that `refine` asks to be decoded."""
         return 1 + len(self.zooms) if self.rule == "consensus" else self.iterations
 
 
@@ -177,8 +174,8 @@ def refine(
         config: the rule and its settings.
         max_points: how many points the model takes in all, None for no limit. Every click of the prompt counts as one
             and a box as two; generated points that don't fit are left out.
-        mask_prompt: whether the model takes masks and logits as prompts; for "consensus", which without them has but
-            one further look, with points in the middle of the first mask.
+        mask_prompt: whether the model takes masks and logits as prompts; for "consensus", which without them has no
+            closer looks.
         zoom: encodes a window (x0, y0, x1, y1) of the image and returns what decodes prompts in the window's frame; for
             "consensus". Without it there are no closer looks.
 

@@ -1,13 +1,13 @@
 """Refinement by further looks at the object, and a consensus of what they show.
 
-The first look is the prediction itself. The others re-encode the part of the image around the object, where the model
-sees it larger, and decode the user's prompt there with the mask found so far. A lone click says where the object is but
-not how large: before them, it is asked again with points in the middle of the first mask, which settles the extent.
-Other prompts only lose by such points. Where there is nothing to come closer to, since the object fills the image or
-its pixels are not at hand, the mask's logits are fed back with the user's prompt instead. A model that takes no mask as
-a prompt gets points in the mask's middle in place of the logits, and no closer looks: without the mask they gained
-reliably for tight boxes alone. What all looks show is put to the vote (`refinesam.consensus`), and the first mask stays
-unless the vote's expected IoU is higher by a margin.
+The first look is the prediction itself. The second asks for the same object by other points: those in the middle of the
+first mask take the place of the user's positive clicks, wherever these happened to fall; beside a box they are added.
+Where no point can be placed, the mask's logits are fed back with the user's prompt instead. The others re-encode the
+part of the image around the object, where the model sees it larger, and decode the user's prompt there with the mask
+found so far. There are none where there is nothing to come closer to, since the object fills the image or its pixels
+are not at hand; and none for a model that takes no mask as a prompt: without the mask they gained reliably for tight
+boxes alone. What all looks show is put to the vote (`refinesam.consensus`), and the first mask stays unless the vote's
+expected IoU is higher by a margin.
 
 Predicted IoU is calibrated for first answers alone, so the score of a refined mask is the first mask's predicted IoU
 plus the gain of expected IoU.
@@ -65,8 +65,7 @@ class SecondLooks:
     def refine(self, prediction: Prediction) -> Prediction:
         """Return the consensus of all looks, or the prediction itself, with a report either way."""
         looks = _Looks(prediction, LEAST_GAIN if self.min_gain is None else self.min_gain)
-        if _is_lone_click(prediction.prompt) or not self.mask_prompt:
-            looks.take("centre", partial(self._centred, looks))
+        looks.take("centre", partial(self._centred, looks))
         for factor in self.factors if self.zoom is not None and self.mask_prompt else ():
             looks.take("zoom", partial(self._zoomed, looks, factor))
         if not looks.tried and self.mask_prompt:
@@ -74,11 +73,13 @@ class SecondLooks:
         return looks.concluded()
 
     def _centred(self, looks: _Looks) -> bool:
-        prediction, prompt = looks.prediction, looks.prediction.prompt
-        points = self._middle(prediction.mask, prompt)
+        mask, prompt = looks.prediction.mask, looks.prediction.prompt
+        clicks, negatives = _is_clicks(prompt), prompt.negative_points
+        points = self._middle(mask, len(negatives) if clicks else _slots(prompt))
         if not len(points):
             return False
-        looks.add(self.decode(prompt.with_points(points)))
+        others = Prompt(points).with_points(negatives, np.zeros(len(negatives), np.int64))
+        looks.add(self.decode(others if clicks else prompt.with_points(points)))
         looks.points = points
         return True
 
@@ -96,22 +97,21 @@ class SecondLooks:
         asked = prompt_in_window(prompt, window, mask)
         points = np.zeros((0, 2), np.float32)
         if not len(prompt.positive_points):
-            points = self._middle(mask, asked)
+            points = self._middle(mask, _slots(asked))
             asked = asked.with_points(points - np.array(window[:2], np.float32))
         looks.add(self.zoom(window)(asked), window)
         looks.points = points
         return True
 
-    def _middle(self, mask: BoolArray, prompt: Prompt) -> FloatArray:
-        """Return points in the middle of a mask, as many as the prompt has room for."""
-        count = self.point_count if self.max_points is None else min(self.point_count, self.max_points - _slots(prompt))
+    def _middle(self, mask: BoolArray, taken: int) -> FloatArray:
+        """Return points in the middle of a mask, as many as there is room for beside those taken."""
+        count = self.point_count if self.max_points is None else min(self.point_count, self.max_points - taken)
         return centre_points(mask, count, self.depth) if count > 0 else np.zeros((0, 2), np.float32)
 
 
-def _is_lone_click(prompt: Prompt) -> bool:
-    """Whether a single click is all that is known of the object."""
-    alone = prompt.box is None and prompt.mask is None and prompt.mask_logits is None
-    return alone and len(prompt.points) == 1
+def _is_clicks(prompt: Prompt) -> bool:
+    """Whether clicks are all that is known of the object."""
+    return prompt.box is None and prompt.mask is None and prompt.mask_logits is None
 
 
 def _slots(prompt: Prompt) -> int:
