@@ -96,3 +96,10 @@ def test_muon_takes_the_linear_layers_and_adamw_all_else(tiny_config: Any) -> No
     assert {id(p) for p in others} == {id(p) for p in model.parameters()} - linear
     assert len(others) + len(linear) == len(list(model.parameters()))
     assert [group["weight_decay"] for group in muon.param_groups + adamw.param_groups] == [0.07, 0.07, 0.0]
+
+
+def test_where_no_linear_layer_is_trained_there_is_no_muon(tiny_config: Any) -> None:
+    model = Finetuning(tiny_config(model={"trainable": "image_encoder.stem4"}), CPU).model
+    (adamw,) = make_optimizers(model, "muon", 0.07, (0.9, 0.99))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert sum(len(group["params"]) for group in adamw.param_groups) == sum(p.requires_grad for p in model.parameters())

@@ -58,15 +58,14 @@ def make_optimizers(
     model: nn.Module, name: Literal["adamw", "muon"], weight_decay: float, betas: tuple[float, float]
 ) -> list[torch.optim.Optimizer]:
     """Make what trains a model: AdamW, or Muon for the linear layers and AdamW for all else, at one learning rate."""
-    if name == "adamw":
-        return [torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=betas)]
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    linear = [weight for weight in linear if weight.requires_grad]
-    by_muon = {id(weight) for weight in linear}
     groups = parameter_groups(model, weight_decay)
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    linear = [weight for weight in linear if weight.requires_grad and name == "muon"]
+    by_muon = {id(weight) for weight in linear}
     for group in groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in by_muon]
-    return [Muon(linear, lr=0.0, weight_decay=weight_decay), torch.optim.AdamW(groups, lr=0.0, betas=betas)]
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas)
+    return [Muon(linear, lr=0.0, weight_decay=weight_decay), adamw] if linear else [adamw]
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
