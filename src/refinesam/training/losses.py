@@ -114,15 +114,12 @@ def mask_loss(
         dice_weight: weight of the dice loss.
         bce_weight: weight of the binary cross-entropy.
         iou_weight: weight of the IoU head's squared error, over all masks.
-        other_masks_weight: share of the mean loss over all masks; keeps the masks that are rarely best from going
-            astray when data are few.
+        other_masks_weight: share of the mean loss over all masks; keeps those rarely best from going astray.
         chosen_mask_weight: share of the loss of the mask that the IoU head would choose, the one that users see: of
             what an ambiguous prompt may mean, it should be the likeliest.
-        merged_mask_weight: share of the loss of `refinesam.models.mask_decoder.merged_mask`, with which the hybrid
-            model answers; it does not shape the scores.
+        merged_mask_weight: share of the loss of the merged mask, the hybrid model's answer; not for the scores.
     """
-    truth = target.unsqueeze(2).expand_as(logits)
-    weights = focal_weight, dice_weight, bce_weight
+    truth, weights = target.unsqueeze(2).expand_as(logits), (focal_weight, dice_weight, bce_weight)
     per_mask, focal, dice, bce = _of_each(logits, truth, weights)
     best = per_mask.argmin(dim=-1, keepdim=True)
     with torch.no_grad():
@@ -138,16 +135,9 @@ def mask_loss(
     if merged_mask_weight:
         merged = merged_mask(logits, iou_predictions.detach())
         total = total + merged_mask_weight * _of_each(merged, target, weights)[0].mean()
-    return MaskLoss(
-        total=total,
-        focal=focal.gather(-1, best).mean().detach(),
-        dice=dice.gather(-1, best).mean().detach(),
-        bce=bce.gather(-1, best).mean().detach(),
-        iou_error=iou_error.detach(),
-        best_iou=true_iou.gather(-1, best).mean(),
-        chosen_iou=true_iou.gather(-1, chosen).mean(),
-        chosen=chosen.squeeze(-1),
-    )
+    focal, dice, bce = (part.gather(-1, best).mean().detach() for part in (focal, dice, bce))
+    best_iou, chosen_iou = (true_iou.gather(-1, index).mean() for index in (best, chosen))
+    return MaskLoss(total, focal, dice, bce, iou_error.detach(), best_iou, chosen_iou, chosen.squeeze(-1))
 
 
 def _of_each(

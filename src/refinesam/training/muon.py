@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
     Updates are scaled by 0.2 sqrt(max(A, B)), to the size of AdamW's (Liu et al. 2025), so that one learning rate
     serves both. The steps are those of `torch.optim.Muon`, which came with torch 2.9; but matrices of one shape are
-    orthogonalised together, since one by one the many small ones of a light model took a third of a step's time.
+    orthogonalised together, since one by one the many small ones of a light model keep no processor busy.
     """
 
     def __init__(
