@@ -7,6 +7,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refinesam.models.layers import attention
+
 __all__ = ["CrossAttention", "Flavour", "TwoWayTransformer"]
 
 # SAM and EfficientSAM publish the same transformer with other activations, residuals and parameter names.
@@ -42,7 +44,7 @@ class CrossAttention(nn.Module):
         # Flat batches take the fused kernel; five dimensions would not.
         q, k, v = self._flat(q, prompts), self._flat(k, prompts), self._flat(v, prompts)
         mask = None if valid is None else valid.flatten(0, 1)[:, None, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = attention(q, k, v, mask)
         batch = out.shape[0] // prompts
         out = out.transpose(1, 2).reshape(batch, prompts, out.shape[2], -1)
         return self.out_proj(out)

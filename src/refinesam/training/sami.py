@@ -7,11 +7,10 @@ teacher, SAM's image encoder, makes of the whole image. Decoder and head are thr
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinesam.models.image_encoder import LightEncoder
-from refinesam.models.layers import Mlp
+from refinesam.models.layers import Mlp, attention
 from refinesam.training.masked import (
     DecoderShape,
     Masking,
@@ -40,7 +39,7 @@ class CrossAttention(nn.Module):
         """(B, M, C) attending to (B, N, C) -> (B, M, C)."""
         q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class CrossAttentionBlock(nn.Module):
