@@ -14,6 +14,7 @@ from torch import nn
 from refinesam.errors import ConfigError, WeightsError
 from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS
+from refinesam.models.mask_decoder import merged_mask
 from refinesam.training.finetune import finetune
 from refinesam.training.finetuning import Finetuning
 from refinesam.training.losses import dice_loss, focal_loss, hard_iou, mask_loss
@@ -141,6 +142,16 @@ def recorded_rounds(run: Finetuning, batch: Any, monkeypatch: pytest.MonkeyPatch
 def chosen_logits(logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
     index = iou.argmax(-1)
     return torch.stack([torch.stack([logits[b, p, index[b, p]] for p in range(2)]) for b in range(2)]).detach()
+
+
+def test_a_model_that_learns_to_merge_is_shown_its_merged_mask(
+    tiny_config: Any, shapes_root: Path, monkeypatch: pytest.MonkeyPatch, batches_of: Any
+) -> None:
+    run = Finetuning(tiny_config(prompts={"correction_probability": 1.0}, optim={"merged_mask_weight": 0.4}), CPU)
+    (_, answer), (second, _) = recorded_rounds(run, batches_of(run.config, shapes_root, 1)[0], monkeypatch)
+    assert torch.equal(second[3], merged_mask(*answer).detach())
+    assert not second[3].requires_grad
+    assert not torch.equal(second[3], chosen_logits(*answer))
 
 
 @pytest.mark.parametrize(("correction", "logits_only"), [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from refinesam.models.build import normalise
+from refinesam.models.mask_decoder import merged_mask
 from refinesam.models.prompt_encoder import PADDING
 from refinesam.models.promptable import PromptableModel
 from refinesam.training.config import FinetuneConfig, OptimConfig
@@ -90,7 +91,7 @@ def round_losses(
     first = _loss(logits, iou, target, optim)
     if draws.kind >= prompts.correction_probability + prompts.self_probability:
         return first, first.total
-    shown = logits.detach().float().take_along_dim(first.chosen[..., None, None, None], dim=2).squeeze(2)
+    shown = _shown(logits.detach().float(), iou.detach(), first, optim)
     mask_weight = 1.0
     if draws.kind < prompts.correction_probability:
         clicks, click_labels = correction_clicks(shown, target, draws.generators, can.negative_points)
@@ -104,6 +105,13 @@ def round_losses(
         )
     logits, iou = model.decode(features, points, labels, shown if can.mask_prompt else None)
     return first, first.total + _loss(logits, iou, target, optim, mask_weight).total
+
+
+def _shown(logits: Tensor, iou: Tensor, loss: MaskLoss, optim: OptimConfig) -> Tensor:
+    """Return the mask that a user sees, (B, P, h, w) logits: the merged one of a model that learns to merge."""
+    if optim.merged_mask_weight:
+        return merged_mask(logits, iou)
+    return logits.take_along_dim(loss.chosen[..., None, None, None], dim=2).squeeze(2)
 
 
 def _loss(logits: Tensor, iou: Tensor, target: Tensor, optim: OptimConfig, mask_weight: float = 1.0) -> MaskLoss:
