@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from planted_sa1b import write_shard
 from refinesam.errors import DatasetError, ImageError
 from refinesam.images import read_image, write_png
 from refinesam.training import pretrain_data as data_module
@@ -29,16 +30,6 @@ def png(seed: int, size: int = 40) -> bytes:
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (size, size + 8, 3), np.uint8)).save(file, "PNG")
     return file.getvalue()
-
-
-def write_shard(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            shard.addfile(info, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import pickle
 import sys
@@ -16,18 +15,17 @@ import numpy as np
 import pytest
 import torch
 
+from planted_sa1b import Members, Shapes, sa1b_json, sa1b_members, write_shard
 from refinesam.cli import main
 from refinesam.errors import DatasetError, ImageError, RefineSAMError
 from refinesam.images import write_png
-from refinesam.masks import box_from_mask, decode_segmentation, encode_rle
+from refinesam.masks import decode_segmentation
 from refinesam.training.config import DataConfig, PromptConfig
 from refinesam.training.data import PromptedCrops, batches_from, load_sources
 from refinesam.training.sa1b import HELD_OUT, held_out
 from refinesam.training.sources import Source
 from refinesam.training.validate import WholeImages
 
-Shapes = tuple[np.ndarray, list[np.ndarray]]
-Members = dict[str, bytes]
 KINDS = ("files", "shard")
 
 
@@ -40,56 +38,11 @@ def crops(root: Path) -> PromptedCrops:
     return PromptedCrops(load_sources(root, config, "train"), 64, config, PromptConfig(per_image=2), seed=0)
 
 
-def png(tmp_path: Path, pixels: np.ndarray) -> bytes:
-    write_png(tmp_path / "one.png", pixels)
-    return (tmp_path / "one.png").read_bytes()
-
-
-def sa1b_json(number: int, pixels: np.ndarray, masks: list[np.ndarray]) -> dict[str, Any]:
-    """One image's annotations as SA-1B has them."""
-    annotations = []
-    for index, mask in enumerate(masks):
-        x0, y0, x1, y1 = box_from_mask(mask).tolist()
-        annotations.append(
-            {
-                "id": 1000 * number + index,
-                "segmentation": dict(encode_rle(mask)),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": int(mask.sum()),
-                "predicted_iou": 0.93,
-                "stability_score": 0.97,
-                "point_coords": [[x0, y0]],
-                "crop_box": [0, 0, pixels.shape[1], pixels.shape[0]],
-            }
-        )
-    height, width = pixels.shape[:2]
-    image = {"image_id": number, "width": width, "height": height, "file_name": f"sa_{number}.jpg"}
-    return {"image": image, "annotations": annotations}
-
-
-def sa1b_members(tmp_path: Path, images: list[Shapes], first: int = 1) -> Members:
-    """Files of SA-1B by name; their images are PNG inside, which loses nothing."""
-    members: Members = {}
-    for number, (pixels, masks) in enumerate(images, start=first):
-        members[f"sa_{number}.jpg"] = png(tmp_path, pixels)
-        members[f"sa_{number}.json"] = json.dumps(sa1b_json(number, pixels, masks)).encode()
-    return members
-
-
 def write_files(folder: Path, members: Members) -> None:
     for name, content in members.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-def write_shard(path: Path, members: Members) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            shard.addfile(info, io.BytesIO(content))
 
 
 def write(kind: str, folder: Path, members: Members) -> None:

@@ -96,6 +96,28 @@ def classify(
     )
 
 
+@app.command()
+def index(data: Annotated[Path, typer.Argument(help="Folder of tar shards, at any depth.")]) -> None:
+    """Write beside each tar shard what lies where in it, so that no later run has to look; remote shards need it."""
+    from refinesam.errors import DatasetError
+    from refinesam.training.image_files import files_below
+    from refinesam.training.shards import write_index
+
+    shards = [path for path in files_below(data) if path.suffix.lower() == ".tar"]
+    if not shards:
+        raise DatasetError(f"{data} holds no tar shard, at no depth.")
+    files, damaged = 0, []
+    with _progress() as update:
+        for done, shard in enumerate(shards, start=1):
+            found = write_index(shard)
+            files += len(found.members)
+            damaged += [f"{shard}: {found.damage}"] if found.damage else []
+            update(shard.name, done, len(shards))
+    console.print(f"{len(shards)} shards with {files} files have an index.", soft_wrap=True)
+    for line in damaged:
+        console.print(f"Damaged: {line}", soft_wrap=True)
+
+
 def _pretrain(settings: SamiConfig | MaeConfig, data: Path, output: Path, device: str) -> None:
     from refinesam.training.pretrain import pretrain
 

@@ -1,13 +1,12 @@
 """Images to pretrain on, without labels: folders of any depth, and tar shards as WebDataset writes them.
 
-Shards are indexed once, by their headers, and then read at random: an order of images is a function of seed and epoch
-alone, so that a resumed run, and any number of processes, see what one uninterrupted process sees.
+Shards are read at random, see `refinesam.training.shards`: an order of images is a function of seed and epoch alone, so
+that a resumed run, and any number of processes, see what one uninterrupted process sees.
 """
 
 from __future__ import annotations
 
 import os
-import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from refinesam.errors import DatasetError, ImageError
 from refinesam.images import read_image
+from refinesam.training.shards import SHARD_LIST, listed_shards, read_part, shard_members
 
 __all__ = [
     "ImageFile",
@@ -25,8 +25,6 @@ __all__ = [
     "files_below",
     "find_images",
     "read_image_at",
-    "read_part",
-    "shard_members",
 ]
 
 SUFFIXES = frozenset(
@@ -105,7 +103,7 @@ class ImageFiles(Sequence[ImageFile]):
 
 
 def find_images(root: Path, folders: Sequence[str]) -> ImageFiles:
-    """Find the images and tar shards in folders below a root, at any depth, known by their suffix.
+    """Find the images and tar shards in folders below a root, at any depth, known by their suffix, or listed.
 
     Hidden files and folders are left out, and links to folders are not followed.
 
@@ -127,14 +125,17 @@ def find_images(root: Path, folders: Sequence[str]) -> ImageFiles:
         for path in files_below(folder):
             name = path.relative_to(root).as_posix()
             if path.suffix.lower() == ".tar":
-                found.extend(_members(path, name, damaged))
+                found.extend(_members(str(path), name, damaged))
+            elif path.name == SHARD_LIST:
+                for url in listed_shards(path):
+                    found.extend(_members(url, url, damaged))
             elif path.suffix.lower() in SUFFIXES:
                 found.append(ImageFile(name, str(path)))
         if not found:
             shards = f" Shards that could not be read: {'; '.join(damaged[:EXAMPLES_IN_A_MESSAGE])}." if damaged else ""
             raise DatasetError(
                 f"{folder} holds no image, at no depth.{shards} Images end in {', '.join(sorted(SUFFIXES))}; shards in "
-                ".tar, uncompressed."
+                f".tar, uncompressed; remote ones are listed in {SHARD_LIST}."
             )
         images |= {image.name: image for image in found}
     return ImageFiles(list(images.values()), damaged)
@@ -147,18 +148,11 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
-def read_part(path: str, offset: int, size: int) -> bytes:
-    """Return `size` bytes of a shard from `offset` on, fewer where it ends before; OSError if it cannot be read."""
-    with open(path, "rb") as shard:
-        shard.seek(offset)
-        return shard.read(size)
-
-
 def read_image_at(path: str, offset: int, size: int, name: str) -> NDArray[np.uint8]:
     """Read an image inside a shard, (H, W, 3) uint8 RGB.
 
     Args:
-        path: of the shard.
+        path: of the shard, or its URL.
         offset: of the image in it, in bytes.
         size: of the image, in bytes.
         name: of the image, for messages.
@@ -178,32 +172,8 @@ def read_image_at(path: str, offset: int, size: int, name: str) -> NDArray[np.ui
         raise ImageError(f"{name} cannot be read: {reason}.") from error
 
 
-def shard_members(path: Path, name: str, damaged: list[str]) -> Iterator[tuple[str, int, int]]:
-    """Give name, offset and size in bytes of every file in a shard that is there whole and not hidden.
-
-    Args:
-        path: of the shard; uncompressed.
-        name: of the shard, for messages.
-        damaged: takes a line if the shard cannot be read, or not to its end; what lies before the break is given.
-    """
-    try:
-        size = path.stat().st_size
-        # "r:" takes no compression: a compressed member has no place of its own to be read from.
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                hidden = os.path.basename(member.name).startswith(".")
-                if member.isreg() and not hidden and member.offset_data + member.size <= size:
-                    yield member.name, member.offset_data, member.size
-            end = shard.offset
-        # tarfile takes a damaged header, too, for the end; that is a block of zeros.
-        if read_part(str(path), end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            damaged.append(f"{name}: at byte {end} of {size} it is damaged or cut off")
-    except (OSError, tarfile.TarError) as error:
-        damaged.append(f"{name}: {error}")
-
-
-def _members(path: Path, name: str, damaged: list[str]) -> Iterator[ImageFile]:
+def _members(shard: str, name: str, damaged: list[str]) -> Iterator[ImageFile]:
     """Give the images of a shard; one that breaks off keeps those before the break."""
-    for member, offset, size in shard_members(path, name, damaged):
+    for member, offset, size in shard_members(shard, name, damaged):
         if os.path.splitext(member)[1].lower() in SUFFIXES:
-            yield ImageFile(f"{name}/{member}", str(path), offset, size)
+            yield ImageFile(f"{name}/{member}", shard, offset, size)

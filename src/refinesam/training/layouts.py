@@ -5,7 +5,7 @@
 - LVIS: `lvis_v1_{train,val}.json`, there or in `annotations/`, with COCO's two image folders, which may be links to
   folders of these names that lie beside each other. Both splits of LVIS have images of train2017;
 - SA-1B: pairs `sa_*.jpg` and `sa_*.json`, at any depth;
-- SA-1B: tar shards with such pairs, at any depth.
+- SA-1B: tar shards with such pairs, at any depth, or a list of remote ones, `shards.txt`.
 
 An annotation file of a whole data set decides: pairs and shards are looked for only where there is none. SA-1B has no
 validation split, so a share of it is held out, see `refinesam.training.sa1b.held_out`.
@@ -20,6 +20,7 @@ from refinesam.errors import DatasetError
 from refinesam.evaluation.dataset import read_coco_folder
 from refinesam.training.config import DataConfig
 from refinesam.training.sa1b import Sa1bSource, find_pairs, held_out
+from refinesam.training.shards import SHARD_LIST
 from refinesam.training.sources import CocoSource, Source
 
 __all__ = ["load_sources"]
@@ -98,7 +99,8 @@ def _open_sa1b(folder: Path, name: str, split: str) -> Sa1bSource:
         known = "; ".join(f"{one.annotations} with {one.images}".replace("{}", split) for one in LAYOUTS)
         raise DatasetError(
             f"{folder} has none of: {known}; SA-1B's sa_*.jpg with sa_*.json beside each; *.tar with such pairs, "
-            f"uncompressed.{hint} Put one of these there, or correct data.sources."
+            f"uncompressed; {SHARD_LIST} with the URLs of such shards.{hint} Put one of these there, or correct "
+            "data.sources."
         )
     held = held_out(pairs.stems)
     chosen = pairs.chosen(held if split == "val" else ~held)

@@ -1,6 +1,7 @@
 """SA-1B as it is published: beside every image `sa_N.jpg` its masks in `sa_N.json`, in folders or in tar shards.
 
-Shards are indexed once, by their headers, and never unpacked; see `refinesam.training.sources` on reading at random.
+Shards are never unpacked, and may be remote: see `refinesam.training.shards`, and `refinesam.training.sources` on
+reading at random.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from refinesam.errors import DatasetError
 from refinesam.evaluation.json_fields import bbox_of, field_of, is_number
 from refinesam.images import read_image
 from refinesam.rle import shown
-from refinesam.training.image_files import files_below, read_image_at, read_part, shard_members
+from refinesam.training.image_files import files_below, read_image_at
+from refinesam.training.shards import SHARD_LIST, is_remote, listed_shards, read_part, shard_members
 from refinesam.training.sources import AnnotatedImage, AnnotatedObject, check_size
 
 __all__ = ["HELD_OUT", "LARGEST_MASK", "Pairs", "Sa1bSource", "find_pairs", "held_out"]
@@ -42,7 +44,7 @@ class Pairs:
     In few large arrays, about 45 bytes an image of a shard: SA-1B has 11 million. Forked worker processes share them.
 
     Attributes:
-        containers: the folders or shards that hold them.
+        containers: the folders, or the paths or URLs of the shards, that hold them.
         stems: (N,) bytes, names inside the container, without suffix.
         container: (N,) int32, indices of `containers`.
         place: (N, 4) int64, the image's offset and size in its shard, then the annotations', in bytes; None for files.
@@ -86,6 +88,8 @@ class Sa1bSource:
     def name(self, index: int) -> str:
         """Name an image, for messages."""
         container, stem = self._where(index)
+        if is_remote(container):
+            return f"{container}/{stem}{IMAGE}"
         return (self.source_name / Path(container).relative_to(self.folder) / f"{stem}{IMAGE}").as_posix()
 
     def read(self, index: int) -> AnnotatedImage:
@@ -147,7 +151,7 @@ def _annotations(content: Any, where: str, stem: str) -> tuple[int, int, list[An
 
 
 def find_pairs(folder: Path) -> tuple[Pairs, list[str]]:
-    """Find SA-1B's pairs in a folder, at any depth: as files, or in tar shards.
+    """Find SA-1B's pairs in a folder, at any depth: as files, or in tar shards, there or listed.
 
     Images without annotations, annotations without image, and what lies beyond a break of a shard are left out.
 
@@ -155,24 +159,28 @@ def find_pairs(folder: Path) -> tuple[Pairs, list[str]]:
         The pairs by container and name, and a text for each kind of thing that was left out.
 
     Raises:
-        DatasetError: there are files as well as shards, which could be the same images twice.
+        DatasetError: there are files as well as shards, which could be the same images twice; or a list of shards, an
+            index or what opens a remote shard is amiss.
     """
-    listing, shards, damaged = _Listing(), list[Path](), list[str]()
+    # Of each shard its path or URL, and its name for messages.
+    listing, shards, damaged = _Listing(), list[tuple[str, str]](), list[str]()
     for parent, paths in itertools.groupby(files_below(folder), key=attrgetter("parent")):
         names = [path.name for path in paths]
-        shards += [parent / name for name in names if name.lower().endswith(".tar")]
+        local = [parent / name for name in names if name.lower().endswith(".tar")]
+        shards += [(str(shard), shard.relative_to(folder).as_posix()) for shard in local]
+        shards += [(url, url) for url in (listed_shards(parent / SHARD_LIST) if SHARD_LIST in names else ())]
         listing.add(str(parent), dict.fromkeys(names, (0, 0)))
     if not shards:
         return listing.pairs(with_places=False), listing.left_out()
     if listing.containers:
         raise DatasetError(
             f"{folder} holds images of SA-1B as files, in {listing.containers[0]}, and tar shards, such as "
-            f"{shards[0]}: move one kind elsewhere, or each into a source of its own."
+            f"{shards[0][0]}: move one kind elsewhere, or each into a source of its own."
         )
     listing = _Listing()
-    for shard in shards:
-        members = shard_members(shard, shard.relative_to(folder).as_posix(), damaged)
-        listing.add(str(shard), {name: (offset, size) for name, offset, size in members})
+    for shard, name in shards:
+        members = shard_members(shard, name, damaged)
+        listing.add(shard, {member: (offset, size) for member, offset, size in members})
     return listing.pairs(with_places=True), damaged + listing.left_out()
 
 

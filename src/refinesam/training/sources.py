@@ -1,8 +1,8 @@
 """A source of training data: annotated images by number, each read when it is asked for.
 
 Reading is by number, not one after the other, also from shards: image i is then the same whatever was read before it,
-so that a resumed run, or one with other worker processes, sees what it would have seen. A network disk that is slow at
-that is best copied from once.
+so that a resumed run, or one with other worker processes, sees what it would have seen. Storage that is slow at that is
+best copied from once, or cached.
 """
 
 from __future__ import annotations
