@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-import refinesam.consensus as consensus
 from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
-from refinesam.consensus import Ballot
+from refinesam.consensus import TEMPERATURE, THRESHOLDS, Ballot
 from refinesam.masks import mask_iou
 from refinesam.second_looks import LEAST_GAIN
 
@@ -32,8 +31,8 @@ class Variant:
 
     windows: tuple[int, ...] = (0, 1)
     second: bool = True
-    temperature: float = consensus.TEMPERATURE
-    thresholds: tuple[float, ...] = consensus.THRESHOLDS
+    temperature: float = TEMPERATURE
+    thresholds: tuple[float, ...] = THRESHOLDS
     min_gain: float = LEAST_GAIN
     lone_click: float = 0.0
 
@@ -66,8 +65,7 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
     """Return the IoU with the truth of what a variant keeps, and its gain of expected IoU, 0 for the first mask."""
     looks = row["looks"]
     first = looks[0]["masks"][looks[0]["best"]]
-    consensus.TEMPERATURE, consensus.THRESHOLDS = variant.temperature, variant.thresholds
-    ballot = Ballot(first)
+    ballot = Ballot(first, variant.temperature, variant.thresholds)
     windows = looks[1:]
     voting = looks[:1] + [windows[index] for index in variant.windows if index < len(windows)]
     lone = row["protocol"] == "points-1"

@@ -59,9 +59,17 @@ class Decision:
 class Ballot:
     """Masks of several decodes of one object, and their weights."""
 
-    def __init__(self, first: BoolArray) -> None:
-        """Start from the first mask (H, W), which competes with the votes; it is no vote itself."""
-        self.first = first
+    def __init__(
+        self, first: BoolArray, temperature: float = TEMPERATURE, thresholds: tuple[float, ...] = THRESHOLDS
+    ) -> None:
+        """Start from the first mask.
+
+        Args:
+            first: (H, W); it competes with the votes, and is no vote itself.
+            temperature: of the weights of one decode's masks, above 0.
+            thresholds: shares of the votes that make a pixel foreground, the one preferred in a tie first.
+        """
+        self.first, self._temperature, self._thresholds = first, temperature, thresholds
         self._masks: list[tuple[BoolArray, int, int, float]] = []
 
     def add(self, masks: BoolArray, scores: FloatArray, window: Window | None = None) -> None:
@@ -73,7 +81,7 @@ class Ballot:
             window: where the masks lie in the image; None means that they cover it.
         """
         left, top = (0, 0) if window is None else window[:2]
-        for mask, weight in zip(masks, _weights(scores), strict=True):
+        for mask, weight in zip(masks, _weights(scores, self._temperature), strict=True):
             # An empty one has a say too, and expects nothing of any mask.
             x0, y0, x1, y1 = _box(mask)
             self._masks.append((mask[y0:y1, x0:x1], left + x0, top + y0, weight))
@@ -95,7 +103,7 @@ class Ballot:
             pasted[top - y0 : top - y0 + mask.shape[0], left - x0 : left - x0 + mask.shape[1]] = mask
             votes += weight * pasted
             row[:] = pasted[grid].ravel()
-        options = [self.first[y0:y1, x0:x1], *(votes > threshold for threshold in THRESHOLDS)]
+        options = [self.first[y0:y1, x0:x1], *(votes > threshold for threshold in self._thresholds)]
         candidates = np.stack([option[grid].ravel() for option in options]).astype(np.float32)
         ious = _ious(candidates, cells)
         expected = ious @ weights
@@ -121,13 +129,13 @@ def _box(mask: BoolArray) -> Window:
     return left, top, left + width, top + height
 
 
-def _weights(scores: FloatArray) -> list[float]:
+def _weights(scores: FloatArray, temperature: float) -> list[float]:
     """Return the softmax of the predicted IoUs of one decode."""
     numbers = np.where(np.isnan(scores), -np.inf, scores).astype(np.float64)
     best = numbers.max()
     if not np.isfinite(best):
         return [1 / len(numbers)] * len(numbers)
-    weights = np.exp((numbers - best) / TEMPERATURE)
+    weights = np.exp((numbers - best) / temperature)
     return [float(weight) for weight in weights / weights.sum()]
 
 
