@@ -29,12 +29,7 @@ from amr_rules import PAPER, VARIANTS, baseline, by_points, point_rules, stored
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.files import write_json
 from refinesam.training.calibration import Scores
-
-# Whose train splits the built-in weights were trained on.
-TRAINED_ON = (
-    *("dsb2018", "coco_mini_cc", "coco_person_cc", "feral_cats", "mushrooms", "embryos", "facades", "teachers"),
-    *("bottles", "seedlings", "emps", "nanoparticles"),
-)
+from sources import TRAINED_ON
 
 
 def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How often a negative click on a wrongly covered spot removes it.
 
-    python benchmarks/negative_clicks.py --data DATA --sources dsb2018 coco_mini_cc
+    python benchmarks/negative_clicks.py --data DATA --json benchmarks/results/negative_clicks.json
 
 For each object: predict from one click (and from its box); where the mask covers at least 20 pixels too many, click
 "not on the object" in the middle of them, as a user would, with the previous logits fed back; count whether the clicked
@@ -14,6 +14,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import write_json
 from refinesam.masks import decode_segmentation, mask_iou
 from refinesam.types import Prompt
+from sources import TRAINED_ON
 
 LEAST_WRONG_PIXELS = 20
 
@@ -38,7 +40,7 @@ def middle(region: np.ndarray) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sources", nargs="+", required=True)
+    parser.add_argument("--sources", nargs="+", default=list(TRAINED_ON))
     parser.add_argument("--weights", default="builtin")
     parser.add_argument("--images", type=int, default=8, help="of each source")
     parser.add_argument("--objects", type=int, default=8, help="of each image")
@@ -71,7 +73,7 @@ def main() -> None:
                     rows.append(
                         (protocol, not second.mask[y, x], mask_iou(first.mask, truth), mask_iou(second.mask, truth))
                     )
-    result = {}
+    result: dict[str, Any] = {"sources": arguments.sources}
     for protocol in ("points-1", "box"):
         chosen = [row for row in rows if row[0] == protocol]
         if chosen:
