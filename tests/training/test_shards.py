@@ -34,6 +34,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.requests, self.failures, self.ranges = folder, list[str](), 0, True
+        self.failing_after: int | None = None
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -65,8 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         self.of.requests.append(f"{self.command} {self.path}")
         path = self.of.folder / self.path.lstrip("/")
-        if self.of.failures:
-            self.of.failures -= 1
+        late = self.of.failing_after is not None and len(self.of.requests) > self.of.failing_after
+        if self.of.failures or late:
+            self.of.failures = max(0, self.of.failures - 1)
             return self._send(500, b"", with_body)
         if not path.is_file():
             return self._send(404, b"", with_body)
@@ -171,12 +173,34 @@ def test_a_failure_of_a_moment_is_none(server: Server, members: Members) -> None
         read_part(f"{server.url}/a.tar", offset, size)
 
 
+def test_a_listed_shard_that_is_not_there_is_told(tmp_path: Path, server: Server) -> None:
+    listed(tmp_path / "data", f"{server.url}/gone.tar")
+    with pytest.raises(
+        DatasetError, match=rf"{server.url}/gone\.tar cannot be read: .*take its shard from shards\.txt"
+    ):
+        sources_of(tmp_path, "data")
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("succeeding", [0, 1])
+def test_a_shard_out_of_reach_ends_the_start(
+    tmp_path: Path, server: Server, members: Members, indexed: bool, succeeding: int
+) -> None:
+    shard = write_shard(server.folder / "a.tar", members)
+    if indexed:
+        write_index(shard)
+    listed(tmp_path / "data", f"{server.url}/a.tar")
+    server.failing_after = succeeding
+    with pytest.raises(DatasetError, match=rf"{server.url}/a\.tar\S* cannot be read: .*Start again when it can"):
+        sources_of(tmp_path, "data")
+
+
 def test_what_is_not_there_costs_only_itself(tmp_path: Path, server: Server, members: Members) -> None:
     write_shard(server.folder / "a.tar", members)
     (server.folder / "page.tar").write_bytes(b"<html>" * 200)
-    listed(tmp_path / "data", f"{server.url}/gone.tar", f"{server.url}/a.tar", f"{server.url}/page.tar")
+    listed(tmp_path / "data", f"{server.url}/a.tar", f"{server.url}/page.tar")
     train, _ = sources_of(tmp_path, "data")
-    assert [line.split(": ")[0] for line in train.left_out] == [f"{server.url}/gone.tar", f"{server.url}/page.tar"]
+    assert [line.split(": ")[0] for line in train.left_out] == [f"{server.url}/page.tar"]
     (server.folder / "a.tar").unlink()
     with pytest.raises(DatasetError, match=rf"{server.url}/a\.tar/sa_\d\.json cannot be read"):
         train.read(0)

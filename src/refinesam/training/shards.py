@@ -114,7 +114,7 @@ def shard_members(shard: str, name: str, damaged: list[str]) -> list[Member]:
         damaged: takes a line if the shard cannot be read, or not to its end; what lies before the break is returned.
 
     Raises:
-        DatasetError: its index is damaged, or nothing here opens such a URL.
+        DatasetError: its index is damaged, it is remote and cannot be reached, or nothing here opens such a URL.
     """
     index = _stored_index(shard) or _scanned(shard)
     if index.damage:
@@ -151,9 +151,11 @@ def _scanned(shard: str) -> ShardIndex:
         # tarfile takes a damaged header, too, for the end; that is a block of zeros.
         whole = read_part(shard, end, tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
         return ShardIndex(size, members, "" if whole else f"at byte {end} of {size} it is damaged or cut off")
-    except DatasetError:
-        raise
-    except Exception as error:  # Besides the system's and tarfile's, every storage has errors of its own.
+    except tarfile.TarError as error:
+        return ShardIndex(size, members, str(error))
+    except Exception as error:  # Besides the system's, every storage has errors of its own.
+        if is_remote(shard):
+            raise _unreachable(shard, error) from error
         return ShardIndex(size, members, str(error))
 
 
@@ -167,16 +169,25 @@ def _stored_index(shard: str) -> ShardIndex | None:
             content = Path(where).read_bytes()
         else:
             content = _asked(where, lambda system, path: system.cat_file(path))
-        size = _size(shard)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return None
+    except OSError as error:
+        raise _unreachable(where, error) from error
     try:
         raw = json.loads(content)
         members = [(str(n), int(offset), int(length)) for n, offset, length in field_of(raw, "members", list, where)]
         index = ShardIndex(field_of(raw, "size", int, where), members, field_of(raw, "damage", str, where))
     except (DatasetError, TypeError, ValueError, RecursionError) as error:
         raise DatasetError(f"{where} is no index of a shard: {error} Write it anew: refinesam train index.") from error
-    return index if index.size == size else None
+    try:
+        return index if index.size == _size(shard) else None
+    except OSError as error:
+        raise _unreachable(shard, error) from error
+
+
+def _unreachable(url: str, error: Exception) -> DatasetError:
+    """Not left out like a damaged shard: a run that is resumed when it is there again would see other images."""
+    return DatasetError(f"{url} cannot be read: {error}. Start again when it can, or take its shard from {SHARD_LIST}.")
 
 
 def _size(shard: str) -> int:
