@@ -97,7 +97,9 @@ def test_an_object_is_propagated_redone_and_undone(open_gui: Callable[..., Gui])
     truth = moving_disk() > 120
     labels = gui.labels() == 1
     assert item.origin == "propagated" and len(item.planes) >= 5
-    for z in range(3, 8):
+    reached = np.flatnonzero(labels.any(axis=(1, 2)))
+    assert 5 in reached
+    for z in reached:
         overlap = (labels[z] & truth[z]).sum() / (labels[z] | truth[z]).sum()
         assert overlap > 0.5, z
     assert not labels[0].any() and not labels[11].any()
