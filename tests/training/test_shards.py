@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from file_server import FileServer
 from planted_sa1b import Members, Shapes, sa1b_members, write_shard
 from refinesam.cli import main
 from refinesam.errors import DatasetError, ImageError
@@ -29,74 +26,11 @@ from refinesam.training.shards import listed_shards, read_part, shard_members, w
 from refinesam.training.sources import Source
 
 
-class Server:
-    """Serves a folder by HTTP; counts requests, can fail for some, and can send whole files alone."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.requests, self.failures, self.ranges = folder, list[str](), 0, True
-        self.failing_after: int | None = None
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def __enter__(self) -> Server:
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, server: Server, *arguments: Any) -> None:
-        self.of = server
-        super().__init__(*arguments)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, with_body: bool) -> None:
-        self.of.requests.append(f"{self.command} {self.path}")
-        path = self.of.folder / self.path.lstrip("/")
-        late = self.of.failing_after is not None and len(self.of.requests) > self.of.failing_after
-        if self.of.failures or late:
-            self.of.failures = max(0, self.of.failures - 1)
-            return self._send(500, b"", with_body)
-        if not path.is_file():
-            return self._send(404, b"", with_body)
-        content, wanted = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not wanted or not self.of.ranges:
-            return self._send(200, content, with_body)
-        first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
-        if first >= len(content):
-            return self._send(416, b"", with_body)
-        return self._send(206, content[first : last + 1], with_body, f"bytes {first}-{last}/{len(content)}")
-
-    def _send(self, status: int, content: bytes, with_body: bool, part: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        if self.of.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        if part:
-            self.send_header("Content-Range", part)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content)
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setattr(shards, "PAUSES", (0.01, 0.01))
     (tmp_path / "far").mkdir()
-    with Server(tmp_path / "far") as serving:
+    with FileServer(tmp_path / "far") as serving:
         yield serving
 
 
@@ -131,7 +65,9 @@ def content_of(root: Path, name: str) -> list[list[tuple[bytes, list[bytes]]]]:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_remote_shards_give_what_local_ones_do(tmp_path: Path, server: Server, members: Members, indexed: bool) -> None:
+def test_remote_shards_give_what_local_ones_do(
+    tmp_path: Path, server: FileServer, members: Members, indexed: bool
+) -> None:
     half = len(members) // 2
     for number, names in enumerate((list(members)[:half], list(members)[half:])):
         shard = write_shard(tmp_path / "near" / f"{number}.tar", {name: members[name] for name in names})
@@ -149,7 +85,7 @@ def test_remote_shards_give_what_local_ones_do(tmp_path: Path, server: Server, m
         assert np.array_equal(images[0].read(index), images[1].read(index))
 
 
-def test_a_remote_index_takes_the_place_of_looking_through_the_shard(server: Server, members: Members) -> None:
+def test_a_remote_index_takes_the_place_of_looking_through_the_shard(server: FileServer, members: Members) -> None:
     # Larger than what one request would fetch.
     shard = write_shard(server.folder / "a.tar", members | {f"filler{n}": bytes(6 << 20) for n in range(3)})
     url = f"{server.url}/a.tar"
@@ -163,7 +99,7 @@ def test_a_remote_index_takes_the_place_of_looking_through_the_shard(server: Ser
     assert not any(request == "GET /a.tar" for request in server.requests)
 
 
-def test_a_failure_of_a_moment_is_none(server: Server, members: Members) -> None:
+def test_a_failure_of_a_moment_is_none(server: FileServer, members: Members) -> None:
     shard = write_shard(server.folder / "a.tar", members)
     _, offset, size = shard_members(str(shard), "a", [])[0]
     server.failures = 2
@@ -173,7 +109,7 @@ def test_a_failure_of_a_moment_is_none(server: Server, members: Members) -> None
         read_part(f"{server.url}/a.tar", offset, size)
 
 
-def test_a_listed_shard_that_is_not_there_is_told(tmp_path: Path, server: Server) -> None:
+def test_a_listed_shard_that_is_not_there_is_told(tmp_path: Path, server: FileServer) -> None:
     listed(tmp_path / "data", f"{server.url}/gone.tar")
     with pytest.raises(
         DatasetError, match=rf"{server.url}/gone\.tar cannot be read: .*take its shard from shards\.txt"
@@ -184,7 +120,7 @@ def test_a_listed_shard_that_is_not_there_is_told(tmp_path: Path, server: Server
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("succeeding", [0, 1])
 def test_a_shard_out_of_reach_ends_the_start(
-    tmp_path: Path, server: Server, members: Members, indexed: bool, succeeding: int
+    tmp_path: Path, server: FileServer, members: Members, indexed: bool, succeeding: int
 ) -> None:
     shard = write_shard(server.folder / "a.tar", members)
     if indexed:
@@ -195,7 +131,7 @@ def test_a_shard_out_of_reach_ends_the_start(
         sources_of(tmp_path, "data")
 
 
-def test_what_is_not_there_costs_only_itself(tmp_path: Path, server: Server, members: Members) -> None:
+def test_what_is_not_there_costs_only_itself(tmp_path: Path, server: FileServer, members: Members) -> None:
     write_shard(server.folder / "a.tar", members)
     (server.folder / "page.tar").write_bytes(b"<html>" * 200)
     listed(tmp_path / "data", f"{server.url}/a.tar", f"{server.url}/page.tar")
@@ -211,7 +147,7 @@ def test_what_is_not_there_costs_only_itself(tmp_path: Path, server: Server, mem
         images.read(0)
 
 
-def test_a_server_without_parts_is_refused(server: Server, members: Members) -> None:
+def test_a_server_without_parts_is_refused(server: FileServer, members: Members) -> None:
     write_shard(server.folder / "a.tar", members)
     server.ranges = False
     with pytest.raises(OSError, match="no parts of them"):
@@ -219,7 +155,7 @@ def test_a_server_without_parts_is_refused(server: Server, members: Members) -> 
 
 
 def test_a_run_on_remote_shards_is_the_one_on_local_ones(
-    tmp_path: Path, server: Server, members: Members, tiny_config: Any, assert_same: Any
+    tmp_path: Path, server: FileServer, members: Members, tiny_config: Any, assert_same: Any
 ) -> None:
     shard = write_shard(tmp_path / "near" / "data" / "0.tar", members)
     (server.folder / "0.tar").write_bytes(shard.read_bytes())

@@ -26,7 +26,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None) -
     """
     if not (q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attended)
-    # On a CPU the fused kernel goes backward in bfloat16 at a half to a tenth of the speed of the products themselves.
+    # On a CPU the fused kernel goes backward in bfloat16 much more slowly than the products themselves.
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if attended is not None:
         scores = scores.masked_fill(~attended, -torch.inf)
