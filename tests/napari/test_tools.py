@@ -89,7 +89,7 @@ def test_an_object_is_propagated_redone_and_undone(open_gui: Callable[..., Gui])
     image = gui.viewer.layers["image"]
     gui.viewer.dims.set_point(0, 5)
     gui.key("U")
-    gui.drag(image, (5, 30, 32), (5, 67, 69))
+    gui.drag(image, (5, 33, 35), (5, 63, 65))
     gui.mask()
     gui.widget.stack_panel.start.click()
     gui.settle()
@@ -97,9 +97,7 @@ def test_an_object_is_propagated_redone_and_undone(open_gui: Callable[..., Gui])
     truth = moving_disk() > 120
     labels = gui.labels() == 1
     assert item.origin == "propagated" and len(item.planes) >= 5
-    reached = np.flatnonzero(labels.any(axis=(1, 2)))
-    assert 5 in reached
-    for z in reached:
+    for z in range(3, 8):
         overlap = (labels[z] & truth[z]).sum() / (labels[z] | truth[z]).sum()
         assert overlap > 0.5, z
     assert not labels[0].any() and not labels[11].any()
