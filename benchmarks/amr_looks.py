@@ -6,6 +6,8 @@ import argparse
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -33,6 +35,13 @@ POINT_CONFIGS: dict[str, AMRConfig] = {
     **{f"{strategy}, alone": AMRConfig(rule=strategy, append=False) for strategy in STRATEGIES},
     **{f"equation, {n} passes": AMRConfig(rule="paper_equation", iterations=n) for n in (2, 3)},
 }
+# The presets, and what the variants of `amr_rules.py` are decided from: a nearer window, the second look always.
+CONSENSUS_CONFIGS: dict[str, AMRConfig] = {
+    "full": AMRConfig.full(),
+    "fast": AMRConfig.fast(),
+    "closer": AMRConfig(zooms=(*AMRConfig.full().zooms, 3.0)),
+    "whole": AMRConfig(zooms=()),
+}
 
 
 @dataclass
@@ -43,6 +52,8 @@ class Recorder:
     pixels: np.ndarray
     encoded: EncodedImage
     looks: list[tuple[Prediction, Window | None]] = field(default_factory=list)
+    # Of one object and prompt. The first rule that looks closer, `full`, pays for the encoding.
+    windows: dict[Window, EncodedImage] = field(default_factory=dict)
 
     def decode(self, prompt: Prompt) -> Prediction:
         prediction = self.encoded.predict(prompt)
@@ -51,7 +62,9 @@ class Recorder:
 
     def zoom(self, window: Window) -> amr.Decode:
         x0, y0, x1, y1 = window
-        encoded = self.session.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
+        if window not in self.windows:
+            self.windows[window] = self.session.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
+        encoded = self.windows[window]
 
         def decode(prompt: Prompt) -> Prediction:
             prediction = encoded.predict(prompt)
@@ -78,6 +91,7 @@ def timed(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
 
 def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dict[str, Any]:
     """Prompt, refine by every rule, and keep what all looks showed: the first, the windows', `fast`'s at the whole."""
+    recorder.windows.clear()
     mask_prompt = recorder.session.capabilities.mask_prompt
     first, first_ms = timed(lambda: recorder.encoded.predict(prompt))
     quality = amr.mask_quality(first.mask)
@@ -92,6 +106,7 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
         "points": {},
         "logit_ensemble": logit_ensemble(recorder, first, truth),
     }
+    looks: dict[str, list[dict[str, Any]]] = {}
     for name, config in POINT_CONFIGS.items():
         refined, ms = timed(lambda config=config: recorder.encoded.refine(first, config))
         report = refined.refinement
@@ -101,19 +116,18 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
             "ms": ms,
             "iterations": report.iterations,
         }
-    for name, config in (("full", AMRConfig.full()), ("fast", AMRConfig.fast())):
-        recorder.looks = [(first, None)] if name == "full" else []
+    for name, config in CONSENSUS_CONFIGS.items():
+        recorder.looks = []
         refined, ms = timed(
             lambda config=config: amr.refine(
                 first, recorder.decode, config, mask_prompt=mask_prompt, zoom=recorder.zoom
             )
         )
         row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
-        row[f"{name}_looks"] = [stored_look(*look, truth) for look in recorder.looks]
-    # The second look at the whole image is the same in both.
-    full_looks = row.pop("full_looks")
-    row["looks"] = full_looks[:1] + [look for look in full_looks[1:] if look["window"] is not None]
-    row["second"] = row.pop("fast_looks")
+        looks[name] = [stored_look(*look, truth) for look in recorder.looks]
+    row["first"] = stored_look(first, None, truth)
+    row["windows"] = [list(one) for window, one in groupby(looks["closer"], itemgetter("window")) if window is not None]
+    row["second"] = looks["whole"]
     return row
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
 from refinesam.consensus import TEMPERATURE, THRESHOLDS, Ballot
 from refinesam.masks import mask_iou
-from refinesam.second_looks import LEAST_GAIN
+from refinesam.second_looks import GUIDED_SAY, LEAST_GAIN
 
 
 @dataclass(frozen=True)
@@ -21,36 +22,43 @@ class Variant:
     """A rule of choice over the looks of `AMRConfig.full()`; the default is the shipped one.
 
     Attributes:
-        windows: of those looked at, which vote beside the first prediction.
-        second: whether the second look at the whole image votes.
+        windows: how many of the windows vote beside the first look.
+        asked: which of a window's decodes vote: the one with the mask so far, the one by points in its middle.
+        guided: what the decode with the mask has to say, beside 1 of every other.
+        second: whether the second look at the whole image votes; None: for clicks, and where there is no window.
         temperature: of the weights within one decode; infinite means that predicted IoU is not used.
         thresholds: of the vote.
         min_gain: least gain of expected IoU.
-        lone_click: least IoU with the first mask where the prompt is a lone click.
+        early_exit: the first mask stays where its look's masks agree by more.
     """
 
-    windows: tuple[int, ...] = (0, 1)
-    second: bool = True
+    windows: int = 1
+    second: bool | None = None
+    asked: tuple[int, ...] = (0, 1)
+    guided: float = GUIDED_SAY
     temperature: float = TEMPERATURE
     thresholds: tuple[float, ...] = THRESHOLDS
     min_gain: float = LEAST_GAIN
-    lone_click: float = 0.0
+    early_exit: float = 1.0
 
 
 VARIANTS: Mapping[str, Variant] = {
     "full": Variant(),
-    "fast": Variant(windows=()),
-    "votes of the first decode alone": Variant(windows=(), second=False),
-    "full, without the second look at the whole image": Variant(second=False),
-    "full, the farther window alone": Variant(windows=(0,)),
-    "full, the nearer window alone": Variant(windows=(1,)),
+    "fast": Variant(windows=0, early_exit=AMRConfig.fast().early_exit),
+    "fast, asking always": Variant(windows=0),
+    "votes of the first decode alone": Variant(windows=0, second=False),
+    "full, and the second look for boxes, too": Variant(second=True),
+    "full, but the second look has no vote": Variant(second=False),
+    "full, every look with the same say": Variant(guided=1),
+    "full, and a nearer window": Variant(windows=2),
+    "full, asking with the mask alone": Variant(asked=(0,)),
+    "full, asking by the middle alone": Variant(asked=(1,)),
+    "early exit at 0.98": Variant(early_exit=0.98),
+    "early exit at 0.95": Variant(early_exit=0.95),
+    "early exit at 0.9": Variant(early_exit=0.9),
     "without predicted IoU (equal weights)": Variant(temperature=1e9),
     "predicted IoU decides within a decode": Variant(temperature=1e-3),
-    "temperature 0.05": Variant(temperature=0.05),
-    "temperature 0.05, min_gain 0.02": Variant(temperature=0.05, min_gain=0.02),
     "one threshold, 0.5": Variant(thresholds=(0.5,)),
-    "a lone click keeps an IoU of 0.5": Variant(lone_click=0.5),
-    "a lone click keeps an IoU of 0.7": Variant(lone_click=0.7),
     "min_gain 0": Variant(min_gain=0),
     "min_gain 0.02": Variant(min_gain=0.02),
     "min_gain 0.05": Variant(min_gain=0.05),
@@ -63,23 +71,25 @@ def unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tuple[float, float]:
     """Return the IoU with the truth of what a variant keeps, and its gain of expected IoU, 0 for the first mask."""
-    looks = row["looks"]
-    first = looks[0]["masks"][looks[0]["best"]]
+    first = row["first"]["masks"][row["first"]["best"]]
     ballot = Ballot(first, variant.temperature, variant.thresholds)
-    windows = looks[1:]
-    voting = looks[:1] + [windows[index] for index in variant.windows if index < len(windows)]
-    lone = row["protocol"] == "points-1"
-    if variant.second:
-        voting += row["second"]
-    for look in voting:
-        ballot.add(look["masks"], look["scores"], look["window"])
+    ballot.add(row["first"]["masks"], row["first"]["scores"])
+    before, decision = baseline(row), ballot.decide()
+    columns, rows = row["clicks"].astype(int).T
+    missed = (first[rows, columns] != row["labels"]).sum()
+    if decision is not None and decision.first_expected_iou > variant.early_exit and not missed:
+        return before, 0.0
+    pairs = row["windows"][: variant.windows]
+    windows = [(pair[number], number) for pair in pairs for number in variant.asked if number < len(pair)]
+    for look, number in windows:
+        ballot.add(look["masks"], look["scores"], look["window"], 1 if number else variant.guided)
+    second = not windows or "box" not in row["protocol"] if variant.second is None else variant.second
+    for look in row["second"] if second else ():
+        ballot.add(look["masks"], look["scores"])
     decision = ballot.decide()
-    before = baseline(row)
     if decision is None or decision.gain <= variant.min_gain:
         return before, 0.0
-    columns, rows = row["clicks"].astype(int).T
-    missed = [(mask[rows, columns] != row["labels"]).sum() for mask in (first, decision.mask)]
-    if missed[1] > missed[0] or (lone and first.any() and mask_iou(first, decision.mask) < variant.lone_click):
+    if (decision.mask[rows, columns] != row["labels"]).sum() > missed:
         return before, 0.0
     return mask_iou(decision.mask, truth), decision.gain
 
@@ -89,7 +99,7 @@ def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
     for path in sorted(cache.glob(f"{split}-*.pickle")):
         for row in pickle.loads(path.read_bytes()):
             truth = unpacked(row.pop("truth"), row["hw"])
-            looks = row["looks"] + row["second"]
+            looks = [row["first"], *chain(*row["windows"]), *row["second"]]
             for look in looks:
                 look["masks"] = unpacked(look["masks"], look["shape"])
             row["decided"] = {name: decided(row, truth, variant) for name, variant in VARIANTS.items()}
@@ -131,5 +141,4 @@ def point_rules() -> dict[str, Callable[[Mapping[str, Any]], float]]:
 
 
 def baseline(row: Mapping[str, Any]) -> float:
-    look = row["looks"][0]
-    return float(look["ious"][look["best"]])
+    return float(row["first"]["ious"][row["first"]["best"]])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median
 from time import process_time
@@ -51,14 +52,20 @@ def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any
     }
 
 
+def candidates(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The looks that `full` and `fast` choose from, by kind: in the window, with the mask found so far and without."""
+    window = [("window", look) for look in chain(*row["windows"][:1])]
+    return [("first", row["first"]), *window, *(("second", look) for look in row["second"])]
+
+
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     methods: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "baseline": baseline,
         **{name: lambda row, config=config: by_points(row, config)["iou"] for name, config in PAPER.items()},
         "full": lambda row: row["decided"]["full"][0],
         "fast": lambda row: row["decided"]["fast"][0],
-        "oracle_first_three": lambda row: max(row["looks"][0]["ious"]),
-        "oracle_of_all_looks": lambda row: max(max(look["ious"]) for look in row["looks"] + row["second"]),
+        "oracle_first_three": lambda row: max(row["first"]["ious"]),
+        "oracle_of_all_looks": lambda row: max(max(look["ious"]) for _, look in candidates(row)),
     }
     return {name: summary(rows, after) for name, after in methods.items()}
 
@@ -86,13 +93,12 @@ def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
     kinds: dict[str, list[tuple[str, float, float]]] = {}
     for row in rows:
         prompted = "box" if "box" in row["protocol"] else "clicks"
-        kinds_of = ["first"] + ["window"] * (len(row["looks"]) - 1) + ["second"] * len(row["second"])
-        for kind, look in zip(kinds_of, row["looks"] + row["second"], strict=True):
+        for kind, look in candidates(row):
             pair = (row["source"], float(look["scores"][look["best"]]), look["ious"][look["best"]])
             kinds.setdefault(f"predicted IoU, {kind}, {prompted}", []).append(pair)
         iou, gain = row["decided"]["full"]
         if gain:
-            score = min(1.0, float(row["looks"][0]["scores"].max()) + gain)
+            score = min(1.0, float(row["first"]["scores"].max()) + gain)
             kinds.setdefault(f"score of the refined mask, {prompted}", []).append((row["source"], score, iou))
     return {
         name: {"as it is": calibration([p[1:] for p in pairs]), "with a line per kind": calibration(mapped(pairs))}
@@ -100,20 +106,23 @@ def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def costs(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def costs(rows: list[dict[str, Any]], encode: float) -> dict[str, Any]:
+    """CPU milliseconds and decodes; `share` a rule's mean over that of the first answer, `encode` and a decode."""
     results = {name: [by_points(row, config) for row in rows] for name, config in PAPER.items()}
     results |= {name: [row[name] for row in rows] for name in ("full", "fast")}
+    once = encode + fmean(row["first_ms"] for row in rows)
     return {
         "first_decode_ms": median(row["first_ms"] for row in rows),
         **{
             name: {
                 "median_ms": median(one["ms"] for one in ones),
+                "share": fmean(one["ms"] for one in ones) / once,
                 "decodes": fmean(one["iterations"] for one in ones),
                 "kept_refined": fmean(one["kept"] == "refined" for one in ones),
             }
             for name, ones in results.items()
         },
-        "full_windows": fmean(sum(look["window"] is not None for look in row["looks"]) for row in rows),
+        "full_windows": fmean(row["full"]["strategy"] == "zoom" for row in rows),
     }
 
 
@@ -187,7 +196,7 @@ def report(arguments: argparse.Namespace) -> None:
             **tables,
             "mean_over_sources": mean_over_sources,
             "by_source": by_source,
-            "cost": costs(own),
+            "cost": costs(own, result["encode_ms"]),
         }
         result["ablations"][protocol] = {
             name: summary(own, lambda row, name=name: row["decided"][name][0]) for name in VARIANTS

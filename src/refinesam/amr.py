@@ -47,6 +47,8 @@ Rule = Literal["consensus", "paper_equation", "paper_prose", "centre", "boundary
 
 # Each look re-encodes a part of the image.
 MOST_ZOOMS: Final = 8
+# So that asking again costs at most a twentieth of encoding and decoding, on average over objects.
+FAST_EXIT: Final = 0.75
 
 # Each takes the mask's quality and whether Q is below the threshold.
 _POINT_RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
@@ -61,9 +63,10 @@ _POINT_RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
 class AMRConfig:
     """Settings of `refine`.
 
-    The default is `full`: the consensus of the first mask, of a second answer on the whole image and of two closer
-    looks at the object, each of which encodes a part of the image and so costs as much as a new image. `fast` does
-    without the closer looks. `paper` is the source paper's equation; its prose is ``rule="paper_prose"``.
+    The default is `full`: the consensus of the first look, of a second answer to clicks, and of a closer look at the
+    object, which encodes a part of the image and so costs as much as a new image. `fast` encodes nothing, and asks
+    again only where the first look's masks disagree. `paper` is the source paper's equation; its prose is
+    ``rule="paper_prose"``.
 
     Attributes:
         rule: "consensus"; "paper_equation" or "paper_prose"; or the same points for every mask: "centre" or "boundary".
@@ -75,7 +78,10 @@ class AMRConfig:
         min_gain: a refined mask is kept when its score is higher by more than this, at least 0. None means 0.01 for
             "consensus", whose score is the expected IoU, and 0 for the others, whose score is the predicted IoU.
         zooms: for "consensus", the windows of the image that are re-encoded one after the other: the side of each over
-            the longer side of the object, at least 1. Only for models that take masks as prompts.
+            the longer side of the object, at least 1, as far as it is at most half of the image. Only for models that
+            take masks as prompts.
+        early_exit: for "consensus", in [0, 1]: the first mask is kept unasked where the masks of its look agree by more
+            than this, in expected IoU. 1 asks always.
 
     Raises:
         ConfigError: a value that is of the wrong kind or out of range.
@@ -88,7 +94,8 @@ class AMRConfig:
     append: bool = True
     iterations: int = 1
     min_gain: float | None = None
-    zooms: Sequence[float] = (4.0, 2.0)
+    zooms: Sequence[float] = (6.0,)
+    early_exit: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -96,6 +103,7 @@ class AMRConfig:
             raise ConfigError(f"rule is {self.rule!r}; choose one of {', '.join(get_args(Rule))}.")
         check_number("compactness_threshold", self.compactness_threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
         check_number("depth", self.depth, "from 0 to below 1", lambda value: 0 <= value < 1)
+        check_number("early_exit", self.early_exit, "from 0 to 1", lambda value: 0 <= value <= 1)
         if self.min_gain is not None:
             check_number("min_gain", self.min_gain, "of at least 0", lambda value: value >= 0)
         check_count("point_count", self.point_count)
@@ -103,7 +111,7 @@ class AMRConfig:
         if not isinstance(self.append, bool):
             raise ConfigError(f"append is {self.append!r}; give True or False.")
         if not isinstance(self.zooms, tuple | list) or len(self.zooms) > MOST_ZOOMS:
-            raise ConfigError(f"zooms is {self.zooms!r}; give at most {MOST_ZOOMS} numbers, such as (4, 2), or ().")
+            raise ConfigError(f"zooms is {self.zooms!r}; give at most {MOST_ZOOMS} numbers, such as (6, 3), or ().")
         for factor in self.zooms:
             check_number("zooms", factor, "of at least 1 each", lambda value: value >= 1)
         # JSON knows lists alone.
@@ -120,21 +128,22 @@ class AMRConfig:
 
     @classmethod
     def fast(cls) -> AMRConfig:
-        """Return the consensus of two looks at the whole image: one more decode, nothing re-encoded.
+        """Return the consensus of two looks at the whole image: one more decode at most, nothing re-encoded.
 
-        The second asks by points in the first mask's middle.
+        The second asks by points in the first mask's middle, where the first look's masks disagree: a fifth of the
+        decodes then bring half of what they bring in all.
         """
-        return cls(zooms=())
+        return cls(zooms=(), early_exit=FAST_EXIT)
 
     @classmethod
     def full(cls) -> AMRConfig:
-        """Return the default, by its name: `fast`'s look, then two closer ones, each an encode and a decode."""
+        """Return the default, by its name: one closer look; an encode, and two decodes or (for clicks) three."""
         return cls()
 
     @property
     def most_decodes(self) -> int:
         """Greatest number of prompts that `refine` asks to be decoded."""
-        return 1 + len(self.zooms) if self.rule == "consensus" else self.iterations
+        return 1 + 2 * len(self.zooms) if self.rule == "consensus" else self.iterations
 
 
 _DEFAULT_CONFIG: Final = AMRConfig()
@@ -184,8 +193,18 @@ def refine(
         the first mask, and the strategy and points of the last pass tried.
     """
     if config.rule == "consensus":
-        settings = (tuple(config.zooms), mask_prompt, max_points, config.point_count, config.depth, config.min_gain)
-        return SecondLooks(decode, zoom, *settings).refine(prediction)
+        looks = SecondLooks(
+            decode,
+            zoom,
+            factors=tuple(config.zooms),
+            mask_prompt=mask_prompt,
+            max_points=max_points,
+            point_count=config.point_count,
+            depth=config.depth,
+            min_gain=config.min_gain,
+            early_exit=config.early_exit,
+        )
+        return looks.refine(prediction)
     kept = prediction
     attempts: list[_Attempt] = []
     for _ in range(config.iterations):

@@ -1,11 +1,11 @@
 """Which mask agrees best with everything that was decoded: a vote and a minimum Bayes risk choice.
 
 Predicted IoU can't be compared between prompts, since it rises with every point, right or wrong. So it is used only
-where it is good, to weigh the masks of one decode against each other. Every decode has the same say, and a mask's score
-is its *expected IoU*: the weighted mean of its IoU with all decoded masks, as if each were the truth with the
-probability of its weight. The candidates are the first mask and what the weighted votes leave at several thresholds;
-the one with the highest expected IoU is chosen (the minimum Bayes risk decision). Masks alone are looked at, no
-logits: their scale differs from model to model.
+where it is good, to weigh the masks of one decode against each other; what a whole decode has to say is told from
+outside. A mask's score is its *expected IoU*: the weighted mean of its IoU with all decoded masks, as if each were the
+truth with the probability of its weight. The candidates are the first mask and what the weighted votes leave at several
+thresholds; the one with the highest expected IoU is chosen (the minimum Bayes risk decision). Masks alone are looked
+at, no logits: their scale differs from model to model.
 
 Expected IoU says which mask is better, not how good it is: looks that err alike agree.
 """
@@ -26,8 +26,8 @@ __all__ = ["Ballot", "Decision", "Window"]
 # x0, y0, x1, y1 in whole pixels of the image.
 Window = tuple[int, int, int, int]
 
-# Of the softmax over predicted IoUs of one decode: a mask 0.15 below the best has 0.37 of its weight.
-TEMPERATURE: Final = 0.15
+# Of the softmax over predicted IoUs of one decode: a mask 0.1 below the best has 0.37 of its weight.
+TEMPERATURE: Final = 0.1
 # Shares of the votes that make a pixel foreground, the one preferred in a tie first.
 THRESHOLDS: Final = (0.5, 0.45, 0.4, 0.35, 0.55)
 # Expected IoUs are computed on a grid of at most this many cells a side, which is as exact as they need to be.
@@ -72,19 +72,20 @@ class Ballot:
         self.first, self._temperature, self._thresholds = first, temperature, thresholds
         self._masks: list[tuple[BoolArray, int, int, float]] = []
 
-    def add(self, masks: BoolArray, scores: FloatArray, window: Window | None = None) -> None:
+    def add(self, masks: BoolArray, scores: FloatArray, window: Window | None = None, say: float = 1) -> None:
         """Add one decode.
 
         Args:
             masks: (C, h, w), in the image's frame or in that of a window.
             scores: (C,) predicted IoUs; a NaN never outweighs a number.
             window: where the masks lie in the image; None means that they cover it.
+            say: weight of the decode among all, above 0.
         """
         left, top = (0, 0) if window is None else window[:2]
         for mask, weight in zip(masks, _weights(scores, self._temperature), strict=True):
             # An empty one has a say too, and expects nothing of any mask.
             x0, y0, x1, y1 = _box(mask)
-            self._masks.append((mask[y0:y1, x0:x1], left + x0, top + y0, weight))
+            self._masks.append((mask[y0:y1, x0:x1], left + x0, top + y0, say * weight))
 
     def decide(self) -> Decision | None:
         """Vote, and compare what the votes leave with the first mask; None where no mask has a pixel."""

@@ -1,13 +1,14 @@
 """Refinement by further looks at the object, and a consensus of what they show.
 
-The first look is the prediction itself. The second asks for the same object by other points: those in the middle of the
-first mask take the place of the user's positive clicks, wherever these happened to fall; beside a box they are added.
-Where no point can be placed, the mask's logits are fed back with the user's prompt instead. The others re-encode the
-part of the image around the object, where the model sees it larger, and decode the user's prompt there with the mask
-found so far. There are none where there is nothing to come closer to, since the object fills the image or its pixels
-are not at hand; and none for a model that takes no mask as a prompt: without the mask they gained reliably for tight
-boxes alone. What all looks show is put to the vote (`refinesam.consensus`), and the first mask stays unless the vote's
-expected IoU is higher by a margin.
+The first look is the prediction itself. Where its masks agree as they are, there may be no other. Else clicks are asked
+again by other points, those in the middle of the first mask, since they may have fallen anywhere on the object. Then
+comes a closer look: the part of the image around the mask found so far is encoded anew, where the model sees the object
+larger, and asked twice: by the user's prompt with that mask, and without it by points in its middle, which take the
+place of clicks and are added to a box. There is no closer look where there is nothing to come closer to, since the
+object fills the image or its pixels are not at hand; nor for a model that takes no mask as a prompt. Where there was
+none, other prompts than clicks are asked again on the whole image, too; and where no point can be placed, the mask's
+logits are fed back with the user's prompt. What all looks show is put to the vote (`refinesam.consensus`), and the
+first mask stays unless the vote's expected IoU is higher by a margin.
 
 Predicted IoU is calibrated for first answers alone, so the score of a refined mask is the first mask's predicted IoU
 plus the gain of expected IoU.
@@ -18,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -34,9 +34,12 @@ __all__ = ["Decode", "SecondLooks", "Zoom"]
 Decode = Callable[[Prompt], Prediction]
 # Encodes a window of the image and returns what decodes prompts in its frame.
 Zoom = Callable[[Window], Decode]
+Strategy = Literal["centre", "feedback", "zoom", "none"]
 
 # Of expected IoU. Smaller gains are wrong more often than larger ones and hardly change the mean.
 LEAST_GAIN: Final = 0.01
+# In the vote, of a closer look with the user's prompt and the mask found so far, beside 1 of every other.
+GUIDED_SAY: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class SecondLooks:
         max_points: most points of a prompt, a box counting as two; None means any number.
         point_count, depth: of the points in a mask's middle, see `refinesam.topology.centre_points`.
         min_gain: the least gain of expected IoU; None means `LEAST_GAIN`.
+        early_exit: nothing is asked again where the first look's masks agree by more than this; 1 asks always.
     """
 
     decode: Decode
@@ -61,52 +65,67 @@ class SecondLooks:
     point_count: int
     depth: float
     min_gain: float | None
+    early_exit: float
 
     def refine(self, prediction: Prediction) -> Prediction:
         """Return the consensus of all looks, or the prediction itself, with a report either way."""
         looks = _Looks(prediction, LEAST_GAIN if self.min_gain is None else self.min_gain)
-        looks.take("centre", partial(self._centred, looks))
-        for factor in self.factors if self.zoom is not None and self.mask_prompt else ():
-            looks.take("zoom", partial(self._zoomed, looks, factor))
+        if self.early_exit < 1 and looks.agreement > self.early_exit:
+            return looks.settled(
+                f"The masks of the first look agree by {looks.agreement:.4f}, so nothing was asked again."
+            )
+        clicks = _is_clicks(prediction.prompt)
+        if clicks:
+            self._look_again(looks)
+        if self.zoom is not None and self.mask_prompt:
+            for factor in self.factors:
+                self._look_closer(looks, self.zoom, factor)
+        if not clicks and not looks.taken:
+            self._look_again(looks)
         if not looks.tried and self.mask_prompt:
-            looks.take("feedback", partial(self._fed_back, looks))
+            self._feed_back(looks)
         return looks.concluded()
 
-    def _centred(self, looks: _Looks) -> bool:
-        mask, prompt = looks.prediction.mask, looks.prediction.prompt
-        clicks, negatives = _is_clicks(prompt), prompt.negative_points
-        points = self._middle(mask, len(negatives) if clicks else _slots(prompt))
-        if not len(points):
-            return False
-        others = Prompt(points).with_points(negatives, np.zeros(len(negatives), np.int64))
-        looks.add(self.decode(others if clicks else prompt.with_points(points)))
-        looks.points = points
-        return True
-
-    def _fed_back(self, looks: _Looks) -> bool:
-        prediction, prompt = looks.prediction, looks.prediction.prompt
-        asked = Prompt(prompt.points, prompt.labels, prompt.box, mask_logits=prediction.logits)
-        looks.add(self.decode(asked))
-        return True
-
-    def _zoomed(self, looks: _Looks, factor: float) -> bool:
-        assert self.zoom is not None
+    def _look_closer(self, looks: _Looks, zoom: Zoom, factor: float) -> None:
         prompt, mask = looks.prediction.prompt, looks.mask
-        if mask is None or (window := window_around(mask, prompt, factor)) is None:
-            return False
-        asked = prompt_in_window(prompt, window, mask)
-        points = np.zeros((0, 2), np.float32)
-        if not len(prompt.positive_points):
-            points = self._middle(mask, _slots(asked))
-            asked = asked.with_points(points - np.array(window[:2], np.float32))
-        looks.add(self.zoom(window)(asked), window)
-        looks.points = points
-        return True
+        if mask is None or (window := window_around(mask, prompt, factor)) is None or window in looks.windows:
+            return
+        looks.windows.append(window)
+        x0, y0, x1, y1 = window
+        decode, asked = zoom(window), prompt_in_window(prompt, window, mask)
+        points = self._middle(mask[y0:y1, x0:x1], prompt)
+        guided = asked if len(asked.positive_points) else asked.with_points(points)
+        looks.ask("zoom", decode, guided, window, GUIDED_SAY)
+        if len(points):
+            looks.points = points + np.array((x0, y0), np.float32)
+            unguided = Prompt(asked.points, asked.labels, asked.box)
+            looks.ask("zoom", decode, _by_middle(unguided, points), window)
 
-    def _middle(self, mask: BoolArray, taken: int) -> FloatArray:
-        """Return points in the middle of a mask, as many as there is room for beside those taken."""
-        count = self.point_count if self.max_points is None else min(self.point_count, self.max_points - taken)
+    def _look_again(self, looks: _Looks) -> None:
+        mask, prompt = looks.prediction.mask, looks.prediction.prompt
+        points = self._middle(mask, prompt)
+        if len(points):
+            looks.points = points
+            looks.ask("centre", self.decode, _by_middle(prompt, points))
+
+    def _feed_back(self, looks: _Looks) -> None:
+        prediction, prompt = looks.prediction, looks.prediction.prompt
+        fed = Prompt(prompt.points, prompt.labels, prompt.box, mask_logits=prediction.logits)
+        looks.ask("feedback", self.decode, fed)
+
+    def _middle(self, mask: BoolArray, prompt: Prompt) -> FloatArray:
+        """Return points in the middle of a mask, as many as there is room for beside what is kept of the prompt."""
+        kept = len(prompt.negative_points) if _is_clicks(prompt) else _slots(prompt)
+        count = self.point_count if self.max_points is None else min(self.point_count, self.max_points - kept)
         return centre_points(mask, count, self.depth) if count > 0 else np.zeros((0, 2), np.float32)
+
+
+def _by_middle(prompt: Prompt, points: FloatArray) -> Prompt:
+    """Ask for the same object by the middle of its mask: instead of the positive clicks, or beside anything else."""
+    if not _is_clicks(prompt):
+        return prompt.with_points(points)
+    negatives = prompt.negative_points
+    return Prompt(points).with_points(negatives, np.zeros(len(negatives), np.int64))
 
 
 def _is_clicks(prompt: Prompt) -> bool:
@@ -126,7 +145,8 @@ class _Looks:
     min_gain: float
     ballot: Ballot = field(init=False)
     logits: list[FloatArray | None] = field(default_factory=list)
-    strategy: Literal["centre", "feedback", "zoom", "none"] = "none"
+    windows: list[Window] = field(default_factory=list)
+    strategy: Strategy = "none"
     points: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     problem: str = ""
     taken: int = -1
@@ -147,6 +167,14 @@ class _Looks:
         return self._decided
 
     @property
+    def agreement(self) -> float:
+        """The first mask's expected IoU so far; 0 where a lone mask has none to agree with, or goes against a click."""
+        first, decision = self.prediction, self.decision
+        if decision is None or len(first.masks) < 2 or _missed(first.mask, first.prompt):
+            return 0.0
+        return decision.first_expected_iou
+
+    @property
     def mask(self) -> BoolArray | None:
         """The mask found so far, None while there is none."""
         first, decision = self.prediction.mask, self.decision
@@ -154,33 +182,38 @@ class _Looks:
             return None
         return first if first.any() and self._against(decision) else decision.mask
 
-    def take(self, strategy: Literal["centre", "feedback", "zoom"], look: Callable[[], bool]) -> None:
-        """Look once more, unless there is nothing to look at; note what the model refused."""
+    def ask(
+        self, strategy: Strategy, decode: Decode, prompt: Prompt, window: Window | None = None, say: float = 1
+    ) -> None:
+        """Look once more; note what the model refuses."""
+        self.tried += 1
         try:
-            if look():
-                self.strategy = strategy
-                self.tried += 1
+            self.add(decode(prompt), window, say)
+            self.strategy = strategy
         except PromptError as error:
-            self.tried += 1
             self.problem = f" The model refused a prompt: {error}"
 
-    def add(self, prediction: Prediction, window: Window | None = None) -> None:
+    def add(self, prediction: Prediction, window: Window | None = None, say: float = 1) -> None:
         """Count one look's masks."""
-        self.ballot.add(prediction.masks, prediction.iou_predictions, window)
+        self.ballot.add(prediction.masks, prediction.iou_predictions, window, say)
         whole = window is None
         self.logits += [logits if whole else None for logits in prediction.low_res_logits]
         self._up_to_date = False
         self.taken += 1
 
+    def settled(self, reason: str) -> Prediction:
+        """Return the first prediction."""
+        return self.prediction.with_refinement(self._report(reason))
+
     def concluded(self) -> Prediction:
         """Return the vote where it is better than the first mask, else the first prediction."""
         first, decision = self.prediction, self.decision
         if decision is None:
-            return first.with_refinement(self._report("No look found anything, so there is nothing to refine."))
+            return self.settled("No look found anything, so there is nothing to refine.")
         if not self.taken:
-            return first.with_refinement(self._report("There was nothing to try, so the first mask was kept."))
+            return self.settled("There was nothing to try, so the first mask was kept.")
         if against := self._against(decision):
-            return first.with_refinement(self._report(f"{against}, so the first mask was kept."))
+            return self.settled(f"{against}, so the first mask was kept.")
         refined = replace(
             first,
             masks=decision.mask[None],

@@ -15,20 +15,25 @@ __all__ = ["prompt_in_window", "window_around"]
 
 # A window is at least so many pixels wide and high, where the image is.
 LEAST_SIDE: Final = 48
-# A window that takes more of the image than this shows nothing closer.
-MOST_OF_IMAGE: Final = 0.7
+# Of the image's area; a window of more shows nothing closer.
+MOST_OF_IMAGE: Final = 0.5
+# A window's side over the longer side of the object in it: with less, what is around the object is out of sight.
+LEAST_FACTOR: Final = 1.2
 
 
 def window_around(mask: BoolArray, prompt: Prompt, factor: float) -> Window | None:
-    """Return a square window, cut to the image, around a mask and what the prompt says is on the object.
+    """Return a square window around a mask and what the prompt says is on the object.
+
+    It is moved into the image where it would reach beyond, and cut where the image is too narrow for it.
 
     Args:
         mask: (H, W), not empty.
         prompt: its positive points and its box lie in the window.
-        factor: the window's side over the longer side of what it holds, at least 1.
+        factor: the window's side over the longer side of what it holds, at least 1; less where the window would take
+            more than `MOST_OF_IMAGE` of the image.
 
     Returns:
-        x0, y0, x1, y1 in whole pixels, or None where the window would hold most of the image.
+        x0, y0, x1, y1 in whole pixels, or None where the object is too large to come closer to.
     """
     height, width = mask.shape
     box = box_from_mask(mask)
@@ -36,13 +41,15 @@ def window_around(mask: BoolArray, prompt: Prompt, factor: float) -> Window | No
     corners += [found.reshape(2, 2) for found in (box, prompt.box) if found is not None]
     held = np.clip(np.concatenate(corners).astype(np.float64), 0, (width, height))
     low, high = held.min(axis=0), held.max(axis=0)
-    half = max(factor * float((high - low).max()), LEAST_SIDE) / 2
-    middle = (low + high) / 2
-    x0, y0 = (max(0, math.floor(value)) for value in middle - half)
-    x1, y1 = min(width, math.floor(middle[0] + half) + 1), min(height, math.floor(middle[1] + half) + 1)
-    if (x1 - x0) * (y1 - y0) > MOST_OF_IMAGE * width * height:
+    longer = float((high - low).max())
+    most = math.floor(math.sqrt(MOST_OF_IMAGE * width * height)) - 1
+    side = max(min(factor * longer, most), LEAST_SIDE)
+    # A pixel more than the side, lest rounding push a point out.
+    size = np.minimum(math.ceil(side) + 1, (width, height))
+    if side < min(factor, LEAST_FACTOR) * longer or size.prod() > MOST_OF_IMAGE * width * height:
         return None
-    return x0, y0, x1, y1
+    x0, y0 = np.clip(np.floor((low + high - size + 1) / 2), 0, (width, height) - size).astype(int).tolist()
+    return x0, y0, x0 + int(size[0]), y0 + int(size[1])
 
 
 def prompt_in_window(prompt: Prompt, window: Window, mask: BoolArray) -> Prompt:
