@@ -58,7 +58,7 @@ class PropagationSettings:
         min_contrast: least share of the seed's contrast with its surroundings, in [0, 1]; 0 turns the rule off. It
             holds only where pixels can be read and the seed stands out.
         max_slices: most slices filled from a seed in a direction, at least 1; None for no limit.
-        points: positive clicks deep inside the mask before, 1 or 2.
+        points: positive clicks deep inside the mask before, 1 or 2; the second is the first to miss what moves.
         use_mask: prompt with the mask before itself; where the model takes none, or if False, with its box instead.
 
     Raises:
@@ -71,7 +71,7 @@ class PropagationSettings:
     min_score: float = 0.3
     min_contrast: float = 0.7
     max_slices: int | None = None
-    points: int = 2
+    points: int = 1
     use_mask: bool = True
 
     def __post_init__(self) -> None:

@@ -275,7 +275,7 @@ def test_prompts_come_from_the_slice_before() -> None:
     assert prompt.mask is not None
     assert np.array_equal(prompt.mask, stack[5])
     assert prompt.box is None
-    assert prompt.labels.tolist() == [1, 1]
+    assert prompt.labels.tolist() == [1]
 
 
 @pytest.mark.parametrize(("capabilities", "use_mask"), [(NO_MASKS, True), (MASKS, False)])
@@ -291,13 +291,14 @@ def test_without_a_mask_the_box_takes_its_place(capabilities: Capabilities, use_
 
 def test_points_lie_deep_inside_and_apart() -> None:
     shape = disc(15, 20, 9) | disc(38, 20, 6)
-    first, second = prompt_from_mask(shape, SETTINGS, True).points
+    two = PropagationSettings(points=2)
+    first, second = prompt_from_mask(shape, two, True).points
     assert np.hypot(*(first - (15, 20))) < 1.5
     assert np.hypot(*(second - (38, 20))) < 1.5
-    assert len(prompt_from_mask(shape, PropagationSettings(points=1), True).points) == 1
+    assert prompt_from_mask(shape, SETTINGS, True).points.tolist() == [first.tolist()]
     pixel = np.zeros(HW, bool)
     pixel[39, 49] = True
-    assert prompt_from_mask(pixel, SETTINGS, True).points.tolist() == [[49.5, 39.5]], "a pixel has one place"
+    assert prompt_from_mask(pixel, two, True).points.tolist() == [[49.5, 39.5]], "a pixel has one place"
 
 
 @pytest.mark.parametrize(
