@@ -191,6 +191,8 @@ def test_the_papers_configuration() -> None:
         ("depth", 1.0, "below 1"),
         ("depth", -0.5, "below 1"),
         ("depth", True, "a number"),
+        ("early_exit", 1.5, "from 0 to 1"),
+        ("early_exit", None, "a number"),
         ("point_count", 0, "at least 1"),
         ("point_count", 2.0, "whole number"),
         ("point_count", True, "whole number"),

@@ -130,8 +130,7 @@ class AMRConfig:
     def fast(cls) -> AMRConfig:
         """Return the consensus of two looks at the whole image: one more decode at most, nothing re-encoded.
 
-        The second asks by points in the first mask's middle, where the first look's masks disagree: a fifth of the
-        decodes then bring half of what they bring in all.
+        The second asks by points in the first mask's middle, where the first look's masks disagree.
         """
         return cls(zooms=(), early_exit=FAST_EXIT)
 

@@ -182,8 +182,8 @@ def _ask_model(ctx: Any, inputs: Any) -> None:
         view=weights,
     )
     choices = (
-        ("fast", "Fast: a second look at what was encoded"),
-        ("full", "Full: closer looks too, slower"),
+        ("fast", "Fast: a second look at what was encoded, where the first masks disagree"),
+        ("full", "Full: a closer look at each object, slower"),
         ("paper", "As in the paper: two more points"),
     )
     choose(inputs, "amr", choices, label="Refinement", default="fast")
