@@ -81,11 +81,12 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
         return before, 0.0
     pairs = row["windows"][: variant.windows]
     windows = [(pair[number], number) for pair in pairs for number in variant.asked if number < len(pair)]
-    for look, number in windows:
-        ballot.add(look["masks"], look["scores"], look["window"], 1 if number else variant.guided)
     second = not windows or "box" not in row["protocol"] if variant.second is None else variant.second
+    # In the order in which they were taken: votes that lie on a threshold fall by the last digit of their sum.
     for look in row["second"] if second else ():
         ballot.add(look["masks"], look["scores"])
+    for look, number in windows:
+        ballot.add(look["masks"], look["scores"], look["window"], 1 if number else variant.guided)
     decision = ballot.decide()
     if decision is None or decision.gain <= variant.min_gain:
         return before, 0.0

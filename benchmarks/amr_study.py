@@ -4,10 +4,11 @@
     python benchmarks/amr_study.py report --cache CACHE --data DATA --json benchmarks/results/amr_study.json
 
 `collect` prompts for a sample of the objects of a split, the same for every run, and stores all masks that the looks of
-`AMRConfig.full()` decode, with the results of the rules that only add points; an image that is stored is not collected
-again, so it may be ended and started anew. `report` decides from what is stored: the paper's rule in both readings, at
-other thresholds, with one of its two signals, its points appended or alone, in one to three passes; and rules other
-than the default (ablations). Milliseconds are CPU time of one thread: they don't depend on what else the machine does.
+the presets and of a nearer window decode, with the results of the rules that only add points; an image that is stored
+is not collected again, so it may be ended and started anew. `report` decides from what is stored: the paper's rule in
+both readings, at other thresholds, with one of its two signals, its points appended or alone, in one to three passes;
+and rules other than the default (ablations). Milliseconds are CPU time of one thread: they don't depend on what else
+the machine does.
 """
 
 from __future__ import annotations
