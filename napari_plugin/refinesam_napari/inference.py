@@ -206,8 +206,9 @@ def answer(
     plain = Answer(request, crop, mask_from_prediction(first, crop), first.score, negatives=first.negatives)
     if not request.refine or overtaken():
         return plain
-    # Every click waits for this: nothing is encoded again.
-    refined = encoded.refine(first, AMRConfig.fast())
+    # Every click waits for this, so nothing is encoded again. A decode more goes unnoticed, so it is asked always:
+    # `AMRConfig.fast`, which saves most of them, loses what there is to win at a single click.
+    refined = encoded.refine(first, AMRConfig(zooms=()))
     return replace(
         plain,
         refined=mask_from_prediction(refined, crop),

@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from skimage import data
 
-from fakes import FakeFeatures, FloodModel
+from fakes import FloodModel
 from napari_gui import Gui
-from refinesam import Prompt
 from refinesam.session import Session
 from refinesam_napari.inference import Model, sessions
 
@@ -119,18 +117,8 @@ def test_keys_toggle_refinement_and_show_before_and_after(open_gui: Callable[...
     assert np.array_equal(plain.first.pixels, refined.first.pixels)
 
 
-class Undecided(FloodModel):
-    """Holds its three masks for equally good, so that refinement asks again."""
-
-    def decode(
-        self, features: FakeFeatures, image_hw: tuple[int, int], prompt: Prompt, multimask_output: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        logits, scores = super().decode(features, image_hw, prompt, multimask_output)
-        return logits, np.full_like(scores, 0.5)
-
-
 def test_points_that_refinement_adds_are_marked(open_gui: Callable[..., Gui], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sessions._sessions, Model(), Session(Undecided(max_points=None)))
+    monkeypatch.setitem(sessions._sessions, Model(), Session(FloodModel(max_points=None)))
     gui = open_gui(np.where(data.coins() > 100, 200, 50).astype(np.uint8))
     gui.controller.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
