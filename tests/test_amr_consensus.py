@@ -1,4 +1,4 @@
-"""The consensus of several looks: the vote, the windows, and what is asked of the model."""
+"""The consensus of several looks: what is asked of the model, and what comes of it."""
 
 from __future__ import annotations
 
@@ -8,197 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import scipy.ndimage
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from fakes import FloodModel
+from mask_arrays import scores, square
 from refinesam.amr import AMRConfig, Decode, Window, centre_points, refine
-from refinesam.consensus import THRESHOLDS, Ballot
 from refinesam.errors import PromptError
-from refinesam.masks import mask_iou
 from refinesam.session import Session
 from refinesam.types import Prediction, Prompt
-from refinesam.zoom import LEAST_SIDE, MOST_OF_IMAGE, prompt_in_window, window_around
-
-
-def square(top: int, left: int, side: int, shape: tuple[int, int] = (200, 300)) -> np.ndarray:
-    mask = np.zeros(shape, bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
-
-
-def scores(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-# --- The vote ---------------------------------------------------------------------------------------------------------
-
-
-def naive_decision(first: np.ndarray, decodes: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Expected IoU of the first mask and of the best vote, on whole images, written out; no vote on a threshold."""
-    masks, weights = [], []
-    for own, predicted in decodes:
-        shares = np.exp((predicted.astype(float) - predicted.max()) / 0.1)
-        masks += list(own)
-        weights += list(shares / shares.sum() / len(decodes))
-    votes = sum(weight * mask for weight, mask in zip(weights, masks, strict=True))
-
-    # Such a vote falls to either side of it with the last digit.
-    assume(all(np.abs(votes - threshold).min() > 1e-5 for threshold in THRESHOLDS))
-
-    def expected(option: np.ndarray) -> float:
-        return sum(weight * mask_iou(option, mask) for weight, mask in zip(weights, masks, strict=True))
-
-    return expected(first), max(expected(votes > threshold) for threshold in THRESHOLDS)
-
-
-small_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).flatmap(
-    lambda shape: st.lists(
-        st.tuples(
-            hnp.arrays(np.bool_, (3, *shape)),
-            hnp.arrays(np.float32, 3, elements=st.floats(0, 1, width=32)),
-        ),
-        min_size=1,
-        max_size=4,
-    )
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(small_masks)
-def test_the_vote_is_the_definition_written_out(decodes: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    first = decodes[0][0][int(decodes[0][1].argmax())]
-    ballot = Ballot(first)
-    for masks, predicted in decodes:
-        ballot.add(masks, predicted)
-    decision = ballot.decide()
-    if not any(masks.any() for masks, _ in decodes):
-        assert decision is None
-        return
-    assert decision is not None
-    before, after = naive_decision(first, decodes)
-    assert decision.first_expected_iou == pytest.approx(before, abs=1e-5)
-    assert decision.expected_iou == pytest.approx(after, abs=1e-5)
-    everything = [mask for masks, _ in decodes for mask in masks]
-    np.testing.assert_allclose(decision.ious, [mask_iou(decision.mask, mask) for mask in everything], atol=1e-6)
-
-
-def test_the_majority_wins_and_an_outlier_does_not() -> None:
-    first, other = square(20, 20, 40), square(20, 20, 60)
-    ballot = Ballot(first)
-    ballot.add(first[None], scores(0.9))
-    for _ in range(2):
-        ballot.add(other[None], scores(0.1))  # scores of different decodes are not compared
-    decision = ballot.decide()
-    assert decision is not None
-    np.testing.assert_array_equal(decision.mask, other)
-    overlap = 40**2 / 60**2
-    assert decision.expected_iou == pytest.approx((2 + overlap) / 3)
-    assert decision.first_expected_iou == pytest.approx((1 + 2 * overlap) / 3)
-
-
-def test_predicted_ious_weigh_the_masks_of_one_decode() -> None:
-    first, other = square(20, 20, 40), square(20, 20, 60)
-    ballot = Ballot(first)
-    ballot.add(np.stack([first, other]), scores(0.5, 0.9))
-    decision = ballot.decide()
-    assert decision is not None
-    np.testing.assert_array_equal(decision.mask, other)
-    ballot = Ballot(first)
-    ballot.add(np.stack([first, other]), scores(0.5, math.nan))
-    decision = ballot.decide()
-    assert decision is not None
-    np.testing.assert_array_equal(decision.mask, first)
-
-
-def test_masks_of_a_window_are_put_where_they_belong() -> None:
-    ballot = Ballot(square(50, 80, 30))
-    window = (70, 40, 130, 90)
-    ballot.add(square(50, 80, 30)[None, 40:90, 70:130], scores(0.5), window)
-    decision = ballot.decide()
-    assert decision is not None
-    np.testing.assert_array_equal(decision.mask, square(50, 80, 30))
-    assert decision.expected_iou == decision.first_expected_iou == pytest.approx(1)
-
-
-def test_large_masks_are_compared_on_a_grid_and_kept_in_full() -> None:
-    shape = (1000, 900)
-    rows, columns = np.mgrid[: shape[0], : shape[1]]
-    first = (rows - 500) ** 2 + (columns - 450) ** 2 < 300**2
-    other = (rows - 480) ** 2 + (columns - 470) ** 2 < 330**2
-    ballot = Ballot(first)
-    ballot.add(first[None], scores(0.5))
-    ballot.add(other[None], scores(0.5))
-    ballot.add(other[None], scores(0.5))
-    decision = ballot.decide()
-    assert decision is not None
-    np.testing.assert_array_equal(decision.mask, other)
-    assert decision.first_expected_iou == pytest.approx((1 + 2 * mask_iou(first, other)) / 3, abs=0.01)
-
-
-# --- Windows ----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data(), factor=st.floats(1, 8), height=st.integers(1, 300), width=st.integers(1, 300))
-def test_a_window_holds_the_mask_and_the_prompt(data: st.DataObject, factor: float, height: int, width: int) -> None:
-    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    mask = np.zeros((height, width), bool)
-    mask[top : top + data.draw(st.integers(1, 60)), left : left + data.draw(st.integers(1, 60))] = True
-    inside = st.tuples(
-        st.floats(0, width, exclude_max=True, width=32), st.floats(0, height, exclude_max=True, width=32)
-    )
-    points = data.draw(st.lists(inside, min_size=1, max_size=3))
-    labels = [1, *data.draw(st.lists(st.integers(0, 1), min_size=len(points) - 1, max_size=len(points) - 1))]
-    prompt = Prompt(points, labels)
-    window = window_around(mask, prompt, factor)
-    if window is None:
-        return
-    x0, y0, x1, y1 = window
-    assert 0 <= x0 < x1 <= width
-    assert 0 <= y0 < y1 <= height
-    assert (x1 - x0) * (y1 - y0) <= MOST_OF_IMAGE * width * height
-    assert mask[y0:y1, x0:x1].sum() == mask.sum()
-    moved = prompt_in_window(prompt, window, mask)
-    moved.check_inside((y1 - y0, x1 - x0))
-    assert len(moved.positive_points) == len(prompt.positive_points)
-    np.testing.assert_array_equal(moved.mask, mask[y0:y1, x0:x1])
-
-
-def test_windows_by_hand() -> None:
-    mask = square(80, 100, 20)
-    # The longer side of what it holds is 20; twice that is less than a window's least side.
-    assert window_around(mask, Prompt(points=[[105, 85]]), 2) == (86, 66, 135, 115)
-    assert LEAST_SIDE == 48
-    # 4 x 20 = 80 around the middle, (110, 90).
-    assert window_around(mask, Prompt(points=[[105, 85]]), 4) == (70, 50, 151, 131)
-    # A positive click elsewhere counts, a negative one does not.
-    assert window_around(mask, Prompt(points=[[105, 85], [180, 85]], labels=[1, 0]), 4) == (70, 50, 151, 131)
-    assert window_around(mask, Prompt(points=[[105, 85], [180, 85]]), 2) == (60, 10, 221, 171)
-    # Moved into the image.
-    assert window_around(square(0, 0, 30), Prompt(box=[-9, 0, 40, 30]), 4) == (0, 0, 161, 161)
-    # No more than half of the image, 173 x 173 of 200 x 300, and cut where it is narrow.
-    assert MOST_OF_IMAGE == 0.5
-    assert window_around(square(80, 100, 60), Prompt(points=[[105, 85]]), 6) == (44, 24, 217, 197)
-    flat = square(40, 140, 20, (100, 300))
-    assert window_around(flat, Prompt(points=[[145, 45]]), 6) == (90, 0, 211, 100)
-    # Such an object would fill its window.
-    assert window_around(mask, Prompt(box=[60, 20, 205, 165]), 6) is None
-    assert window_around(mask, Prompt(box=[10, 10, 290, 190]), 1.5) is None
-
-
-def test_a_prompt_in_a_window() -> None:
-    prompt = Prompt([[105, 85], [10, 10]], [1, 0], box=[60, 40, 160, 120], mask_logits=np.ones((4, 4)))
-    mask = square(80, 100, 20)
-    moved = prompt_in_window(prompt, (70, 50, 151, 131), mask)
-    assert moved.points.tolist() == [[35, 35]]
-    assert moved.labels.tolist() == [1]
-    assert moved.box is not None
-    assert moved.box.tolist() == [0, 0, 81, 70]
-    np.testing.assert_array_equal(moved.mask, mask[50:131, 70:151])
-    assert moved.mask_logits is None
-
 
 # --- What is asked of the model ---------------------------------------------------------------------------------------
 
@@ -282,17 +100,6 @@ def test_a_box_is_asked_again_in_the_window_alone() -> None:
     report = refine(first_prediction(prompt=Prompt(box=[98, 78, 122, 102])), world.answer, zoom=world.zoom).refinement
     assert report is not None
     assert (report.iterations, len(world.windows)) == (2, 1)
-
-
-def test_a_decode_can_have_more_to_say() -> None:
-    first, other = square(20, 20, 40), square(20, 20, 60)
-    ballot = Ballot(first)
-    ballot.add(first[None], scores(0.9))
-    ballot.add(other[None], scores(0.1), say=3)
-    decision = ballot.decide()
-    assert decision is not None
-    np.testing.assert_array_equal(decision.mask, other)
-    assert decision.expected_iou == pytest.approx((3 + 40**2 / 60**2) / 4)
 
 
 def test_a_window_is_looked_at_once() -> None:

@@ -207,7 +207,7 @@ def answer(
     if not request.refine or overtaken():
         return plain
     # Every click waits for this, so nothing is encoded again. A decode more goes unnoticed, so it is asked always:
-    # `AMRConfig.fast`, which saves most of them, loses what there is to win at a single click.
+    # `AMRConfig.fast`, which saves most of them, loses most of what there is to win at a single click.
     refined = encoded.refine(first, AMRConfig(zooms=()))
     return replace(
         plain,

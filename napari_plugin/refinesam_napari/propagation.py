@@ -252,7 +252,7 @@ class _Walker:
             if most is not None and abs(index - source) > most:
                 return _End(mask)
             answer = self.predict(index, prompt_from_mask(mask, self.settings, self.mask_prompt))
-            agreements = [_iou(one, mask) for one in answer.masks]
+            agreements = [refinesam.mask_iou(one, mask) for one in answer.masks]
             chosen = int(np.argmax(np.multiply(agreements, answer.iou_predictions)))
             found, score, agreement = answer.masks[chosen], float(answer.iou_predictions[chosen]), agreements[chosen]
             # Both masks count: a model without a clear object in view returns the one that it was given, or another's.
@@ -285,11 +285,6 @@ class _Walker:
         if score < limits.min_score:
             return f"the predicted IoU is {score:.2f}, below {limits.min_score:g}"
         return None
-
-
-def _iou(one: BoolArray, other: BoolArray) -> float:
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 0.0
 
 
 def _deep_points(mask: BoolArray, count: int) -> NDArray[np.float64]:

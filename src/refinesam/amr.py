@@ -192,18 +192,8 @@ def refine(
         the first mask, and the strategy and points of the last pass tried.
     """
     if config.rule == "consensus":
-        looks = SecondLooks(
-            decode,
-            zoom,
-            factors=tuple(config.zooms),
-            mask_prompt=mask_prompt,
-            max_points=max_points,
-            point_count=config.point_count,
-            depth=config.depth,
-            min_gain=config.min_gain,
-            early_exit=config.early_exit,
-        )
-        return looks.refine(prediction)
+        asked = (tuple(config.zooms), mask_prompt, max_points, config.point_count, config.depth)
+        return SecondLooks(decode, zoom, *asked, config.min_gain, config.early_exit).refine(prediction)
     kept = prediction
     attempts: list[_Attempt] = []
     for _ in range(config.iterations):

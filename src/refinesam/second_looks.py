@@ -39,7 +39,7 @@ Strategy = Literal["centre", "feedback", "zoom", "none"]
 # Of expected IoU. Smaller gains are wrong more often than larger ones and hardly change the mean.
 LEAST_GAIN: Final = 0.01
 # In the vote, of a closer look with the user's prompt and the mask found so far, beside 1 of every other. It is the
-# best of them; as an equal it lost a sixteenth of the gain on 207 training objects.
+# best of them; `benchmarks/amr_study.py` has the gain with every look an equal.
 GUIDED_SAY: Final = 2.0
 
 
