@@ -114,3 +114,13 @@ class BoxFillerImage:
         )
         refined = prediction([first.masks[0]], [score], first.prompt) if better else first
         return refined.with_refinement(report)
+
+
+SQUARE = rectangle(2, 2, 6, 6)  # fills its box: the inside has IoU 1, the left half 1/2
+CORNER = SQUARE & ~rectangle(4, 4, 6, 6)  # 12 of 16 pixels: the inside has IoU 3/4, the left half 8/12
+
+
+def three_objects(tmp_path: Path) -> CocoFolder:
+    crowd = annotation(4, rectangle(0, 0, 20, 10), iscrowd=1)
+    both = [annotation(1, SQUARE), annotation(2, CORNER, category_id=2), crowd]
+    return write_folder(tmp_path, coco([*both, annotation(3, CORNER, image_id=2)], images=3))
