@@ -72,9 +72,10 @@ def compare(
 ) -> Comparison:
     """Answer the prompts of samples with and without Adaptive Mask Refinement, and write both into the dataset.
 
-    Each image is encoded once. A damaged image, a missing file or a bad prompt costs only itself: it is listed in the
-    run's failures field, with the reason, and its sample is tagged. Several processes may each take a part of a
-    dataset at the same time. Label filters of a view do not limit the prompts, only its samples count.
+    Each image is encoded once; "full" refinement encodes the surroundings of each object besides. A damaged image, a
+    missing file or a bad prompt costs only itself: it is listed in the run's failures field, with the reason, and its
+    sample is tagged. Several processes may each take a part of a dataset at the same time. Label filters of a view do
+    not limit the prompts, only its samples count.
 
     Args:
         samples: a dataset or view of images.

@@ -95,7 +95,7 @@ def test_both_masks_of_every_prompt_are_stored(dataset, tmp_path):
                 x, y, width, height = source.bounding_box
                 prediction = encoded.predict(Prompt(box=[x * 64, y * 48, (x + width) * 64, (y + height) * 48]))
                 if role == "amr":
-                    prediction = encoded.refine(prediction, AMRConfig.fast())
+                    prediction = encoded.refine(prediction, AMRConfig.full())
                 assert np.array_equal(mask_from_detection(label, HW), prediction.mask)
                 assert label.predicted_iou == pytest.approx(prediction.score)
                 for name in ("kappa", "compactness", "strategy", "kept", "reason", "holes", "area_px"):

@@ -127,7 +127,7 @@ def settings_of(params: dict[str, Any]) -> Settings:
         prompt_field=params.get(f"{prompts}_field"),
         truth_field=None if truth == NO_TRUTH else truth or None,
         weights=params.get("weights") or "builtin",
-        amr=params.get("amr") or "fast",
+        amr=params.get("amr") or "full",
         masks=params.get("masks") or "database",
         masks_dir=params.get("masks_dir") or None,
         seed=params.get("seed") or 0,
@@ -182,11 +182,11 @@ def _ask_model(ctx: Any, inputs: Any) -> None:
         view=weights,
     )
     choices = (
+        ("full", "Full: a closer look at each object, which takes an encoding for each"),
         ("fast", "Fast: a second look at what was encoded, where the first masks disagree"),
-        ("full", "Full: a closer look at each object, slower"),
         ("paper", "As in the paper: two more points"),
     )
-    choose(inputs, "amr", choices, label="Refinement", default="fast")
+    choose(inputs, "amr", choices, label="Refinement", default="full")
 
 
 def _ask_storage(ctx: Any, inputs: Any) -> None:
