@@ -101,6 +101,7 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
         "truth": np.packbits(truth),
         "clicks": prompt.points,
         "labels": prompt.labels,
+        "box": prompt.box,
         "kappa": quality.kappa,
         "compactness": quality.compactness,
         "points": {},
@@ -147,10 +148,16 @@ def stored_look(one: Prediction, window: Window | None, truth: np.ndarray) -> di
         "scores": one.iou_predictions,
         "best": one.best,
         "window": window,
+        "stabilities": [stability(logits) for logits in one.low_res_logits],
         "ious": [mask_iou(in_image(mask, window, truth.shape), truth) for mask in one.masks],
         "masks": np.packbits(one.masks),
         "shape": one.masks.shape,
     }
+
+
+def stability(logits: np.ndarray, offset: float = 1.0) -> float:
+    """IoU of the masks at two thresholds of the logits, as segment-everything has it (Kirillov et al. 2023)."""
+    return float((logits > offset).sum() / max((logits > -offset).sum(), 1))
 
 
 def sampled(folder: Path, split: str, images: int) -> list[CocoImage]:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from amr_looks import in_image
 from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
+from refinesam.boxes import box_iou
 from refinesam.consensus import TEMPERATURE, THRESHOLDS, Ballot
-from refinesam.masks import mask_iou
+from refinesam.masks import box_from_mask, mask_iou
 from refinesam.second_looks import GUIDED_SAY, LEAST_GAIN
 
 
@@ -69,6 +71,18 @@ def unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.unpackbits(bits)[: int(np.prod(shape))].reshape(shape).astype(bool)
 
 
+def further(row: Mapping[str, Any], variant: Variant) -> list[tuple[Mapping[str, Any], float]]:
+    """Return the looks that vote beside the first, each with what it has to say.
+
+    In the order in which they were taken: votes that lie on a threshold fall by the last digit of their sum.
+    """
+    pairs = row["windows"][: variant.windows]
+    windows = [(pair[number], number) for pair in pairs for number in variant.asked if number < len(pair)]
+    second = not windows or "box" not in row["protocol"] if variant.second is None else variant.second
+    looks = [(look, 1.0) for look in row["second"]] if second else []
+    return looks + [(look, 1.0 if number else variant.guided) for look, number in windows]
+
+
 def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tuple[float, float]:
     """Return the IoU with the truth of what a variant keeps, and its gain of expected IoU, 0 for the first mask."""
     first = row["first"]["masks"][row["first"]["best"]]
@@ -79,20 +93,53 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
     missed = (first[rows, columns] != row["labels"]).sum()
     if decision is not None and decision.first_expected_iou > variant.early_exit and not missed:
         return before, 0.0
-    pairs = row["windows"][: variant.windows]
-    windows = [(pair[number], number) for pair in pairs for number in variant.asked if number < len(pair)]
-    second = not windows or "box" not in row["protocol"] if variant.second is None else variant.second
-    # In the order in which they were taken: votes that lie on a threshold fall by the last digit of their sum.
-    for look in row["second"] if second else ():
-        ballot.add(look["masks"], look["scores"])
-    for look, number in windows:
-        ballot.add(look["masks"], look["scores"], look["window"], 1 if number else variant.guided)
+    for look, say in further(row, variant):
+        ballot.add(look["masks"], look["scores"], look["window"], say)
     decision = ballot.decide()
     if decision is None or decision.gain <= variant.min_gain:
         return before, 0.0
     if (decision.mask[rows, columns] != row["labels"]).sum() > missed:
         return before, 0.0
     return mask_iou(decision.mask, truth), decision.gain
+
+
+# Instead of a vote: the one mask, of all that the looks of `full` decoded, whose product of these signals is highest.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "choose by predicted IoU": ("predicted",),
+    "choose by predicted IoU x stability": ("predicted", "stability"),
+    "choose by predicted IoU x stability x prompt": ("predicted", "stability", "prompt"),
+    "choose by predicted IoU x stability x prompt x consensus": ("predicted", "stability", "prompt", "consensus"),
+    "choose by consensus": ("consensus",),
+}
+
+
+def chosen(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the IoU with the truth of the mask that each of `CHOICES` takes."""
+    looks = [row["first"], *(look for look, _ in further(row, Variant()))]
+    masks = [in_image(mask, look["window"], row["hw"]) for look in looks for mask in look["masks"]]
+    cells = np.stack([mask[::2, ::2].ravel() for mask in masks]).astype(np.float32)
+    common = cells @ cells.T
+    areas = cells.sum(axis=1)
+    signals = {
+        "predicted": np.concatenate([look["scores"] for look in looks]).clip(0, 1),
+        "stability": np.concatenate([look["stabilities"] for look in looks]),
+        "prompt": np.array([fits(mask, row) for mask in masks]),
+        "consensus": (common / np.maximum(areas[:, None] + areas[None] - common, 1)).mean(axis=1),
+    }
+    ious = np.concatenate([look["ious"] for look in looks])
+    return {
+        name: float(ious[np.argmax(np.prod([signals[one] for one in names], axis=0))])
+        for name, names in CHOICES.items()
+    }
+
+
+def fits(mask: np.ndarray, row: Mapping[str, Any]) -> float:
+    """How well a mask agrees with its prompt: the IoU of its box with the box, or the share of right clicks."""
+    if row["box"] is None:
+        columns, rows = row["clicks"].astype(int).T
+        return float((mask[rows, columns] == row["labels"]).mean())
+    own = box_from_mask(mask)
+    return 0.0 if own is None else float(box_iou([own], [row["box"]])[0, 0])
 
 
 def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -104,6 +151,7 @@ def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
             for look in looks:
                 look["masks"] = unpacked(look["masks"], look["shape"])
             row["decided"] = {name: decided(row, truth, variant) for name, variant in VARIANTS.items()}
+            row["chosen"] = chosen(row)
             for look in looks:
                 del look["masks"]
             yield row

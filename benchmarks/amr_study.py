@@ -27,7 +27,7 @@ import torch
 
 import refinesam
 from amr_looks import PROTOCOLS, collect, sampled
-from amr_rules import PAPER, VARIANTS, baseline, by_points, point_rules, stored
+from amr_rules import CHOICES, PAPER, VARIANTS, baseline, by_points, point_rules, stored
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.files import write_json
 from refinesam.training.calibration import Scores
@@ -162,8 +162,8 @@ def show(protocol: str, result: Mapping[str, Any]) -> None:
             f"helped {one['helped']:.2f} hurt {one['hurt']:.2f}",
             *(f"  {group} {100 * own[group][name]['change']:+.1f}" for group in groups),
         )
-    for name, one in (result["ablations"][protocol] | result["point_rules"][protocol]).items():
-        print(f"    {name:48s} {100 * one['change']:+5.1f} helped {one['helped']:.2f} hurt {one['hurt']:.2f}")
+    for name, one in chain(*(result[kind][protocol].items() for kind in ("ablations", "choices", "point_rules"))):
+        print(f"    {name:56s} {100 * one['change']:+5.1f} helped {one['helped']:.2f} hurt {one['hurt']:.2f}")
     print("   ", own["cost"])
 
 
@@ -183,6 +183,7 @@ def report(arguments: argparse.Namespace) -> None:
         "sources_never_trained_on": groups["never_trained_on"],
         "protocols": {},
         "ablations": {},
+        "choices": {},
         "point_rules": {},
         "encode_ms": encode_ms(arguments.data, sources, arguments.weights),
     }
@@ -201,6 +202,9 @@ def report(arguments: argparse.Namespace) -> None:
         }
         result["ablations"][protocol] = {
             name: summary(own, lambda row, name=name: row["decided"][name][0]) for name in VARIANTS
+        }
+        result["choices"][protocol] = {
+            name: summary(own, lambda row, name=name: row["chosen"][name]) for name in CHOICES
         }
         result["point_rules"][protocol] = {name: summary(own, after) for name, after in point_rules().items()}
         show(protocol, result)
