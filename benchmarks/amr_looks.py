@@ -6,8 +6,6 @@ import argparse
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -127,7 +125,7 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
         row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
         looks[name] = [stored_look(*look, truth) for look in recorder.looks]
     row["first"] = stored_look(first, None, truth)
-    row["windows"] = [list(one) for window, one in groupby(looks["closer"], itemgetter("window")) if window is not None]
+    row["windows"] = [look for look in looks["closer"] if look["window"] is not None]
     row["second"] = looks["whole"]
     return row
 

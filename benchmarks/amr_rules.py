@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
 from refinesam.boxes import box_iou
 from refinesam.consensus import TEMPERATURE, THRESHOLDS, Ballot
 from refinesam.masks import box_from_mask, mask_iou
-from refinesam.second_looks import GUIDED_SAY, LEAST_GAIN
+from refinesam.second_looks import CLOSER_SAY, LEAST_GAIN
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,8 @@ class Variant:
 
     Attributes:
         windows: how many of the windows vote beside the first look.
-        asked: which of a window's decodes vote: the one with the mask so far, the one by points in its middle.
-        guided: what the decode with the mask has to say, beside 1 of every other.
-        second: whether the second look at the whole image votes; None: for clicks, and where there is no window.
+        closer: what a closer look has to say, beside 1 of every other.
+        second: whether the second look at the whole image votes; None: where there is no window.
         temperature: of the weights within one decode; infinite means that predicted IoU is not used.
         thresholds: of the vote.
         min_gain: least gain of expected IoU.
@@ -36,8 +34,7 @@ class Variant:
 
     windows: int = 1
     second: bool | None = None
-    asked: tuple[int, ...] = (0, 1)
-    guided: float = GUIDED_SAY
+    closer: float = CLOSER_SAY
     temperature: float = TEMPERATURE
     thresholds: tuple[float, ...] = THRESHOLDS
     min_gain: float = LEAST_GAIN
@@ -49,12 +46,11 @@ VARIANTS: Mapping[str, Variant] = {
     "fast": Variant(windows=0, early_exit=AMRConfig.fast().early_exit),
     "fast, asking always": Variant(windows=0),
     "votes of the first decode alone": Variant(windows=0, second=False),
-    "full, and the second look for boxes, too": Variant(second=True),
-    "full, but the second look has no vote": Variant(second=False),
-    "full, every look with the same say": Variant(guided=1),
+    "full, and the second look has a vote, too": Variant(second=True),
+    "full, every look with the same say": Variant(closer=1),
+    "full, a closer look counts twice": Variant(closer=2),
+    "full, a closer look counts eight times": Variant(closer=8),
     "full, and a nearer window": Variant(windows=2),
-    "full, asking with the mask alone": Variant(asked=(0,)),
-    "full, asking by the middle alone": Variant(asked=(1,)),
     "early exit at 0.98": Variant(early_exit=0.98),
     "early exit at 0.95": Variant(early_exit=0.95),
     "early exit at 0.9": Variant(early_exit=0.9),
@@ -76,11 +72,10 @@ def further(row: Mapping[str, Any], variant: Variant) -> list[tuple[Mapping[str,
 
     In the order in which they were taken: votes that lie on a threshold fall by the last digit of their sum.
     """
-    pairs = row["windows"][: variant.windows]
-    windows = [(pair[number], number) for pair in pairs for number in variant.asked if number < len(pair)]
-    second = not windows or "box" not in row["protocol"] if variant.second is None else variant.second
+    windows = row["windows"][: variant.windows]
+    second = not windows if variant.second is None else variant.second
     looks = [(look, 1.0) for look in row["second"]] if second else []
-    return looks + [(look, 1.0 if number else variant.guided) for look, number in windows]
+    return looks + [(look, variant.closer) for look in windows]
 
 
 def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tuple[float, float]:
@@ -103,7 +98,7 @@ def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tupl
     return mask_iou(decision.mask, truth), decision.gain
 
 
-# Instead of a vote: the one mask, of all that the looks of `full` decoded, whose product of these signals is highest.
+# Instead of a vote: the one mask, of all that the presets decoded, whose product of these signals is highest.
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "choose by predicted IoU": ("predicted",),
     "choose by predicted IoU x stability": ("predicted", "stability"),
@@ -115,7 +110,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 def chosen(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the IoU with the truth of the mask that each of `CHOICES` takes."""
-    looks = [row["first"], *(look for look, _ in further(row, Variant()))]
+    looks = [row["first"], *(look for look, _ in further(row, Variant(second=True)))]
     masks = [in_image(mask, look["window"], row["hw"]) for look in looks for mask in look["masks"]]
     cells = np.stack([mask[::2, ::2].ravel() for mask in masks]).astype(np.float32)
     common = cells @ cells.T
@@ -147,7 +142,7 @@ def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
     for path in sorted(cache.glob(f"{split}-*.pickle")):
         for row in pickle.loads(path.read_bytes()):
             truth = unpacked(row.pop("truth"), row["hw"])
-            looks = [row["first"], *chain(*row["windows"]), *row["second"]]
+            looks = [row["first"], *row["windows"], *row["second"]]
             for look in looks:
                 look["masks"] = unpacked(look["masks"], look["shape"])
             row["decided"] = {name: decided(row, truth, variant) for name, variant in VARIANTS.items()}

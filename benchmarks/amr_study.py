@@ -54,8 +54,8 @@ def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any
 
 
 def candidates(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The looks that `full` and `fast` choose from, by kind: in the window, with the mask found so far and without."""
-    window = [("window", look) for look in chain(*row["windows"][:1])]
+    """The looks that the presets take, by kind."""
+    window = [("window", look) for look in row["windows"][:1]]
     return [("first", row["first"]), *window, *(("second", look) for look in row["second"])]
 
 

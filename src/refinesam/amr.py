@@ -63,10 +63,10 @@ _POINT_RULES: Final[dict[Rule, Callable[[MaskQuality, bool], Strategy]]] = {
 class AMRConfig:
     """Settings of `refine`.
 
-    The default is `full`: the consensus of the first look, of a second answer to clicks, and of a closer look at the
-    object, which encodes a part of the image and so costs as much as a new image. `fast` encodes nothing, and asks
-    again only where the first look's masks disagree. `paper` is the source paper's equation; its prose is
-    ``rule="paper_prose"``.
+    The default is `full`: the consensus of the first look and of a closer look at the object, which encodes a part of
+    the image and so costs as much as a new image; clicks are asked again before, to see where to look. `fast` encodes
+    nothing, and asks again only where the first look's masks disagree. `paper` is the source paper's equation; its
+    prose is ``rule="paper_prose"``.
 
     Attributes:
         rule: "consensus"; "paper_equation" or "paper_prose"; or the same points for every mask: "centre" or "boundary".
@@ -136,13 +136,13 @@ class AMRConfig:
 
     @classmethod
     def full(cls) -> AMRConfig:
-        """Return the default, by its name: one closer look; an encode, and two decodes or (for clicks) three."""
+        """Return the default, by its name: one closer look; an encode, and one decode or (for clicks) two."""
         return cls()
 
     @property
     def most_decodes(self) -> int:
         """Greatest number of prompts that `refine` asks to be decoded."""
-        return 1 + 2 * len(self.zooms) if self.rule == "consensus" else self.iterations
+        return 1 + len(self.zooms) if self.rule == "consensus" else self.iterations
 
 
 _DEFAULT_CONFIG: Final = AMRConfig()

@@ -3,12 +3,12 @@
 The first look is the prediction itself. Where its masks agree as they are, there may be no other. Else clicks are asked
 again by other points, those in the middle of the first mask, since they may have fallen anywhere on the object. Then
 comes a closer look: the part of the image around the mask found so far is encoded anew, where the model sees the object
-larger, and asked twice: by the user's prompt with that mask, and without it by points in its middle, which take the
-place of clicks and are added to a box. There is no closer look where there is nothing to come closer to, since the
-object fills the image or its pixels are not at hand; nor for a model that takes no mask as a prompt. Where there was
-none, other prompts than clicks are asked again on the whole image, too; and where no point can be placed, the mask's
-logits are fed back with the user's prompt. What all looks show is put to the vote (`refinesam.consensus`), and the
-first mask stays unless the vote's expected IoU is higher by a margin.
+larger, and asked by the user's prompt with that mask. There is no closer look where there is nothing to come closer to,
+since the object fills the image or its pixels are not at hand; nor for a model that takes no mask as a prompt. Where
+there was none, other prompts than clicks are asked again on the whole image, too; and where no point can be placed, the
+mask's logits are fed back with the user's prompt. What the looks show is put to the vote (`refinesam.consensus`), where
+a closer one counts several times and the second answer to clicks, which led there, no more; and the first mask stays
+unless the vote's expected IoU is higher by a margin.
 
 Predicted IoU is calibrated for first answers alone, so the score of a refined mask is the first mask's predicted IoU
 plus the gain of expected IoU.
@@ -38,9 +38,8 @@ Strategy = Literal["centre", "feedback", "zoom", "none"]
 
 # Of expected IoU. Smaller gains are wrong more often than larger ones and hardly change the mean.
 LEAST_GAIN: Final = 0.01
-# In the vote, of a closer look with the user's prompt and the mask found so far, beside 1 of every other. It is the
-# best of them; `benchmarks/amr_study.py` has the gain with every look an equal.
-GUIDED_SAY: Final = 2.0
+# In the vote, of a closer look, beside 1 of the first. `benchmarks/amr_study.py` has what it gains as an equal.
+CLOSER_SAY: Final = 4.0
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,12 @@ class SecondLooks:
             return
         looks.windows.append(window)
         x0, y0, x1, y1 = window
-        decode, asked = zoom(window), prompt_in_window(prompt, window, mask)
-        points = self._middle(mask[y0:y1, x0:x1], prompt)
-        guided = asked if len(asked.positive_points) else asked.with_points(points)
-        looks.ask("zoom", decode, guided, window, GUIDED_SAY)
-        if len(points):
+        asked = prompt_in_window(prompt, window, mask)
+        if not len(asked.positive_points):
+            points = self._middle(mask[y0:y1, x0:x1], prompt)
             looks.points = points + np.array((x0, y0), np.float32)
-            unguided = Prompt(asked.points, asked.labels, asked.box)
-            looks.ask("zoom", decode, _by_middle(unguided, points), window)
+            asked = asked.with_points(points)
+        looks.ask("zoom", zoom(window), asked, window)
 
     def _look_again(self, looks: _Looks) -> None:
         mask, prompt = looks.prediction.mask, looks.prediction.prompt
@@ -146,19 +143,20 @@ class _Looks:
     min_gain: float
     ballot: Ballot = field(init=False)
     logits: list[FloatArray | None] = field(default_factory=list)
+    voting: int = 0
     windows: list[Window] = field(default_factory=list)
+    closer: bool = False
     strategy: Strategy = "none"
     points: FloatArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     problem: str = ""
-    taken: int = -1
+    taken: int = 0
     tried: int = 0
     _decided: Decision | None = None
     _up_to_date: bool = False
 
     def __post_init__(self) -> None:
         """Take the first look."""
-        self.ballot = Ballot(self.prediction.mask)
-        self.add(self.prediction)
+        self._start()
 
     @property
     def decision(self) -> Decision | None:
@@ -183,24 +181,32 @@ class _Looks:
             return None
         return first if first.any() and self._against(decision) else decision.mask
 
-    def ask(
-        self, strategy: Strategy, decode: Decode, prompt: Prompt, window: Window | None = None, say: float = 1
-    ) -> None:
+    def ask(self, strategy: Strategy, decode: Decode, prompt: Prompt, window: Window | None = None) -> None:
         """Look once more; note what the model refuses."""
         self.tried += 1
         try:
-            self.add(decode(prompt), window, say)
-            self.strategy = strategy
+            prediction = decode(prompt)
         except PromptError as error:
             self.problem = f" The model refused a prompt: {error}"
-
-    def add(self, prediction: Prediction, window: Window | None = None, say: float = 1) -> None:
-        """Count one look's masks."""
-        self.ballot.add(prediction.masks, prediction.iou_predictions, window, say)
-        whole = window is None
-        self.logits += [logits if whole else None for logits in prediction.low_res_logits]
-        self._up_to_date = False
+            return
+        if window is not None and not self.closer:
+            self.closer = True
+            self._start()
+        self._add(prediction, window)
+        self.strategy = strategy
         self.taken += 1
+
+    def _start(self) -> None:
+        """Let the first look alone vote."""
+        self.ballot, self.logits, self.voting = Ballot(self.prediction.mask), [], 0
+        self._add(self.prediction)
+
+    def _add(self, prediction: Prediction, window: Window | None = None) -> None:
+        whole = window is None
+        self.ballot.add(prediction.masks, prediction.iou_predictions, window, 1 if whole else CLOSER_SAY)
+        self.logits += [logits if whole else None for logits in prediction.low_res_logits]
+        self.voting += 1
+        self._up_to_date = False
 
     def settled(self, reason: str) -> Prediction:
         """Return the first prediction."""
@@ -246,7 +252,7 @@ class _Looks:
 
     @property
     def _name(self) -> str:
-        return f"The consensus of {self.taken + 1} looks"
+        return f"The consensus of {self.voting} looks"
 
     def _report(self, reason: str, refined: bool = False) -> RefinementReport:
         first, decision = self.prediction, self.decision if self.taken else None
