@@ -21,7 +21,7 @@ from refinesam.consensus import Window
 from refinesam.evaluation.dataset import CocoImage, read_coco_folder
 from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import replacing
-from refinesam.masks import decode_segmentation, mask_iou
+from refinesam.masks import decode_segmentation, mask_iou, stability_score
 from refinesam.session import EncodedImage, Session
 from refinesam.types import Prediction, Prompt
 
@@ -146,16 +146,11 @@ def stored_look(one: Prediction, window: Window | None, truth: np.ndarray) -> di
         "scores": one.iou_predictions,
         "best": one.best,
         "window": window,
-        "stabilities": [stability(logits) for logits in one.low_res_logits],
+        "stabilities": stability_score(one.low_res_logits),
         "ious": [mask_iou(in_image(mask, window, truth.shape), truth) for mask in one.masks],
         "masks": np.packbits(one.masks),
         "shape": one.masks.shape,
     }
-
-
-def stability(logits: np.ndarray, offset: float = 1.0) -> float:
-    """IoU of the masks at two thresholds of the logits, as segment-everything has it (Kirillov et al. 2023)."""
-    return float((logits > offset).sum() / max((logits > -offset).sum(), 1))
 
 
 def sampled(folder: Path, split: str, images: int) -> list[CocoImage]:

@@ -1,7 +1,7 @@
 """Adaptive Mask Refinement (AMR): look at an object again, starting from its first mask, and keep the better mask.
 
 On arrays and a ``decode`` callable, so it refines any SAM-like model. Nothing here is random. There are two families of
-rules. The default, "consensus", looks at the object again, closer where it can, and lets all looks vote: see
+rules. The default, "consensus", looks at the object again, closer where it can, and lets the looks vote: see
 `refinesam.second_looks` and `refinesam.consensus`.
 
 The others are section XI of the source paper. Four steps: measure the mask (`mask_quality`), choose where to put points

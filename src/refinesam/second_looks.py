@@ -68,7 +68,7 @@ class SecondLooks:
     early_exit: float
 
     def refine(self, prediction: Prediction) -> Prediction:
-        """Return the consensus of all looks, or the prediction itself, with a report either way."""
+        """Return the consensus of the looks, or the prediction itself, with a report either way."""
         looks = _Looks(prediction, LEAST_GAIN if self.min_gain is None else self.min_gain)
         if self.early_exit < 1 and looks.agreement > self.early_exit:
             return looks.settled(
@@ -142,8 +142,8 @@ class _Looks:
     prediction: Prediction
     min_gain: float
     ballot: Ballot = field(init=False)
-    logits: list[FloatArray | None] = field(default_factory=list)
-    voting: int = 0
+    logits: list[FloatArray | None] = field(init=False)
+    voting: int = field(init=False)
     windows: list[Window] = field(default_factory=list)
     closer: bool = False
     strategy: Strategy = "none"
