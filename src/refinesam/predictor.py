@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from refinesam.embeddings import EmbeddingStore, Features
 from refinesam.errors import ConfigError, PromptError
 from refinesam.models.frames import Frame
-from refinesam.models.image_encoder import ImageFeatures
+from refinesam.models.image_encoder import ImageFeatures, LiteHybridEncoder
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
 from refinesam.session import DEFAULT_CACHE_BYTES, OnProgress, Session
@@ -43,6 +43,8 @@ class Predictor:
         self.name = name
         self.device, self.dtype = device, dtype
         self.model = model.eval().requires_grad_(False).to(device)
+        if isinstance(self.model.image_encoder, LiteHybridEncoder):
+            self.model.image_encoder.fold_norms()
         self.model.image_encoder.to(dtype)
         self.config = self.model.config
         self.capabilities = self.config.capabilities

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from refinesam.errors import WeightsError
 from refinesam.types import Capabilities
 
-__all__ = ["CONFIGS", "PIXEL_MEAN", "PIXEL_STD", "ModelConfig", "config_named"]
+__all__ = ["CONFIGS", "LITE_STEMS", "PIXEL_MEAN", "PIXEL_STD", "LiteStem", "ModelConfig", "config_named"]
 
 # Mean and standard deviation of RGB in 0..255, the same for every variant (SAM's constants; EfficientSAM's times 255).
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+LiteStem = Literal["lite0", "lite1", "lite2"]
+LITE_STEMS: Final[tuple[LiteStem, ...]] = get_args(LiteStem)
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,13 @@ class ModelConfig:
     """One model variant.
 
     Attributes:
-        family: "efficientsam" (released layout), "sam" (Segment Anything) or "hybrid" (ours: a convolutional stem under
-            a ViT, prompts also drawn into dense maps, high-resolution features in the mask decoder).
+        family: "efficientsam" (released layout), "sam" (Segment Anything) or "hybrid" (ours: convolutions under a ViT,
+            prompts also drawn into dense maps, high-resolution features in the mask decoder).
         width, depth, heads: of the image encoder's transformer blocks.
         input_size: side in pixels of the square input.
         pos_grid: side of the grid of the stored position embedding.
         global_blocks: SAM only, the blocks that attend over the whole image; the others use 14x14 windows.
-        stem_widths: hybrid only, channels at strides 2, 4 and 8.
+        stem: hybrid only, the convolutions under the ViT: a plain stem, or the stages of an EfficientNet-Lite.
     """
 
     name: str
@@ -37,7 +39,7 @@ class ModelConfig:
     input_size: int = 1024
     pos_grid: int = 14
     global_blocks: tuple[int, ...] = ()
-    stem_widths: tuple[int, int, int] = (24, 48, 96)
+    stem: Literal["plain", "lite0", "lite1", "lite2"] = "plain"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -61,6 +63,10 @@ CONFIGS: dict[str, ModelConfig] = {
         ModelConfig("sam_vit_l", "sam", width=1024, depth=24, heads=16, pos_grid=64, global_blocks=(5, 11, 17, 23)),
         ModelConfig("sam_vit_h", "sam", width=1280, depth=32, heads=16, pos_grid=64, global_blocks=(7, 15, 23, 31)),
         ModelConfig("hybrid_ti", "hybrid", width=192, depth=8, heads=3, input_size=256, pos_grid=16),
+        *(
+            ModelConfig(f"hybrid_{stem}", "hybrid", width=192, depth=8, heads=3, input_size=384, pos_grid=16, stem=stem)
+            for stem in LITE_STEMS
+        ),
     )
 }
 

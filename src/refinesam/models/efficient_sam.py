@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refinesam.models.config import ModelConfig
-from refinesam.models.image_encoder import PATCH_SIZE, HybridEncoder, ImageFeatures, ViTEncoder
+from refinesam.models.image_encoder import (
+    PATCH_SIZE,
+    ImageFeatures,
+    LiteHybridEncoder,
+    PlainHybridEncoder,
+    ViTEncoder,
+)
 from refinesam.models.mask_decoder import EfficientSamMaskDecoder, HybridMaskDecoder
 from refinesam.models.prompt_encoder import PADDING, DrawnPromptEncoder, EfficientSamPromptEncoder
 from refinesam.models.promptable import PromptableModel
@@ -42,11 +48,11 @@ class EfficientSam(PromptableModel):
 
 
 class HybridSam(PromptableModel):
-    """Our model: convolutional stem under a ViT, drawn prompts, negative clicks and mask prompts."""
+    """Our model: convolutions under a ViT, drawn prompts, negative clicks and mask prompts."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.image_encoder = HybridEncoder(config)
+        self.image_encoder = PlainHybridEncoder(config) if config.stem == "plain" else LiteHybridEncoder(config)
         self.prompt_encoder = DrawnPromptEncoder()
         self.mask_decoder = HybridMaskDecoder()
 

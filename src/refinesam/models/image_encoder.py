@@ -1,4 +1,4 @@
-"""Light image encoders: EfficientSAM's plain ViT and our hybrid of a convolutional stem and a ViT."""
+"""Light image encoders: EfficientSAM's plain ViT and our hybrid of convolutions and a ViT."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinesam.models.config import ModelConfig
+from refinesam.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
+from refinesam.models.efficientnet_lite import ConvNorm, EfficientNetLite
 from refinesam.models.layers import Block, CachedPosEmbed, neck
 
-__all__ = ["HybridEncoder", "ImageFeatures", "LightEncoder", "ViTEncoder"]
+__all__ = ["HybridEncoder", "ImageFeatures", "LightEncoder", "LiteHybridEncoder", "PlainHybridEncoder", "ViTEncoder"]
 
 EMBED_DIM = 256
 PATCH_SIZE = 16
+# Of the plain stem, at strides 2, 4 and 8.
+PLAIN_STEM_WIDTHS = (24, 48, 96)
 
 
 @dataclass(frozen=True)
@@ -121,19 +125,15 @@ class ResidualConvBlock(ConvBlock):
 
 
 class HybridEncoder(LightEncoder):
-    """A convolutional stem (strides 2, 4, 8, 16) under ViT blocks: local features first, global context on top.
+    """Convolutions under ViT blocks: local features first, global context on top.
 
-    The source paper's future work names it ("fuse lightweight CNN blocks with compact ViT layers"). The stem's maps at
-    strides 8 and 4 go to the mask decoder.
+    The source paper's future work names it ("fuse lightweight CNN blocks with compact ViT layers"). The convolutions'
+    maps at strides 8 and 4 go to the mask decoder.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, eighth: int, quarter: int) -> None:
+        """Prepare what follows on convolutions that have `eighth` channels at stride 8 and `quarter` at stride 4."""
         super().__init__()
-        half, quarter, eighth = config.stem_widths
-        self.stem2 = ConvBlock(3, half, stride=2)
-        self.stem4 = nn.Sequential(ConvBlock(half, quarter, stride=2), ResidualConvBlock(quarter))
-        self.stem8 = nn.Sequential(ConvBlock(quarter, eighth, stride=2), ResidualConvBlock(eighth))
-        self.stem16 = nn.Conv2d(eighth, config.width, 3, stride=2, padding=1)
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, config.pos_grid, config.pos_grid, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.neck = neck(config.width, EMBED_DIM)
@@ -141,17 +141,75 @@ class HybridEncoder(LightEncoder):
         self.high_res4 = nn.Conv2d(quarter, 32, 1)
         self._cached = CachedPosEmbed()
 
+    @abstractmethod
+    def convolve(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn normalised pixels (B, 3, S, S) into patches (B, C, S/16, S/16) and the maps at strides 8 and 4."""
+
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, S/16, S/16, C)."""
-        return self._embed_stem(self.stem8(self.stem4(self.stem2(pixels))))
+        return self._with_positions(self.convolve(pixels)[0])
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """Encode normalised pixels (B, 3, S, S), S a multiple of 16."""
-        quarter = self.stem4(self.stem2(pixels))
-        eighth = self.stem8(quarter)
-        x = self._on_grid(self._embed_stem(eighth)).permute(0, 3, 1, 2)
+        patches, eighth, quarter = self.convolve(pixels)
+        x = self._on_grid(self._with_positions(patches)).permute(0, 3, 1, 2)
         return ImageFeatures(self.neck(x), (self.high_res8(eighth), self.high_res4(quarter)))
 
-    def _embed_stem(self, eighth: Tensor) -> Tensor:
-        x = self.stem16(eighth).permute(0, 2, 3, 1)
+    def _with_positions(self, patches: Tensor) -> Tensor:
+        x = patches.permute(0, 2, 3, 1)
         return x + self._cached.get(self.pos_embed, x.shape[1])
+
+
+class PlainHybridEncoder(HybridEncoder):
+    """The hybrid over a plain stem, which starts at random."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        half, quarter, eighth = PLAIN_STEM_WIDTHS
+        super().__init__(config, eighth, quarter)
+        self.stem2 = ConvBlock(3, half, stride=2)
+        self.stem4 = nn.Sequential(ConvBlock(half, quarter, stride=2), ResidualConvBlock(quarter))
+        self.stem8 = nn.Sequential(ConvBlock(quarter, eighth, stride=2), ResidualConvBlock(eighth))
+        self.stem16 = nn.Conv2d(eighth, config.width, 3, stride=2, padding=1)
+
+    def convolve(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn normalised pixels (B, 3, S, S) into patches (B, C, S/16, S/16) and the maps at strides 8 and 4."""
+        quarter = self.stem4(self.stem2(pixels))
+        eighth = self.stem8(quarter)
+        return self.stem16(eighth), eighth, quarter
+
+
+class LiteHybridEncoder(HybridEncoder):
+    """The hybrid over the stages of an EfficientNet-Lite, which start from ImageNet.
+
+    Patches are made of the stages at stride 16 and, enlarged, at stride 32.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert config.stem != "plain"
+        stages = EfficientNetLite(config.stem)
+        quarter, eighth, sixteenth, last = stages.channels
+        super().__init__(config, eighth, quarter)
+        self.stages = stages
+        self.patches16 = nn.Conv2d(sixteenth, config.width, 1)
+        self.patches32 = nn.Conv2d(last, config.width, 1, bias=False)
+
+    def convolve(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn normalised pixels (B, 3, S, S) into patches (B, C, S/16, S/16) and the maps at strides 8 and 4."""
+        quarter, eighth, sixteenth, last = self.lite_maps(pixels)
+        patches = self.patches16(sixteenth)
+        context = F.interpolate(self.patches32(last), scale_factor=2.0, mode="bilinear", align_corners=False)
+        # Where stride 16 has an odd side, stride 32 has half of the next even one.
+        return patches + context[..., : patches.shape[-2], : patches.shape[-1]], eighth, quarter
+
+    def lite_maps(self, pixels: Tensor) -> list[Tensor]:
+        """Turn normalised pixels (B, 3, S, S) into the stages' maps at strides 4, 8, 16 and 32."""
+        mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device) for v in (PIXEL_MEAN, PIXEL_STD))
+        lite = torch.addcmul(((mean - 127) / 128)[:, None, None], pixels, (std / 128)[:, None, None])
+        # Half of the time of the other layout on a CPU.
+        return self.stages(lite.contiguous(memory_format=torch.channels_last))
+
+    def fold_norms(self) -> None:
+        """Put every scale and shift into its convolution, in place: the same function, sooner; for inference."""
+        for module in self.stages.modules():
+            if isinstance(module, ConvNorm):
+                module.fold()
