@@ -114,6 +114,12 @@ def test_settings_cannot_change(tmp_path: Path) -> None:
             'variant = "sam_vit_b"',
             r"model\.variant is 'sam_vit_b': finetuning trains efficientsam_ti, efficientsam_s, hybrid_ti",
         ),
+        ("steps = 10", "steps = 10\nrate_factors = { stages = -1.0 }", r"optim\.rate_factors\.stages is -1\.0"),
+        (
+            "[optim]",
+            "[prompts]\npoints_only_probability = 0.95\n[optim]",
+            r"points_only_probability is 0\.95: .*above 1",
+        ),
         ("seed = 1", 'precision = "fp16"', r"precision is 'fp16': .*"),
         ("seed = 1", "log_every = 0", r"log_every is 0: .*"),
         # not TOML

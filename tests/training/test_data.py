@@ -241,6 +241,8 @@ def test_sources_are_drawn_by_their_power(tmp_path: Path, plain_colors: None, wr
         samples = crops(tmp_path, sources=("few", "many"), sampling_power=power)
         found = np.mean([samples[i]["image"].max().item() == 200 for i in range(250)])
         assert found == pytest.approx(share, abs=0.08)
+    samples = crops(tmp_path, sources=("few", "many"), sampling_power=1.0, source_weights={"few": 27.0})
+    assert np.mean([samples[i]["image"].max().item() == 200 for i in range(250)]) == pytest.approx(0.25, abs=0.08)
 
 
 @pytest.mark.parametrize("hw", [(16, 16), (50, 50), (64, 64), (65, 63), (300, 20)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import torch
 from torch import nn
 
 from refinesam.errors import RefineSAMError, WeightsError
-from refinesam.training.loop import JsonLines, WeightAverage, learning_rate, read_checkpoint, write_checkpoint
+from refinesam.training.loop import (
+    JsonLines,
+    WeightAverage,
+    learning_rate,
+    parameter_groups,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 # ---------------------------------------------------------------- learning rate
 
@@ -240,3 +248,21 @@ def test_the_log_is_closed_when_an_error_leaves_it(tmp_path: Path) -> None:
         log.write(1, loss=1 / 0)
     with pytest.raises(ValueError, match="closed"):
         log.write(2, loss=1)
+
+
+def test_learning_rates_differ_by_the_start_of_names() -> None:
+    model = nn.Sequential(OrderedDict(stages=nn.Linear(2, 3), head=nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))))
+    factors = {"stages": 0.25, "head": 0.5, "head.1": 2.0}
+    found = {
+        id(parameter): (group["rate_factor"], group["weight_decay"])
+        for group in parameter_groups(model, 0.1, factors)
+        for parameter in group["params"]
+    }
+    assert {name: found[id(parameter)] for name, parameter in model.named_parameters()} == {
+        "stages.weight": (0.25, 0.1),
+        "stages.bias": (0.25, 0.0),
+        "head.0.weight": (0.5, 0.1),
+        "head.0.bias": (0.5, 0.0),
+        "head.1.weight": (2.0, 0.0),
+        "head.1.bias": (2.0, 0.0),
+    }

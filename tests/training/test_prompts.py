@@ -132,6 +132,17 @@ def test_negative_clicks_lie_near_the_object() -> None:
     assert y.min() >= 120 - 18 and y.max() <= 140 + 18
 
 
+def test_negative_clicks_of_a_box_lie_in_it() -> None:
+    mask = rectangle(100, 120, 140, 140, side=256)
+    mask[120:130, 100:120] = False
+    config = PromptConfig(negative_probability=1, box_probability=1)
+    rng = np.random.default_rng(6)
+    clicks = np.concatenate(
+        [p[labels == NEGATIVE] for p, labels in (first_prompt(mask, config, rng) for _ in range(99))]
+    )
+    assert (clicks >= [100, 120]).all() and (clicks <= [120, 130]).all()
+
+
 def test_an_object_that_fills_the_image_gets_no_negative_click() -> None:
     _, labels = first_prompt(MASKS["whole"], PromptConfig(negative_probability=1), np.random.default_rng(7))
     assert NEGATIVE not in labels

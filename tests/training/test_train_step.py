@@ -253,16 +253,45 @@ def test_the_chances_of_second_rounds_are_those_configured(
 def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tiny_config: Any, shapes_root: Path, batches_of: Any) -> None:
     prompts = {"correction_probability": 1.0}
     losses = {}
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "bf16_decoder"):
         run = Finetuning(tiny_config(precision=precision, prompts=prompts), CPU)
         batch = batches_of(run.config, shapes_root, 1)[0]
         losses[precision] = run.train_step(batch)["total"]
-        assert run.bf16 == (precision == "bf16")
+        assert run.bf16 == (precision != "fp32")
         assert {value.dtype for value in run.model.state_dict().values()} == {torch.float32}
         assert {p.grad.dtype for p in run.model.parameters() if p.grad is not None} == {torch.float32}
-    assert losses["bf16"] != losses["fp32"]
+    assert len(set(losses.values())) == 3
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+    assert losses["bf16_decoder"] == pytest.approx(losses["fp32"], rel=0.1)
     assert Finetuning(tiny_config(precision="auto"), CPU).bf16 is False
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("bf16_decoder", torch.float32)])
+def test_the_image_encoder_may_stay_in_fp32(
+    tiny_config: Any, shapes_root: Path, batches_of: Any, precision: str, dtype: torch.dtype
+) -> None:
+    run = Finetuning(tiny_config(precision=precision), CPU)
+    seen: dict[str, torch.dtype] = {}
+    linear = {"encoder": run.model.image_encoder.blocks[0].mlp.fc1, "decoder": run.model.mask_decoder.upscale8}
+    for name, module in linear.items():
+        module.register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output.dtype}))
+    run.train_step(batches_of(run.config, shapes_root, 1)[0])
+    assert seen == {"encoder": dtype, "decoder": torch.bfloat16}
+
+
+def test_corrections_may_come_without_the_earlier_logits(tiny_config: Any, shapes_root: Path, batches_of: Any) -> None:
+    prompts = {"correction_probability": 1.0, "logits_only_probability": 0.0}
+    for share, fed_back in ((0.0, True), (1.0, False)):
+        run = Finetuning(tiny_config(prompts=prompts | {"points_only_probability": share}), CPU)
+        asked: list[bool] = []
+
+        def counted(*given: Any, decode: Any = run.model.decode, asked: list[bool] = asked) -> Any:
+            asked.append(len(given) == 4 and given[3] is not None)
+            return decode(*given)
+
+        run.model.decode = counted  # type: ignore[method-assign]
+        run.train_step(batches_of(run.config, shapes_root, 1)[0])
+        assert asked == [False, fed_back]
 
 
 def test_one_batch_is_learnt_by_heart(tiny_config: Any, shapes_root: Path, batches_of: Any) -> None:

@@ -58,6 +58,7 @@ class DataConfig(Section):
     Attributes:
         sources: folder names under the root.
         sampling_power: a source with n images is drawn with weight n ** sampling_power; 0 draws all alike.
+        source_weights: factors on that weight, by source.
         zoom_probability: share of samples that crop around one object; the others see (nearly) the whole image.
         workers: processes that prepare samples; 0 prepares them in the training process.
         val_images: images of each source that the validation during training looks at.
@@ -66,9 +67,18 @@ class DataConfig(Section):
     # Not strict: a TOML array arrives as a list. Its items stay strict.
     sources: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
     sampling_power: Annotated[float, Field(ge=0)] = 0.5
+    source_weights: dict[Name, Annotated[float, Field(gt=0)]] = {}
     zoom_probability: Probability = 0.5
     workers: Annotated[int, Field(ge=0)] = 1
     val_images: Annotated[int, Field(ge=0)] = 6
+
+    @field_validator("source_weights")
+    @classmethod
+    def _check_names(cls, weights: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        # Absent where they are themselves malformed, which is told then.
+        if unknown := set(weights) - set(info.data.get("sources", weights)):
+            raise ValueError(f"{', '.join(sorted(unknown))} is not in data.sources")
+        return weights
 
 
 class PromptConfig(Section):
@@ -78,10 +88,11 @@ class PromptConfig(Section):
         per_image: prompts for each image and step.
         box_probability: share of first prompts that are a box; the others are clicks.
         box_and_clicks_probability: share of boxes that come with clicks.
-        negative_probability: share of first prompts with one or two negative clicks.
+        negative_probability: share of first prompts with one or two negative clicks; a box has them in it.
         max_clicks: most positive clicks in a first prompt; fewer are likelier.
         correction_probability: chance that a step has a second round, with a click where the first mask is wrong.
         logits_only_probability: chance that such a second round has the earlier logits and nothing else.
+        points_only_probability: chance that it has no earlier logits, as where a host asks anew with all clicks.
         self_probability: chance that a step has a second round of prompts made from the model's own first mask, as
             refinement makes them, instead of a correction; with correction_probability at most 1.
         self_logits_probability: share of self-made prompts that come with the earlier logits.
@@ -94,8 +105,16 @@ class PromptConfig(Section):
     max_clicks: Positive = 5
     correction_probability: Probability = 0.5
     logits_only_probability: Probability = 0.1
+    points_only_probability: Probability = 0.0
     self_probability: Probability = 0.0
     self_logits_probability: Probability = 0.3
+
+    @field_validator("points_only_probability")
+    @classmethod
+    def _check_corrections(cls, probability: float, info: ValidationInfo) -> float:
+        if (logits_only := info.data.get("logits_only_probability", 0.0)) + probability > 1:
+            raise ValueError(f"with logits_only_probability {logits_only} it is above 1")
+        return probability
 
     @field_validator("self_probability")
     @classmethod
@@ -116,6 +135,8 @@ class OptimConfig(Section):
         accumulate: parts that a process works on one after the other in a step, to fit a batch into its memory.
         optimizer: "adamw" as in the papers, or "muon"; see `refinesam.training.loop.make_optimizers`.
         learning_rate, final_learning_rate, warmup_steps, schedule: see `refinesam.training.loop.learning_rate`.
+        rate_factors: how the learning rate of some parameters compares to the run's, by the start of their names, such
+            as "image_encoder.stages".
         betas: of AdamW.
         weight_decay: of both; biases, norms, tokens and position embeddings do not decay.
         clip_norm: longest gradient, over all parameters.
@@ -134,6 +155,7 @@ class OptimConfig(Section):
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 300
     schedule: Literal["cosine", "linear"] = "cosine"
+    rate_factors: dict[Name, Annotated[float, Field(ge=0)]] = {}
     betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -153,7 +175,8 @@ class FinetuneConfig(Section):
 
     Attributes:
         seed: of the first weights, the samples and the corrections.
-        precision: of the forward pass; "auto" is bf16 on a GPU that has it, else fp32.
+        precision: of the forward pass; "auto" is bf16 on a GPU that has it, else fp32. "bf16_decoder" leaves the image
+            encoder in fp32: the fastest on a CPU for convolutions over channels by the pixel.
         compile: let torch.compile translate the image encoder, which needs a C++ compiler; for GPUs.
         checkpoint_every, validate_every, log_every: in steps; the last step is always one of each.
         pictures: validation images of which each validation draws the predictions, into the folder `pictures`.
@@ -161,7 +184,7 @@ class FinetuneConfig(Section):
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "bf16_decoder"] = "auto"
     checkpoint_every: Positive = 200
     validate_every: Positive = 500
     log_every: Positive = 20

@@ -114,7 +114,7 @@ class PromptedCrops(Dataset[Sample]):
         """Prepare to draw.
 
         Args:
-            sources: as `load_sources` gives them.
+            sources: as `load_sources` gives them, those that `data` names.
             input_size: S, side of the model's input in pixels.
             data: how sources and crops are drawn.
             prompts: how users are simulated.
@@ -124,6 +124,8 @@ class PromptedCrops(Dataset[Sample]):
         self.sources, self.input_size, self.data, self.prompts = sources, input_size, data, prompts
         self.seed, self.family = seed, family
         weights = np.array([len(source) for source in sources], np.float64) ** data.sampling_power
+        if data.source_weights:
+            weights *= [data.source_weights.get(name, 1.0) for name in data.sources]
         self.source_probabilities = weights / weights.sum()
 
     def __getitem__(self, index: int) -> Sample:

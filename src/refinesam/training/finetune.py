@@ -106,9 +106,8 @@ def _train(run: Finetuning, data: Path, output: Path, write: Write, on_step: OnS
             if logs or saves:
                 _tell_damaged(run, seen, write)
             if logs:
-                rate = run.optimizers[0].param_groups[0]["lr"]
                 rounded = {name: round(value, 6) for name, value in values.items()}
-                write(run.step, seconds=round(run.seconds, 1), learning_rate=rate, **rounded)
+                write(run.step, seconds=round(run.seconds, 1), learning_rate=run.rate, **rounded)
             if processes.rank == 0 and (last or run.step % config.validate_every == 0):
                 _look(run, val_samples, output, write)
             # Last, so that a run resumed here has all of this step in its log.

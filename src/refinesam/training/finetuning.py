@@ -61,8 +61,11 @@ class Finetuning:
         self.parallel = processes.parallel(Rounds(self.model, config), all_used=False)
         self.input_size = self.model.config.input_size
         self.ema = WeightAverage(self.model, optim.ema_decay)
-        self.optimizers = make_optimizers(self.model, optim.optimizer, optim.weight_decay, optim.betas)
+        self.optimizers = make_optimizers(
+            self.model, optim.optimizer, optim.weight_decay, optim.betas, optim.rate_factors
+        )
         self.step = 0
+        self.rate = 0.0
         self.seconds = 0.0
         self.damaged: set[str] = set()
         self.bf16 = use_bf16(config.precision, processes.device)
@@ -85,7 +88,7 @@ class Finetuning:
         )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate_factor"]
             optimizer.zero_grad(set_to_none=True)
         reported = torch.zeros(len(REPORTED), device=device)
         for number in range(optim.accumulate):
@@ -97,6 +100,7 @@ class Finetuning:
                     total, first = self.parallel(part, draws)
                 (total / optim.accumulate).backward()
             reported += first
+        self.rate = rate
         values = dict(zip(REPORTED, self.processes.mean(reported / optim.accumulate).tolist(), strict=True))
         gradient = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm).item()
         # What is wrong with a second round shows in the gradient.

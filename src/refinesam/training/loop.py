@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -41,39 +41,74 @@ def learning_rate(
     return final + (peak - final) * remaining
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Divide what is trained for an optimiser: matrices and kernels decay, all else (norms, positions) does not."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, rate_factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Divide what is trained for an optimiser.
+
+    Matrices and kernels decay, all else (norms, positions) does not. A group's `rate_factor` says how its learning rate
+    compares to the run's.
+
+    Args:
+        model: with the parameters.
+        weight_decay: of matrices and kernels.
+        rate_factors: by the start of parameters' names; the longest one counts, 1 where none does.
+    """
     kernels = {
         f"{name}.weight"
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     }
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in trained if name in kernels]
-    others = [parameter for name, parameter in trained if name not in kernels]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: dict[tuple[bool, float], list[Tensor]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name in kernels, _rate_factor(name, rate_factors or {})), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "rate_factor": factor}
+        for (decays, factor), parameters in groups.items()
+    ]
+
+
+def _rate_factor(name: str, rate_factors: Mapping[str, float]) -> float:
+    starts = [start for start in rate_factors if name.startswith(start)]
+    return rate_factors[max(starts, key=len)] if starts else 1.0
 
 
 def make_optimizers(
-    model: nn.Module, name: Literal["adamw", "muon"], weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    name: Literal["adamw", "muon"],
+    weight_decay: float,
+    betas: tuple[float, float],
+    rate_factors: Mapping[str, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """Make what trains a model: AdamW, or Muon for the linear layers and AdamW for all else, at one learning rate."""
-    groups = parameter_groups(model, weight_decay)
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    linear = [weight for weight in linear if weight.requires_grad and name == "muon"]
-    by_muon = {id(weight) for weight in linear}
+    """Make what trains a model: AdamW, or Muon for the linear layers and AdamW for all else.
+
+    Args:
+        model: to be trained.
+        name: of the optimiser.
+        weight_decay: of both.
+        betas: of AdamW.
+        rate_factors: see `parameter_groups`.
+    """
+    groups = parameter_groups(model, weight_decay, rate_factors)
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and name == "muon"}
+    by_muon: list[dict[str, Any]] = []
+    by_adamw: list[dict[str, Any]] = []
     for group in groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in by_muon]
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas)
-    return [Muon(linear, lr=0.0, weight_decay=weight_decay), adamw] if linear else [adamw]
+        for chosen, inside in ((by_muon, True), (by_adamw, False)):
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in linear) == inside]
+            if parameters:
+                chosen.append({**group, "params": parameters})
+    muon = [Muon(by_muon, lr=0.0)] if by_muon else []
+    return [*muon, torch.optim.AdamW(by_adamw, lr=0.0, betas=betas)] if by_adamw else [*muon]
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether a forward pass runs in bfloat16: "bf16" always, "fp32" never, "auto" on a GPU that has it."""
+    """Whether a forward pass runs in bfloat16: "auto" on a GPU that has it, "fp32" never, others always."""
     if precision == "auto":
         # Without the hardware torch emulates it, slower than float32.
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"
+    return precision != "fp32"
 
 
 class WeightAverage:

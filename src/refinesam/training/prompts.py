@@ -72,11 +72,11 @@ def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[n
     return moved if (moved[2:] - moved[:2] > 1).all() else box
 
 
-def _surroundings(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels off the object but near it, where a negative click tells something."""
+def _surroundings(mask: NDArray[np.bool_], boxed: bool) -> NDArray[np.bool_]:
+    """Pixels off the object but near it, where a negative click tells something: of a box, those in it."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    dx, dy = (0, 0) if boxed and not mask[y : y + height, x : x + width].all() else (width // 2 + 8, height // 2 + 8)
     near = np.zeros_like(mask)
-    dx, dy = width // 2 + 8, height // 2 + 8
     near[max(0, y - dy) : y + height + dy, max(0, x - dx) : x + width + dx] = True
     return near & ~mask
 
@@ -107,7 +107,7 @@ def first_prompt(
         points[2 : 2 + len(clicks)] = clicks
         labels[2 : 2 + len(clicks)] = POSITIVE
     if rng.random() < config.negative_probability:
-        clicks = click_in(_surroundings(mask), int(rng.integers(1, MAX_NEGATIVES + 1)), rng)
+        clicks = click_in(_surroundings(mask, boxed), int(rng.integers(1, MAX_NEGATIVES + 1)), rng)
         start = 2 + config.max_clicks
         points[start : start + len(clicks)] = clicks
         labels[start : start + len(clicks)] = NEGATIVE

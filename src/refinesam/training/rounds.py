@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,24 +87,27 @@ def round_losses(
     """
     prompts, optim, can = config.prompts, config.optim, model.config.capabilities
     target, points, labels = batch["target"], batch["points"], batch["labels"]
-    features = model.encode(normalise(batch["image"]))
+    pixels = normalise(batch["image"])
+    with torch.autocast(pixels.device.type, enabled=False) if config.precision == "bf16_decoder" else nullcontext():
+        features = model.encode(pixels)
     logits, iou = model.decode(features, points, labels)
     first = _loss(logits, iou, target, optim)
     if draws.kind >= prompts.correction_probability + prompts.self_probability:
         return first, first.total
     shown = _shown(logits.detach().float(), iou.detach(), first, optim)
-    mask_weight = 1.0
+    mask_weight, fed_back = 1.0, can.mask_prompt
     if draws.kind < prompts.correction_probability:
         clicks, click_labels = correction_clicks(shown, target, draws.generators, can.negative_points)
         points, labels = torch.cat([points, clicks], dim=2), torch.cat([labels, click_labels], dim=2)
         if draws.variation < prompts.logits_only_probability:
             labels = torch.full_like(labels, PADDING)
+        fed_back = can.mask_prompt and draws.variation <= 1 - prompts.points_only_probability
     else:
         mask_weight = optim.self_mask_weight
         points, labels, shown = self_made_prompts(
             shown, points, labels, prompts.self_logits_probability, draws.generators
         )
-    logits, iou = model.decode(features, points, labels, shown if can.mask_prompt else None)
+    logits, iou = model.decode(features, points, labels, shown if fed_back else None)
     return first, first.total + _loss(logits, iou, target, optim, mask_weight).total
 
 
