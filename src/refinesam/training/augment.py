@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["augment_colors", "flip_and_turn"]
+__all__ = ["augment_colors", "draw_curves", "flip_and_turn"]
 
 Pixels = NDArray[np.uint8]
 
@@ -21,8 +21,8 @@ def flip_and_turn(image: Pixels, masks: list[Pixels], rng: np.random.Generator) 
     return image, masks
 
 
-def augment_colors(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Change (S, S, 3) colours strongly: gain and gamma per channel, gray, inversion, blur, noise."""
+def draw_curves(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw a gain, a gamma and, rarely, an inversion: what each level becomes by channel, (256, 3) in [0, 1]."""
     levels = np.arange(256, dtype=np.float32) / 255
     table = np.empty((256, 3), np.float32)
     brightness, contrast, gamma = rng.uniform(-0.2, 0.2), np.exp(rng.uniform(-0.4, 0.4)), np.exp(rng.uniform(-0.4, 0.4))
@@ -31,6 +31,12 @@ def augment_colors(image: Pixels, rng: np.random.Generator) -> Pixels:
         tint = rng.uniform(-0.08, 0.08)
         curve = np.clip((levels**gamma - 0.5) * contrast + 0.5 + brightness + tint, 0, 1)
         table[:, channel] = 1 - curve if inverted else curve
+    return table
+
+
+def augment_colors(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Change (S, S, 3) colours strongly: gain and gamma per channel, gray, inversion, blur, noise."""
+    table = draw_curves(rng)
     lut = np.rint(table * 255).astype(np.uint8)
     image = np.stack([lut[:, c][image[..., c]] for c in range(3)], axis=-1)
     if rng.random() < 0.15:

@@ -61,6 +61,9 @@ class DataConfig(Section):
         source_weights: factors on that weight, by source.
         zoom_probability: share of samples that crop around one object; the others see (nearly) the whole image.
         workers: processes that prepare samples; 0 prepares them in the training process.
+        resident: longest side in pixels of images that are all kept in the device's memory, where samples are then made
+            of them: for a GPU that outruns the processors, see `refinesam.training.resident`. 0 reads files at every
+            step.
         val_images: images of each source that the validation during training looks at.
     """
 
@@ -70,6 +73,7 @@ class DataConfig(Section):
     source_weights: dict[Name, Annotated[float, Field(gt=0)]] = {}
     zoom_probability: Probability = 0.5
     workers: Annotated[int, Field(ge=0)] = 1
+    resident: Annotated[int, Field(ge=0, multiple_of=8)] = 0
     val_images: Annotated[int, Field(ge=0)] = 6
 
     @field_validator("source_weights")

@@ -24,12 +24,15 @@ from refinesam.training.sources import Source
 
 __all__ = [
     "MIN_PIXELS",
+    "Crop",
     "PromptedCrops",
     "Sample",
     "batches_from",
+    "choose_crop",
     "fit_image",
     "fit_to_square",
     "load_sources",
+    "source_probabilities",
     "stride4_coverage",
 ]
 
@@ -123,10 +126,7 @@ class PromptedCrops(Dataset[Sample]):
         """
         self.sources, self.input_size, self.data, self.prompts = sources, input_size, data, prompts
         self.seed, self.family = seed, family
-        weights = np.array([len(source) for source in sources], np.float64) ** data.sampling_power
-        if data.source_weights:
-            weights *= [data.source_weights.get(name, 1.0) for name in data.sources]
-        self.source_probabilities = weights / weights.sum()
+        self.source_probabilities = source_probabilities([len(source) for source in sources], data)
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, index))
@@ -152,7 +152,7 @@ class PromptedCrops(Dataset[Sample]):
             return None
         height, width = image.shape[:2]
         order = rng.permutation(len(objects))
-        crop = self._choose_crop(objects[order[0]].bbox_xywh, height, width, rng)
+        crop = choose_crop(objects[order[0]].bbox_xywh, height, width, self.data.zoom_probability, rng)
         masks: list[NDArray[np.uint8]] = []
         for index in order[:MAX_OBJECTS]:
             if len(masks) == self.prompts.per_image:
@@ -167,24 +167,6 @@ class PromptedCrops(Dataset[Sample]):
             return None
         pixels, masks = flip_and_turn(fit_image(crop.of(image), self.input_size, self.family), masks, rng)
         return self._prompted(augment_colors(pixels, rng), masks, rng)
-
-    def _choose_crop(
-        self, bbox_xywh: tuple[float, float, float, float], height: int, width: int, rng: np.random.Generator
-    ) -> Crop:
-        """Crop around an object, anything from a close-up to the whole image; or take (nearly) the whole image."""
-        x, y, w, h = bbox_xywh
-        if rng.random() < self.data.zoom_probability:
-            # Log-uniform in size: close-ups are as frequent as wide views.
-            smallest = min(1.0, max(1.3 * max(w / width, h / height), 0.15))
-            scale = float(np.exp(rng.uniform(np.log(smallest), 0.0)))
-        else:
-            scale = float(rng.uniform(0.85, 1.0)) if rng.random() < 0.5 else 1.0
-        stretch = float(np.exp(rng.uniform(-0.2, 0.2))) if scale < 1 else 1.0
-        crop_w = int(np.clip(round(width * scale * stretch), 16, width))
-        crop_h = int(np.clip(round(height * scale / stretch), 16, height))
-        left = _start(x + w / 2, crop_w, width, rng)
-        top = _start(y + h / 2, crop_h, height, rng)
-        return Crop(left, top, crop_w, crop_h)
 
     def _prompted(self, pixels: NDArray[np.uint8], masks: list[NDArray[np.uint8]], rng: np.random.Generator) -> Sample:
         count, side = self.prompts.per_image, self.input_size // 4
@@ -203,6 +185,35 @@ class PromptedCrops(Dataset[Sample]):
             labels=torch.from_numpy(labels),
             damaged="",
         )
+
+
+def source_probabilities(counts: Sequence[int], data: DataConfig) -> NDArray[np.float64]:
+    """How often each source is drawn, from the numbers of their images."""
+    weights = np.array(counts, np.float64) ** data.sampling_power
+    if data.source_weights:
+        weights *= [data.source_weights.get(name, 1.0) for name in data.sources]
+    return np.asarray(weights / weights.sum())
+
+
+def choose_crop(
+    bbox_xywh: tuple[float, float, float, float],
+    height: int,
+    width: int,
+    zoom_probability: float,
+    rng: np.random.Generator,
+) -> Crop:
+    """Crop around an object, anything from a close-up to the whole image; or take (nearly) the whole image."""
+    x, y, w, h = bbox_xywh
+    if rng.random() < zoom_probability:
+        # Log-uniform in size: close-ups are as frequent as wide views.
+        smallest = min(1.0, max(1.3 * max(w / width, h / height), 0.15))
+        scale = float(np.exp(rng.uniform(np.log(smallest), 0.0)))
+    else:
+        scale = float(rng.uniform(0.85, 1.0)) if rng.random() < 0.5 else 1.0
+    stretch = float(np.exp(rng.uniform(-0.2, 0.2))) if scale < 1 else 1.0
+    crop_w = int(np.clip(round(width * scale * stretch), 16, width))
+    crop_h = int(np.clip(round(height * scale / stretch), 16, height))
+    return Crop(_start(x + w / 2, crop_w, width, rng), _start(y + h / 2, crop_h, height, rng), crop_w, crop_h)
 
 
 def _start(centre: float, crop: int, full: int, rng: np.random.Generator) -> int:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from refinesam.errors import ConfigError
 from refinesam.training.config import FinetuneConfig
-from refinesam.training.data import PromptedCrops, batches_from, load_sources
+from refinesam.training.data import PromptedCrops, Sample, batches_from, load_sources
 from refinesam.training.finetuning import Finetuning
 from refinesam.training.pictures import draw_predictions
 from refinesam.training.processes import run_processes
+from refinesam.training.resident import ResidentImages, ResidentSamples
 from refinesam.training.run_log import Write, run_log, write_nothing, writing_to
+from refinesam.training.sources import Source
 from refinesam.training.validate import WholeImages, validate
 from refinesam.weights import save_weights
 
@@ -90,10 +93,9 @@ def finetune(
 
 def _train(run: Finetuning, data: Path, output: Path, write: Write, on_step: OnStep) -> None:
     config, optim, processes = run.config, run.config.optim, run.processes
-    samples, val_samples = _samples(run, data, write)
-    shares = (config.data.workers, processes.rank, processes.count)
+    train, val_samples = _sources(run, data, write)
     seen: set[str] = set()
-    with batches_from(samples, range(run.step, optim.steps), optim.batch_size, *shares) as batches:
+    with _batches(run, train, write) as batches:
         begun = time.monotonic() - run.seconds
         for batch in batches:
             values = run.train_step(batch)
@@ -139,15 +141,28 @@ def _look(run: Finetuning, samples: WholeImages, output: Path, write: Write) -> 
         draw_predictions(model, samples, run.config.pictures, run.processes.device, path)
 
 
-def _samples(run: Finetuning, data: Path, write: Write) -> tuple[PromptedCrops, WholeImages]:
-    """Return all samples of a run, and those it is validated on, which may be none; log what is left out."""
-    config, family = run.config, run.model.config.family
+def _sources(run: Finetuning, data: Path, write: Write) -> tuple[list[Source], WholeImages]:
+    """Return the sources of a run, and what it is validated on, which may be nothing; log what is left out."""
+    config = run.config
     train = load_sources(data, config.data, "train")
     for source in train if not run.step else ():
         for text in source.left_out:
             write(run.step, left_out=text)
     val = load_sources(data, config.data, "val") if config.data.val_images else []
-    return (
-        PromptedCrops(train, run.input_size, config.data, config.prompts, config.seed, family=family),
-        WholeImages(val, run.input_size, config.data.val_images, family=family),
-    )
+    return train, WholeImages(val, run.input_size, config.data.val_images, family=run.model.config.family)
+
+
+def _batches(run: Finetuning, train: list[Source], write: Write) -> AbstractContextManager[Iterator[Sample]]:
+    """Give this process's share of every batch that is left of a run."""
+    config, processes, steps = run.config, run.processes, range(run.step, run.config.optim.steps)
+    if not config.data.resident:
+        family = run.model.config.family
+        samples = PromptedCrops(train, run.input_size, config.data, config.prompts, config.seed, family=family)
+        shares = (config.data.workers, processes.rank, processes.count)
+        return batches_from(samples, steps, config.optim.batch_size, *shares)
+    if processes.count > 1:
+        raise ConfigError("data.resident makes the batches of one process. Set it to 0 for several.")
+    images = ResidentImages.read(train, config.data.resident, processes.device)
+    _tell_damaged(run, set(images.damaged), write)
+    resident = ResidentSamples(images, run.input_size, config.data, config.prompts, config.seed)
+    return nullcontext(resident.batches(steps, config.optim.batch_size))

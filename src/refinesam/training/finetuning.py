@@ -119,7 +119,7 @@ class Finetuning:
         """Draw for a part of this process's images of the current step."""
         batch_size = self.config.optim.batch_size
         start = self.processes.rank * batch_size // self.processes.count + first
-        return Draws.of(self.config.seed, self.step, batch_size, range(start, start + self.part))
+        return Draws.of(self.config.seed, self.step, batch_size, range(start, start + self.part), self.processes.device)
 
     def averaged_model(self) -> PromptableModel:
         """Return a copy of the model with the moving average of its weights, in evaluation mode."""

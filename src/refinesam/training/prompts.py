@@ -122,7 +122,7 @@ def correction_clicks(
     Args:
         logits: (B, P, h, w) of the mask shown to the user.
         target: (B, P, h, w) coverage in [0, 1], not all zero.
-        generators: source of randomness of each image, on the CPU.
+        generators: source of randomness of each image, on the device of the logits.
         negatives: whether the model takes clicks off the object; without, only what the mask misses is wrong.
 
     Returns:
@@ -138,10 +138,10 @@ def correction_clicks(
     on_object = torch.where(truth.any(-1, keepdim=True), truth.float(), coverage)
     weights = torch.where(correct, on_object, wrong.float())
     drawn = [
-        (torch.multinomial(one, 1, generator=generator), torch.rand(len(one), 1, 2, generator=generator))
-        for one, generator in zip(weights.cpu(), generators, strict=True)
+        (torch.multinomial(one, 1, generator=g), torch.rand(len(one), 1, 2, generator=g, device=one.device))
+        for one, g in zip(weights, generators, strict=True)
     ]
-    index, jitter = (torch.stack(part).to(logits.device) for part in zip(*drawn, strict=True))
+    index, jitter = (torch.stack(part) for part in zip(*drawn, strict=True))
     width = logits.shape[-1]
     xy = torch.stack([index % width, index // width], dim=-1).float()
     labels = torch.where(truth.gather(2, index) | correct, POSITIVE, NEGATIVE)
@@ -201,13 +201,20 @@ def self_made_prompts(
         points: (B, P, T, 2), the prompts that they answer.
         labels: (B, P, T).
         logits_probability: share of prompts that come with the first mask's logits; unchanged ones always do.
-        generators: source of randomness of each image, on the CPU.
+        generators: source of randomness of each image, on the device of the logits.
 
     Returns:
         points (B, P, T + 2, 2), labels (B, P, T + 2), and logits (B, P, h, w) to feed back, zero where there are none.
     """
     count = logits.shape[1]
-    drawn = [(torch.randint(len(SELF_MADE), (count,), generator=g), torch.rand(count, generator=g)) for g in generators]
+    device = logits.device
+    drawn = [
+        (
+            torch.randint(len(SELF_MADE), (count,), generator=g, device=device),
+            torch.rand(count, generator=g, device=device),
+        )
+        for g in generators
+    ]
     kinds, chances = (torch.stack(part) for part in zip(*drawn, strict=True))
     fed = chances < logits_probability
     fed |= kinds == SELF_MADE.index("unchanged")
@@ -217,5 +224,5 @@ def self_made_prompts(
     made = [self_made_prompt(*one, SELF_MADE[kind]) for one, kind in zip(given, kinds.flatten().tolist(), strict=True)]
     new_points, new_labels = (torch.from_numpy(np.stack(part)).to(logits.device) for part in zip(*made, strict=True))
     shape = logits.shape[:2]
-    feedback = logits * fed[..., None, None].to(logits.device)
+    feedback = logits * fed[..., None, None]
     return new_points.unflatten(0, shape), new_labels.unflatten(0, shape), feedback

@@ -40,18 +40,18 @@ class Draws:
     generators: Sequence[torch.Generator]
 
     @classmethod
-    def of(cls, seed: int, step: int, batch_size: int, places: range) -> Draws:
+    def of(cls, seed: int, step: int, batch_size: int, places: range, device: str | torch.device = "cpu") -> Draws:
         """Draw for the images at some places of a step's whole batch.
 
         All follows from seed, step and place: resumption, another number of processes or of accumulated parts changes
-        nothing.
+        nothing. Another kind of device draws other numbers.
         """
         kind, variation = torch.rand(2, generator=torch.Generator().manual_seed(seed * 1_000_003 + step)).tolist()
         seeds = (
             np.random.SeedSequence((seed, step * batch_size + place)).generate_state(1, np.uint64)[0]
             for place in places
         )
-        return cls(kind, variation, [torch.Generator().manual_seed(int(number) >> 1) for number in seeds])
+        return cls(kind, variation, [torch.Generator(device).manual_seed(int(number) >> 1) for number in seeds])
 
 
 class Rounds(nn.Module):
