@@ -29,7 +29,7 @@ DEBIAN_PACKAGES += python3-venv
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts setup labelstudio debian-packages screen screenshots build clean
+.PHONY: help demo test lint format types contracts setup labelstudio debian-packages screen screenshots gpu gpu-pack build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,26 @@ debian-packages: ## install the Debian packages that are missing (as root), or n
 
 screen: ## the same for those that tests in windows need
 	$(call install,$(SCREEN_PACKAGES))
+
+# Data and missing packages for a machine with a GPU and no network; 64 MiB with the code is what such machines take.
+GPU_WHEELS := annotated-types pooch platformdirs pycocotools pydantic pydantic-core
+GPU_PYTHON ?= python3
+GPU_SECONDS ?= 540
+OUT ?= gpu_output
+
+gpu-pack: $(STAMP) ## .gpu/: the training data of DATA=folder and wheels, to be carried to a machine with a GPU
+	rm -rf .gpu && mkdir -p .gpu/wheels .gpu/site
+	$(VENV)/bin/python training/pack.py --data $(DATA) --output .gpu/data.tar.xz
+	$(VENV)/bin/python -m pip freeze | grep -E '^($(subst $() ,|,$(subst -,.,$(GPU_WHEELS))))==' > .gpu/wheels.txt
+	$(VENV)/bin/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--dest .gpu/wheels --requirement .gpu/wheels.txt
+	cp -r $(VENV)/lib/python3*/site-packages/refinesam-*.dist-info .gpu/site/
+
+gpu: ## on a machine with a GPU: its tests, speeds, and training for GPU_SECONDS, into OUT; needs make gpu-pack's .gpu/
+	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target .gpu/site .gpu/wheels/*.whl
+	PYTHONPATH=.gpu/site:src $(GPU_PYTHON) training/gpu.py --data .gpu/data.tar.xz --output $(OUT) \
+		--seconds $(GPU_SECONDS) $(GPU_FLAGS)
 
 build: $(STAMP) ## a wheel in dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

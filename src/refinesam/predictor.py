@@ -26,7 +26,7 @@ from refinesam.session import DEFAULT_CACHE_BYTES, OnProgress, Session
 from refinesam.types import BoolArray, FloatArray, Prompt
 from refinesam.weights import load_model
 
-__all__ = ["DtypeName", "Predictor", "load", "resolve_device"]
+__all__ = ["DtypeName", "Predictor", "load", "resolve_device", "resolve_dtype"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
@@ -182,7 +182,7 @@ def load(
         ConfigError: no such device or dtype here.
     """
     chosen = resolve_device(device)
-    predictor = Predictor(load_model(str(weights)), str(weights), chosen, _dtype(dtype, chosen))
+    predictor = Predictor(load_model(str(weights)), str(weights), chosen, resolve_dtype(dtype, chosen))
     store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)
     return Session(predictor, cache_bytes, store)
 
@@ -210,7 +210,8 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of that name, "auto" being what the device computes best; ConfigError if there is none."""
     if name == "auto":
         if device.type != "cuda":
             return torch.float32

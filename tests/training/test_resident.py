@@ -18,7 +18,8 @@ from refinesam.training.data import PromptedCrops, Sample, load_sources
 from refinesam.training.finetune import finetune
 from refinesam.training.finetuning import Finetuning
 from refinesam.training.processes import Processes
-from refinesam.training.resident import ResidentImages, ResidentSamples, first_prompts
+from refinesam.training.resident import ResidentImages, ResidentSamples
+from refinesam.training.resident_prompts import first_prompts
 
 CPU = torch.device("cpu")
 CPU_RUN = Processes(0, 1, CPU)
