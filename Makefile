@@ -29,7 +29,7 @@ DEBIAN_PACKAGES += python3-venv
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts setup labelstudio debian-packages screen screenshots gpu gpu-pack build clean
+.PHONY: help demo test lint format types contracts setup labelstudio debian-packages screen screenshots gpu gpu-pack results build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -133,6 +133,9 @@ gpu: ## on a machine with a GPU: its tests, speeds, and training for GPU_SECONDS
 	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target .gpu/site .gpu/wheels/*.whl
 	PYTHONPATH=.gpu/site:src $(GPU_PYTHON) training/gpu.py --data .gpu/data.tar.xz --output $(OUT) \
 		--seconds $(GPU_SECONDS) $(GPU_FLAGS)
+
+results: $(STAMP) ## which results were made with other weights; DATA=folder RUN=all makes them anew
+	$(VENV)/bin/python benchmarks/renew.py $(if $(DATA),--data $(DATA)) $(if $(RUN),--run $(RUN))
 
 build: $(STAMP) ## a wheel in dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,9 +1,16 @@
-"""What the built-in weights were trained on."""
+"""What the built-in weights were trained on (train splits, nothing of the validation splits), and what they were not."""
 
 from __future__ import annotations
 
-# Whose train splits; nothing of their validation splits.
-TRAINED_ON = (
+FIRST_TWELVE = (
     *("dsb2018", "coco_mini_cc", "coco_person_cc", "feral_cats", "mushrooms", "embryos", "facades", "teachers"),
     *("bottles", "seedlings", "emps", "nanoparticles"),
+)
+TEN_MORE = (
+    *("davis16val", "harddrive_parts", "jenga", "nuts_figs", "eggs", "pills", "shrimp", "turtles", "boxes"),
+    "powder_sem",
+)
+TRAINED_ON = FIRST_TWELVE + TEN_MORE
+NEVER_TRAINED_ON = (
+    *("coco_mini_nc", "bsds500", "fashion_ccp", "coelho_nuclei", "wbc", "vnc_em", "monuseg", "brain_mri", "busi"),
 )

@@ -79,20 +79,20 @@ def best_mask(logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
     return logits.take_along_dim(best[..., None, None], dim=2), iou.take_along_dim(best, dim=2)
 
 
-def merged_mask(logits: Tensor, iou: Tensor) -> Tensor:
+def merged_mask(logits: Tensor, iou: Tensor, temperature: float = MERGING_TEMPERATURE) -> Tensor:
     """Average masks (B, P, C, h, w) by what their predicted IoUs (B, P, C) make of them: (B, P, h, w) logits.
 
     Masks with close scores are mostly drafts of one object, and their mean is better than any; a mask with a clearly
     higher score stands alone.
     """
-    weights = (iou.float() / MERGING_TEMPERATURE).softmax(dim=-1)
+    weights = (iou.float() / temperature).softmax(dim=-1)
     return (weights[..., None, None].to(logits.dtype) * logits).sum(dim=2)
 
 
-def with_merged_best(logits: Tensor, iou: Tensor) -> Tensor:
+def with_merged_best(logits: Tensor, iou: Tensor, temperature: float = MERGING_TEMPERATURE) -> Tensor:
     """Put the merged mask in the place of the one with the highest predicted IoU."""
     best = iou.argmax(dim=-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
-    return logits.scatter(2, best, merged_mask(logits, iou).unsqueeze(2))
+    return logits.scatter(2, best, merged_mask(logits, iou, temperature).unsqueeze(2))
 
 
 class MaskScoreHead(nn.Module):
@@ -211,6 +211,7 @@ class HybridMaskDecoder(MaskDecoder):
     def __init__(self) -> None:
         super().__init__("efficientsam", masks=MULTIMASK_OUTPUTS)
         self.iou_prediction_head = MaskScoreHead()
+        self.merging_temperature = MERGING_TEMPERATURE
         self.upscale8 = Upscale2d(EMBED_DIM, 64)
         self.fuse8 = nn.Sequential(nn.GroupNorm(1, 64), nn.GELU())
         self.upscale4 = Upscale2d(64, 32)
@@ -249,5 +250,5 @@ class HybridMaskDecoder(MaskDecoder):
         logits = self.masks(tokens, upscaled, range(MULTIMASK_OUTPUTS))
         iou = self.iou_prediction_head(tokens, logits, torch.cat([upscaled, drawn], dim=2))
         if not self.training:
-            logits = with_merged_best(logits, iou)
+            logits = with_merged_best(logits, iou, self.merging_temperature)
         return (logits, iou) if multimask_output else best_mask(logits, iou)
