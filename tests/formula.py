@@ -11,31 +11,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def weight(key: str, shape: tuple[int, ...], conditioned: bool = False) -> NDArray[np.float32]:
-    """The value of one entry of a state dict.
-
-    The plain formula takes the projections of `cross_attn_token_to_image` and `cross_attn_image_to_token` for tokens,
-    by their name, and leaves them unscaled. Their attention is then nearly one-hot, and rounding grows ten
-    thousandfold. `conditioned` scales them like every other layer.
-    """
+def weight(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The value of one entry of a state dict."""
     x = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
     if key.endswith("positional_encoding_gaussian_matrix"):
         return x
-    if "pos_embed" in key or "rel_pos" in key:
+    if any(name in key for name in ("pos_embed", "rel_pos", "attention_biases")):
         return np.float32(0.1) * x
+    if key.endswith("running_var"):
+        return 1 + np.float32(0.1) * np.abs(x)
     if len(shape) <= 1:
-        of_a_norm = any(name in key for name in ("norm", "neck.1", "neck.3", "upscaling"))
+        of_a_norm = any(name in key for name in ("norm", ".bn.", "neck.1", "neck.3", "upscaling"))
         return 1 + np.float32(0.1) * x if of_a_norm and key.endswith("weight") else np.float32(0.05) * x
-    unscaled = ("embed" in key and "patch" not in key) or "token" in key
-    if unscaled and not (conditioned and "_attn_" in key):
+    if ("embed" in key and "patch" not in key) or key.endswith(("_token.weight", "_tokens.weight")):
         return x
     return (x / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
-def weights(state_dict: Mapping[str, Tensor], conditioned: bool = False) -> dict[str, Tensor]:
-    """A state dict like the given one, by formula."""
+def weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict like the given one, by formula; integers stay as they are."""
     return {
-        key: torch.from_numpy(np.asarray(weight(key, tuple(value.shape), conditioned), np.float32))
+        key: torch.from_numpy(np.asarray(weight(key, tuple(value.shape)), np.float32))
+        if value.is_floating_point()
+        else value
         for key, value in state_dict.items()
     }
 

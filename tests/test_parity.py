@@ -1,12 +1,4 @@
-"""Agreement with the two public reference implementations, on weights and an image given by a formula.
-
-`parity/NAME.npz` was made with the plain formula. It leaves the decoder's cross-attention so steep that rounding shows
-in the second digit of the decoder's outputs: measured on efficientsam_ti, float64 arithmetic differs from the stored
-logits by up to 0.05, and the reference itself, run elsewhere, by up to 0.06, depending on the number of threads. There
-only the embedding can be held to 1e-3, and the decoder's outputs to what rounding leaves.
-`parity/conditioned_NAME.npz` was made by the same references with weights that differ in nothing but those layers'
-scale; there everything is held to 1e-3.
-"""
+"""Agreement with the two public reference implementations, on weights and an image given by a formula."""
 
 from __future__ import annotations
 
@@ -102,13 +94,11 @@ def stored(name: str) -> Arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
-def differences(
-    answers: Iterator[tuple[str, Arrays]], expected: Arrays, low_res_stride: int, stride: int
-) -> dict[str, NDArray[np.float32]]:
+def differences(answers: Iterator[tuple[str, Arrays]], expected: Arrays) -> dict[str, NDArray[np.float32]]:
     """Absolute differences by stored array; every stored array must have been answered."""
     sampled: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
-        "low_res_logits": lambda a: a[:, ::low_res_stride, ::low_res_stride],
-        "logits": lambda a: a[:, ::stride, ::stride],
+        "low_res_logits": lambda a: a[:, ::4, ::4],
+        "logits": lambda a: a[:, ::16, ::16],
         "iou": lambda a: a,
     }
     found = {
@@ -126,23 +116,10 @@ def test_embedding(encoded: Encoded) -> None:
     assert np.abs(embedding - stored(encoded.name)["embedding"]).max() < TOLERANCE
 
 
-def test_decoder_up_to_the_fixtures_own_rounding(encoded: Encoded) -> None:
+def test_decoder(encoded: Encoded) -> None:
     expected = stored(encoded.name)
     if encoded.name.startswith("efficientsam"):
         for name, (points, labels) in EFFICIENTSAM_PROMPTS.items():
             assert expected[f"{name}.coords"].tolist() == points and expected[f"{name}.labels"].tolist() == labels
-    for name, difference in differences(encoded.answers(), expected, low_res_stride=4, stride=16).items():
-        assert np.median(difference) < 0.05, name
-        assert np.quantile(difference, 0.99) < 0.1, name
-
-
-def test_decoder_with_conditioned_weights(encoded: Encoded) -> None:
-    plain = encoded.model.mask_decoder.state_dict()
-    prefixed = {f"mask_decoder.{key}": value for key, value in plain.items()}
-    conditioned = formula.weights(prefixed, conditioned=True)
-    encoded.model.load_state_dict(conditioned, strict=False, assign=True)
-    try:
-        found = differences(encoded.answers(), stored(f"conditioned_{encoded.name}"), low_res_stride=8, stride=32)
-    finally:
-        encoded.model.load_state_dict(prefixed, strict=False, assign=True)
+    found = differences(encoded.answers(), expected)
     assert {name: float(d.max()) for name, d in found.items() if d.max() >= TOLERANCE} == {}
