@@ -128,6 +128,34 @@ BAD_CALLS = {
     ),
     "annotations are no JSON": (["evaluate", "--annotations", "TEXT", "--images", "FOLDER"], "DatasetError", "JSON"),
     "fetch of an unknown name": (["weights", "fetch", "best"], "WeightsError", "builtin"),
+    # Weights that are unknown show that outputs are looked at before anything else is done.
+    "overlay over the image": (
+        ["segment", "PHOTO", "--point", "1,1", "--overlay", "PHOTO", "--weights", "best"],
+        "OutputError",
+        "read here",
+    ),
+    "everything over the image": (["everything", "PHOTO", "--overlay", "PHOTO"], "OutputError", "read here"),
+    "overlay as JPEG": (
+        ["segment", "PHOTO", "--point", "1,1", "--overlay", "out.jpg", "--weights", "best"],
+        "OutputError",
+        "name it out.png",
+    ),
+    "COCO in a file": (
+        ["everything", "PHOTO", "--coco", "IN_FILE", "--weights", "best"],
+        "OutputError",
+        "Not a directory",
+    ),
+    "report over the annotations": (
+        ["evaluate", "--annotations", "TEXT", "--images", "FOLDER", "--html", "TEXT"],
+        "OutputError",
+        "HTML",
+    ),
+    "two reports in one": (
+        ["evaluate", "--annotations", "TEXT", "--images", "FOLDER", "--json", "a.json", "--parquet", "a.json"],
+        "OutputError",
+        "PARQUET",
+    ),
+    "demonstration in a file": (["demo", "--output", "PHOTO", "--weights", "best"], "OutputError", "masks.json"),
     "config that is missing": (
         ["train", "finetune", "none.toml", "--data", "FOLDER", "--output", "FOLDER"],
         "ConfigError",
@@ -148,6 +176,7 @@ def test_bad_calls_end_with_one_clear_line(
     arguments, error, words = BAD_CALLS[name]
     (tmp_path / "text.png").write_text("not an image")
     places = {"PHOTO": photo, "WEIGHTS": weights, "TEXT": tmp_path / "text.png", "FOLDER": tmp_path}
+    places["IN_FILE"] = photo / "out.json"
     before = sorted(tmp_path.rglob("*"))
     assert run(monkeypatch, *(places.get(a, a) for a in arguments)) == 1
     message = " ".join(capsys.readouterr().err.split())
@@ -155,6 +184,45 @@ def test_bad_calls_end_with_one_clear_line(
     assert words in message
     assert "Traceback" not in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_result_survives_the_other_ones_full_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("refinesam.images.write_png", full)
+    overlay, coco = tmp_path / "a.png", tmp_path / "a.json"
+    options = ["--weights", weights, "--overlay", overlay, "--coco", coco]
+    assert run(monkeypatch, "segment", photo, "--point", "40,30", *options) == 1
+    told = capsys.readouterr()
+    assert "predicted IoU" in told.out
+    assert "a.png cannot be written (No space left on device)" in " ".join(told.err.split())
+    assert json.loads(coco.read_text())["annotations"]
+
+
+def test_any_error_of_the_system_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error", "/media/disk/photo.png")
+
+    monkeypatch.setattr("refinesam.images.read_image", broken)
+    assert run(monkeypatch, "segment", photo, "--point", "1,1") == 1
+    message = capsys.readouterr().err
+    assert "Input/output error" in message and "/media/disk/photo.png" in message and "Traceback" not in message
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    program = "import sys; from refinesam.cli import main; sys.argv = ['refinesam', 'weights', 'list']; main()"
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait()
 
 
 @pytest.fixture

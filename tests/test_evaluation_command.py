@@ -204,6 +204,39 @@ def test_bad_calls_end_with_one_clear_line(
     assert error in message and words in message and "Traceback" not in message
 
 
+@pytest.mark.parametrize(
+    ("asked", "missing", "words"),
+    [
+        (["--lvis"], None, "frequency"),
+        (["--ap", "prompts", "--backend", "faster"], "faster_coco_eval", "refinesam[eval]"),
+        (["--parquet", "r.parquet"], "pyarrow", "refinesam[eval]"),
+        (["--json", "images"], None, "it is a folder"),
+        (["--html", "read_only.html"], None, "it is read-only"),
+    ],
+)
+def test_what_the_results_need_is_looked_at_before_an_image_is(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    asked: list[str],
+    missing: str | None,
+    words: str,
+) -> None:
+    def encode(*_: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("refinesam.session.Session.encode", encode)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "read_only.html").touch(0o400)
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    assert run(monkeypatch, *given(data), *asked, "--weights", weights) == 1
+    assert words in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- the paper's tables
 
 

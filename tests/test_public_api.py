@@ -23,6 +23,7 @@ PUBLIC_NAMES = [
     "ImageError",
     "Item",
     "MissingExtraError",
+    "OutputError",
     "Prediction",
     "Prompt",
     "PromptError",
@@ -36,6 +37,7 @@ PUBLIC_NAMES = [
     "bootstrap_interval",
     "boundary_iou",
     "box_from_mask",
+    "check_outputs",
     "coco_annotation",
     "coco_scores",
     "decode_rle",
@@ -48,6 +50,7 @@ PUBLIC_NAMES = [
     "segment_batch",
     "size_of",
     "write_json",
+    "write_outputs",
 ]
 # Top-level modules that cost seconds, or need a display, and so may not come with the import or with --help.
 HEAVY = {"torch", "cv2", "scipy", "skimage", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6", "napari", "tkinter"}
@@ -110,7 +113,7 @@ def test_unknown_name_says_which_names_there_are() -> None:
 
 def test_every_error_is_a_refinesam_error() -> None:
     errors = [getattr(refinesam, name) for name in PUBLIC_NAMES if name.endswith("Error")]
-    assert len(errors) == 7
+    assert len(errors) == 8
     assert all(issubclass(error, refinesam.RefineSAMError) for error in errors)
 
 

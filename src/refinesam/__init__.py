@@ -31,13 +31,14 @@ if TYPE_CHECKING:
         DatasetError,
         ImageError,
         MissingExtraError,
+        OutputError,
         PromptError,
         RefineSAMError,
         WeightsError,
     )
     from refinesam.evaluation.coco import CocoScores, coco_scores
     from refinesam.evaluation.metrics import bootstrap_interval, size_of
-    from refinesam.files import replacing, write_json
+    from refinesam.files import check_outputs, replacing, write_json, write_outputs
     from refinesam.images import INTENSITY_POLICIES, as_rgb, read_image
     from refinesam.masks import box_from_mask, coco_annotation, mask_iou, polygons_from_mask
     from refinesam.predictor import load
@@ -59,6 +60,7 @@ __all__ = [
     "ImageError",
     "Item",
     "MissingExtraError",
+    "OutputError",
     "Prediction",
     "Prompt",
     "PromptError",
@@ -72,6 +74,7 @@ __all__ = [
     "bootstrap_interval",
     "boundary_iou",
     "box_from_mask",
+    "check_outputs",
     "coco_annotation",
     "coco_scores",
     "decode_rle",
@@ -84,6 +87,7 @@ __all__ = [
     "segment_batch",
     "size_of",
     "write_json",
+    "write_outputs",
 ]
 
 # Public name -> the module that holds it. Type checkers read the imports above, the interpreter reads this table.
@@ -99,6 +103,7 @@ _EXPORTS: dict[str, str] = {
     "ImageError": "refinesam.errors",
     "Item": "refinesam.batch",
     "MissingExtraError": "refinesam.errors",
+    "OutputError": "refinesam.errors",
     "Prediction": "refinesam.types",
     "Prompt": "refinesam.types",
     "PromptError": "refinesam.errors",
@@ -111,6 +116,7 @@ _EXPORTS: dict[str, str] = {
     "bootstrap_interval": "refinesam.evaluation.metrics",
     "boundary_iou": "refinesam.boundary",
     "box_from_mask": "refinesam.masks",
+    "check_outputs": "refinesam.files",
     "coco_annotation": "refinesam.masks",
     "coco_scores": "refinesam.evaluation.coco",
     "decode_rle": "refinesam.rle",
@@ -123,6 +129,7 @@ _EXPORTS: dict[str, str] = {
     "segment_batch": "refinesam.batch",
     "size_of": "refinesam.evaluation.metrics",
     "write_json": "refinesam.files",
+    "write_outputs": "refinesam.files",
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +17,7 @@ from typer.main import get_command
 
 from refinesam.errors import MissingExtraError, PromptError, RefineSAMError
 from refinesam.evaluation.commands import evaluate
+from refinesam.files import JSON, PNG, check_outputs, write_json, write_outputs
 from refinesam.training.commands import app as training_app
 
 if TYPE_CHECKING:
@@ -73,12 +77,15 @@ PageOption = Annotated[int | None, typer.Option(help="Page of a multi-page file,
 
 
 def main() -> None:
-    """Run the command line; refinesam's own errors become one line and exit code 1."""
+    """Run the command line; refinesam's own errors, and the system's, become one line and exit code 1."""
     try:
         app()
-    except RefineSAMError as error:
+    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (RefineSAMError, OSError) as error:
         errors.print(f"[bold red]Error:[/] {type(error).__name__}: ", end="")
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)  # paths and URLs stay whole
         raise SystemExit(1) from None
 
 
@@ -119,6 +126,7 @@ def segment(
     page: PageOption = None,
 ) -> None:
     """Segment one object, named by clicks, a box, or both."""
+    check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
     prompt = _prompt(point or [], negative or [], box or [])
     pixels = _read(image, intensity, page)
     prompt.check_inside((pixels.shape[0], pixels.shape[1]))
@@ -128,16 +136,15 @@ def segment(
     first = encoded.predict(prompt)
     result = encoded.refine(first) if refine else first
     _print_predictions([result])
-    if overlay is not None:
-        from refinesam.images import write_png
+
+    def picture() -> Any:
         from refinesam.overlay import draw_comparison, draw_mask, draw_prompt
 
-        picture = (
-            draw_comparison(pixels, [(first, result)]) if refine else draw_prompt(draw_mask(pixels, first.mask), prompt)
-        )
-        write_png(overlay, picture)
-    if coco is not None:
-        _write_coco(coco, image.name, encoded.image_hw, [result])
+        if refine:
+            return draw_comparison(pixels, [(first, result)])
+        return draw_prompt(draw_mask(pixels, first.mask), prompt)
+
+    _write(overlay, picture, coco, image.name, encoded.image_hw, [result])
 
 
 @app.command()
@@ -154,6 +161,7 @@ def everything(
     page: PageOption = None,
 ) -> None:
     """Segment everything in an image."""
+    check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
     pixels = _read(image, intensity, page)
     from rich.progress import Progress
 
@@ -172,13 +180,10 @@ def everything(
             pixels, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
         )
     console.print(f"{len(predictions)} masks")
-    if overlay is not None:
-        from refinesam.images import write_png
-        from refinesam.overlay import draw_everything
+    from refinesam.overlay import draw_everything
 
-        write_png(overlay, draw_everything(pixels, predictions))
-    if coco is not None:
-        _write_coco(coco, image.name, (pixels.shape[0], pixels.shape[1]), predictions)
+    image_hw = (pixels.shape[0], pixels.shape[1])
+    _write(overlay, lambda: draw_everything(pixels, predictions), coco, image.name, image_hw, predictions)
 
 
 app.command()(evaluate)
@@ -250,11 +255,24 @@ def _print_predictions(predictions: list[Prediction]) -> None:
         )
 
 
-def _write_coco(path: Path, name: str, image_hw: tuple[int, int], predictions: list[Prediction]) -> None:
-    from refinesam.files import write_json
+def _write(
+    overlay: Path | None,
+    picture: Callable[[], Any],
+    coco: Path | None,
+    name: str,
+    image_hw: tuple[int, int],
+    predictions: list[Prediction],
+) -> None:
+    from refinesam.images import write_png
     from refinesam.masks import coco_document
 
-    write_json(path, coco_document({name: (image_hw, [(p.mask, p.score) for p in predictions])}))
+    writers: dict[Path, Callable[[Path], object]] = {}
+    if overlay is not None:
+        writers[overlay] = lambda path: write_png(path, picture())
+    if coco is not None:
+        content = {name: (image_hw, [(p.mask, p.score) for p in predictions])}
+        writers[coco] = lambda path: write_json(path, coco_document(content))
+    write_outputs(writers)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refinesam.errors import MissingExtraError
-from refinesam.files import write_json
+from refinesam.files import JSON, PNG, check_outputs, write_json
 from refinesam.images import as_rgb, write_png
 from refinesam.masks import coco_document
 from refinesam.overlay import draw_comparison, draw_everything
@@ -47,9 +47,13 @@ def run_demo(output: Path, weights: str, device: str, console: Console) -> None:
 
     Raises:
         MissingExtraError: scikit-image is not installed.
+        OutputError: the folder cannot be written.
         WeightsError: the weights are unknown, missing or damaged.
     """
     data = _skimage_data()
+    pictures = {scene.name: output / f"{scene.name}.png" for scene in SCENES}
+    everything, document = output / "coins_everything.png", output / "masks.json"
+    check_outputs([(document, JSON), *((path, PNG) for path in (*pictures.values(), everything))], inputs=[weights])
     session = load(weights, device=device)
     table = Table("image", "prompt", "IoU", "AMR", "strategy", "κ", "Q", "kept", "ms", box=SIMPLE, padding=(0, 1, 0, 0))
     table.caption = "IoU: predicted, before and after; ms: to encode the image + to answer the prompt"
@@ -69,12 +73,12 @@ def run_demo(output: Path, weights: str, device: str, console: Console) -> None:
             table.add_row(
                 scene.name, _described(prompt), *_refinement_cells(refined), f"{encode_ms:.0f}+{click_ms:.0f}"
             )
-        write_png(output / f"{scene.name}.png", draw_comparison(image, pairs))
+        write_png(pictures[scene.name], draw_comparison(image, pairs))
         masks[f"{scene.name}.png"] = (encoded.image_hw, [(refined.mask, refined.score) for _, refined in pairs])
     coins = as_rgb(data.coins())
     found = session.segment_everything(coins)
-    write_png(output / "coins_everything.png", draw_everything(coins, found))
-    write_json(output / "masks.json", coco_document(masks))
+    write_png(everything, draw_everything(coins, found))
+    write_json(document, coco_document(masks))
     console.print(table)
     console.print(f"Segment everything: {len(found)} masks in the picture of coins.")
     console.print(f"Overlays and masks (COCO JSON) are in {output}/", soft_wrap=True)

@@ -8,6 +8,7 @@
     ├── WeightsError(RuntimeError)       unknown name, download, digest, keys or shapes that don't fit
     ├── DatasetError(ValueError)         an annotation file that doesn't say what its format promises
     ├── ConfigError(ValueError)          a setting that is unknown, of the wrong kind or out of range
+    ├── OutputError(OSError)             a file that cannot be written, or would cost another one
     └── MissingExtraError(ImportError)   a dependency that one of the pip extras brings
 
 Every message says what was given, what is needed, and what to do.
@@ -20,6 +21,7 @@ __all__ = [
     "DatasetError",
     "ImageError",
     "MissingExtraError",
+    "OutputError",
     "PromptError",
     "RefineSAMError",
     "WeightsError",
@@ -48,6 +50,10 @@ class DatasetError(RefineSAMError, ValueError):
 
 class ConfigError(RefineSAMError, ValueError):
     """A setting that is unknown, of the wrong kind or out of range."""
+
+
+class OutputError(RefineSAMError, OSError):
+    """A file that cannot be written, or that would cost another one."""
 
 
 class MissingExtraError(RefineSAMError, ImportError):

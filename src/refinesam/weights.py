@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from refinesam.errors import WeightsError
-from refinesam.files import replacing
+from refinesam.files import writing
 from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS, ModelConfig, config_named
 from refinesam.models.image_encoder import PATCH_SIZE
@@ -49,6 +49,7 @@ def save_weights(model: PromptableModel, path: str | Path, dtype: torch.dtype = 
 
     Raises:
         WeightsError: a weight is NaN or infinite, or too large for `dtype`.
+        OutputError: the file cannot be written.
     """
     config = model.config
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
@@ -58,7 +59,7 @@ def save_weights(model: PromptableModel, path: str | Path, dtype: torch.dtype = 
             "Save with dtype=torch.float32 if the numbers are only too large, else train again from an earlier state."
         )
     described = {"variant": config.name, "input_size": config.input_size}
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(described)})
 
 

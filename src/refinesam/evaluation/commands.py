@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from refinesam.errors import ConfigError
+from refinesam.files import HTML, JSON, PARQUET, check_outputs, write_json, write_outputs
 
 if TYPE_CHECKING:
     from refinesam.amr import AMRConfig
@@ -58,6 +60,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option(help="Write a report with plots and pictures.")] = None,
 ) -> None:
     """Measure mIoU against ground truth, per category and size, with and without refinement; clicks, AP and AR."""
+    check_outputs([(json, JSON), (parquet, PARQUET), (html, HTML)], inputs=[annotations, weights, ap])
     if preset is not None:
         changed = {
             "--protocol": protocol != "box",
@@ -106,8 +109,12 @@ def _run(
     request: Request, weights: str, device: str, json: Path | None, parquet: Path | None, html: Path | None
 ) -> None:
     from refinesam.evaluation.dataset import read_coco_folder
+    from refinesam.evaluation.html_report import write_html
+    from refinesam.evaluation.parquet import arrow_modules, write_parquet
     from refinesam.evaluation.running import run_request
 
+    if parquet is not None:
+        arrow_modules()
     folder = read_coco_folder(request.annotations, request.images)
     from refinesam.predictor import load
 
@@ -115,20 +122,16 @@ def _run(
     with _progress() as on_progress:
         outcome = run_request(session, request, folder, on_progress)
     _print(outcome)
+    writers: dict[Path, Callable[[Path], object]] = {}
     if json is not None:
-        from refinesam.files import write_json
-
-        write_json(json, outcome.document(), indent=1)
+        writers[json] = lambda path: write_json(path, outcome.document(), indent=1)
     if parquet is not None:
-        from refinesam.evaluation.parquet import write_parquet
-
-        for measured in (outcome.evaluation, outcome.clicks):
-            if measured is not None:
-                write_parquet(measured, parquet)
+        records = outcome.evaluation or outcome.clicks
+        assert records is not None, "every request asks for one of them"
+        writers[parquet] = partial(write_parquet, records)
     if html is not None:
-        from refinesam.evaluation.html_report import write_html
-
-        write_html(html, {Path(weights).name: outcome})
+        writers[html] = lambda path: write_html(path, {Path(weights).name: outcome})
+    write_outputs(writers)
 
 
 def _run_preset(
@@ -164,14 +167,14 @@ def _run_preset(
             on_missing=lambda sentence: errors.print(f"Left out: {sentence}", markup=False, soft_wrap=True),
         )
     console.print(preset_table(preset, measured))
+    writers: dict[Path, Callable[[Path], object]] = {}
     if json is not None:
-        from refinesam.files import write_json
-
-        write_json(json, preset_document(preset, measured), indent=1)
+        writers[json] = lambda path: write_json(path, preset_document(preset, measured), indent=1)
     if html is not None:
         from refinesam.evaluation.html_report import write_html
 
-        write_html(html, {one.model: one.outcome for one in measured})
+        writers[html] = lambda path: write_html(path, {one.model: one.outcome for one in measured})
+    write_outputs(writers)
 
 
 def _print(outcome: Outcome) -> None:

@@ -16,7 +16,7 @@ from refinesam.evaluation.mask_ap import MaskAP
 from refinesam.evaluation.proposals import ProposalScores
 from refinesam.evaluation.report import Evaluation, Failure
 from refinesam.evaluation.running import Outcome
-from refinesam.files import replacing
+from refinesam.files import writing
 
 __all__ = ["write_html"]
 
@@ -43,7 +43,7 @@ def write_html(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
         outcomes: what was measured, by the model's name. Pictures need kept masks.
 
     Raises:
-        OSError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     sections = "".join(f"<section><h2>{escape(name)}</h2>{_outcome(one)}</section>" for name, one in outcomes.items())
     page = (
@@ -51,7 +51,7 @@ def write_html(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body><h1>refinesam evaluation</h1>{sections}</body></html>\n"
     )
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

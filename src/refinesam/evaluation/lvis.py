@@ -20,14 +20,16 @@ from refinesam.evaluation.coco_documents import (
     load_document,
     read_results,
 )
+from refinesam.evaluation.dataset import categories_of
 from refinesam.evaluation.json_fields import field_of
 from refinesam.evaluation.matching import Backend, measured, recall_and_precision
 from refinesam.rle import shown
 
-__all__ = ["LvisScores", "lvis_scores"]
+__all__ = ["LvisScores", "check_lvis_fields", "lvis_scores"]
 
 # By how many training images show a category: fewer than 10, fewer than 100, more.
 _FREQUENCIES: Final = ("r", "c", "f")
+_LISTS: Final = ("neg_category_ids", "not_exhaustive_category_ids")
 _AT_50: Final = 0
 _AT_75: Final = 5
 
@@ -100,8 +102,7 @@ def lvis_scores(
     content, where = load_document(ground_truth)
     truth = checked_ground_truth(content, where, iou_type)
     frequency_of = _frequencies(content, where)
-    absent = _listed(content, where, truth, "neg_category_ids")
-    not_exhaustive = _listed(content, where, truth, "not_exhaustive_category_ids")
+    absent, not_exhaustive = (_listed(content, where, truth.categories, key) for key in _LISTS)
     detections = _counting(read_results(results, truth, iou_type), truth, absent, max_detections)
     recall, precision = recall_and_precision(
         truth, detections, iou_type, [max_detections], not_exhaustive=not_exhaustive, backend=backend
@@ -129,6 +130,15 @@ def lvis_scores(
     )
 
 
+def check_lvis_fields(source: Mapping[str, Any] | str | Path) -> None:
+    """Raise DatasetError unless a document, or the file at a path, has what LVIS' rules need besides COCO's format."""
+    content, where = load_document(source)
+    _frequencies(content, where)
+    categories = categories_of(content["categories"], where)
+    for key in _LISTS:
+        _listed(content, where, categories, key)
+
+
 def _frequencies(content: Mapping[str, Any], where: str) -> dict[int, str]:
     if not content.get("categories"):
         raise DatasetError(f"{where} needs 'categories', each with its frequency: give an LVIS file, not a COCO one.")
@@ -142,13 +152,15 @@ def _frequencies(content: Mapping[str, Any], where: str) -> dict[int, str]:
     return found
 
 
-def _listed(content: Mapping[str, Any], where: str, truth: GroundTruth, key: str) -> dict[int, frozenset[int]]:
+def _listed(
+    content: Mapping[str, Any], where: str, categories: Mapping[int, str], key: str
+) -> dict[int, frozenset[int]]:
     """Return by image id the categories that LVIS lists under a key of each image."""
     found = {}
     for index, image in enumerate(content["images"]):
         place = f"{where}: images[{index}]"
         numbers = field_of(image, key, list, place)
-        unknown = [number for number in numbers if not isinstance(number, int) or number not in truth.categories]
+        unknown = [number for number in numbers if not isinstance(number, int) or number not in categories]
         if unknown:
             raise DatasetError(f"{place}.{key} holds {shown(unknown[0])}, which is not the id of any of 'categories'.")
         found[image["id"]] = frozenset(numbers)

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from refinesam.errors import ConfigError, MissingExtraError
 from refinesam.evaluation.coco_documents import GroundTruth, IoUType
 
-__all__ = ["Backend", "measured", "recall_and_precision"]
+__all__ = ["Backend", "check_backend", "measured", "recall_and_precision"]
 
 Backend = Literal["pycocotools", "faster"]
 # By image, the categories of which not every object is annotated.
@@ -59,8 +59,7 @@ def recall_and_precision(
     numbers = list(max_detections)
     if not all(type(n) is int and n >= 1 for n in numbers) or numbers != sorted(set(numbers)):
         raise ConfigError(f"max_detections is {max_detections!r}; give rising whole numbers from 1 on.")
-    if backend not in get_args(Backend):
-        raise ConfigError(f"backend is {backend!r}; choose one of {', '.join(get_args(Backend))}.")
+    check_backend(backend)
     with _quiet():
         make = _with_pycocotools if backend == "pycocotools" else _with_faster
         evaluation = make(truth, detections, iou_type, not_exhaustive or {})
@@ -69,6 +68,18 @@ def recall_and_precision(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["recall"], evaluation.eval["precision"]
+
+
+def check_backend(backend: str) -> Any:
+    """Return the module that counts; ConfigError for an unknown one, MissingExtraError for one not installed."""
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend is {backend!r}; choose one of {', '.join(get_args(Backend))}.")
+    if backend == "pycocotools":
+        return import_module("pycocotools")
+    try:
+        return import_module("faster_coco_eval")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("faster-coco-eval", "eval") from error
 
 
 def measured(values: NDArray[np.float64]) -> float | None:
@@ -107,11 +118,7 @@ def _with_pycocotools(
 def _with_faster(
     truth: GroundTruth, detections: Sequence[dict[str, Any]], iou_type: IoUType, not_exhaustive: NotExhaustive
 ) -> Any:
-    try:
-        faster_coco_eval: Any = import_module("faster_coco_eval")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("faster-coco-eval", "eval") from error
-
+    faster_coco_eval = check_backend("faster")
     document = _document(truth, truth.annotations)
     if not_exhaustive:
         for image in document["images"]:

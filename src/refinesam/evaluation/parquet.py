@@ -10,9 +10,9 @@ from typing import Any, Final
 from refinesam.errors import DatasetError, MissingExtraError
 from refinesam.evaluation.click_report import ClickEvaluation
 from refinesam.evaluation.report import Evaluation, without_nan
-from refinesam.files import replacing
+from refinesam.files import writing
 
-__all__ = ["write_parquet"]
+__all__ = ["arrow_modules", "write_parquet"]
 
 # Names and Arrow types of the columns, in their order.
 _OBJECT: Final = {
@@ -54,6 +54,14 @@ _CLICKED: Final = _OBJECT | {
 }
 
 
+def arrow_modules() -> tuple[Any, Any]:
+    """Return the modules that write Parquet; MissingExtraError where they are not installed."""
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pyarrow", "eval") from error
+
+
 def write_parquet(evaluation: Evaluation | ClickEvaluation, path: str | Path) -> None:
     """Write an evaluation's records; the file appears whole or not at all.
 
@@ -68,13 +76,9 @@ def write_parquet(evaluation: Evaluation | ClickEvaluation, path: str | Path) ->
     Raises:
         MissingExtraError: pyarrow is not installed.
         DatasetError: an id that no 64-bit integer holds.
-        OSError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
-    try:
-        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pyarrow", "eval") from error
-
+    arrow, parquet = arrow_modules()
     columns, rows = _clicked(evaluation) if isinstance(evaluation, ClickEvaluation) else _prompted(evaluation)
     lists = {"floats": arrow.list_(arrow.float64()), "flags": arrow.list_(arrow.bool_())}
     schema = arrow.schema(
@@ -85,7 +89,7 @@ def write_parquet(evaluation: Evaluation | ClickEvaluation, path: str | Path) ->
         table = arrow.Table.from_pylist(without_nan(rows), schema=schema)
     except OverflowError as error:
         raise DatasetError(f"An id exceeds 64 bits ({error}): number the annotations anew, or write JSON.") from error
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
 
 

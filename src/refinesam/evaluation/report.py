@@ -203,7 +203,7 @@ class Evaluation:
         """Write {"summary": ..., "records": [...]}; the file appears whole or not at all.
 
         Raises:
-            OSError: the file cannot be written.
+            OutputError: the file cannot be written.
         """
         write_json(path, without_nan({"summary": self.summary(), "records": self.rows()}), indent=1)
 

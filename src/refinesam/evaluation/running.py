@@ -15,8 +15,9 @@ from refinesam.evaluation.clicks import ClickableSession, count_clicks
 from refinesam.evaluation.coco_documents import restricted
 from refinesam.evaluation.dataset import CocoFolder, read_coco_folder
 from refinesam.evaluation.images import OnImage
+from refinesam.evaluation.lvis import check_lvis_fields
 from refinesam.evaluation.mask_ap import MaskAP, evaluation_ap, mask_ap, segment_detections
-from refinesam.evaluation.matching import Backend
+from refinesam.evaluation.matching import Backend, check_backend
 from refinesam.evaluation.proposals import ProposalScores, ProposingSession, proposal_scores, propose
 from refinesam.evaluation.protocols import Choice, PromptProtocol, evaluate
 from refinesam.evaluation.report import Evaluation, without_nan
@@ -130,6 +131,10 @@ def run_request(
     """
     run = _Run(session, request, folder, on_progress)
     # What a file holds can be wrong, so it comes before hours of work.
+    check_backend(request.backend)
+    if request.lvis and request.ap is not None:
+        evaluated = {image.image_id for image in folder.images[: request.limit_images]}
+        check_lvis_fields(restricted(request.annotations, evaluated))
     ap = None if request.ap in (None, "boxes", "prompts") else run.detections_ap(Path(str(request.ap)))
     evaluation = clicks = None
     if request.protocol == "noc":
