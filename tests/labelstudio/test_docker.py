@@ -84,7 +84,7 @@ def test_the_wheel_has_all_it_names() -> None:
 
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied = [rest.split()[-1] for rest in arguments("COPY")]
-    for package in wheel["packages"]:
+    for package in [*wheel["packages"], *wheel["shared-data"]]:
         assert any(package == target or package.startswith(f"{target}/") for target in copied), package
 
 
