@@ -292,6 +292,20 @@ def test_detections_that_fail_cost_only_themselves(tmp_path: Path) -> None:
     assert (len(found.first), found.images) == (2, {1, 2})
 
 
+def test_a_malformed_detection_costs_only_itself(tmp_path: Path) -> None:
+    objects(tmp_path)
+    folder = read_coco_folder(annotations_of(tmp_path), tmp_path / "images", keep_empty=True)
+    detections = boxes(folder)
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps([detections[0] | {"bbox": [1, 2, 3]}, *detections[1:], 7]))
+    found = segment_detections(BoxFiller(), folder, path)
+    assert len(found.first) == len(detections) - 1
+    assert [(f.file_name, f.reason[:12]) for f in found.failures] == [
+        ("found.json", "results[0].b"),
+        ("found.json", f"results[{len(detections)}] m"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

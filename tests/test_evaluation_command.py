@@ -133,6 +133,28 @@ def test_a_detectors_boxes(
     assert content["ap"]["refined"] is None
 
 
+def test_a_bad_record_costs_only_itself(
+    monkeypatch: pytest.MonkeyPatch, data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((data / "coco.json").read_text())
+    first = content["annotations"][0]
+    content["annotations"] += [first | {"id": 10, "bbox": [1]}, first | {"id": 11, "segmentation": [[1, 2]]}, first, 7]
+    content["images"].append({"id": 9})
+    (tmp_path / "worse.json").write_text(json.dumps(content))
+    found = []
+    for source in (data / "coco.json", tmp_path / "worse.json"):
+        path = tmp_path / f"from_{source.name}"
+        asked = ["--annotations", source, "--images", data / "images", "--ap", "boxes", "--proposals"]
+        assert run(monkeypatch, *asked, "--limit", "2", "--weights", weights, "--json", path) == 0
+        found.append(json.loads(path.read_text()))
+    good, worse = found
+    assert worse["summary"]["miou"] == good["summary"]["miou"] and worse["proposals"] == good["proposals"]
+    assert worse["ap"]["first"] == good["ap"]["first"]
+    assert worse["summary"]["objects_failed"] == 4, "of five damaged records one is an image without objects"
+    assert len(worse["summary"]["failures"]) == 5
+    assert "4 objects could not be evaluated" in capsys.readouterr().out
+
+
 def test_lvis_and_both_programs(monkeypatch: pytest.MonkeyPatch, data: Path, weights: Path, tmp_path: Path) -> None:
     found = []
     for backend in ("pycocotools", "faster"):

@@ -144,11 +144,35 @@ def good_content() -> dict:
 def test_a_bad_field_is_named(place: tuple[str | int, ...], value: Any, named: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(replaced(good_content(), place, value)), "utf-8")
-    with pytest.raises(DatasetError) as caught:
-        read_coco_folder(path, tmp_path)
-    assert named in str(caught.value)
-    assert str(path) in str(caught.value), "the file is named too"
-    assert len(str(caught.value)) < 500 + len(str(path))
+    if len(place) < 2:
+        with pytest.raises(DatasetError) as caught:
+            read_coco_folder(path, tmp_path)
+        told = [str(caught.value)]
+    else:
+        folder = read_coco_folder(path, tmp_path)
+        told = [record.reason for record in folder.damaged]
+        assert sum(len(image.objects) for image in folder.images) == 1, "the other object is left"
+        (failure, *_) = evaluate(BoxFiller(), folder, "box").failures
+        assert (failure.file_name, failure.objects) == ("a.json", int(place[0] == "annotations"))
+        assert named in failure.reason and str(tmp_path) not in failure.reason
+    assert any(named in reason for reason in told)
+    assert all(str(path) in reason for reason in told), "the file is named too"
+    assert all(len(reason) < 500 + len(str(path)) for reason in told)
+
+
+def test_damaged_records_are_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = coco([annotation(i, rectangle(0, 0, 2, 3)) for i in range(30)])
+    for one in content["annotations"][:25]:
+        del one["bbox"]
+    (tmp_path / "a.json").write_text(json.dumps(content), "utf-8")
+    folder = read_coco_folder(tmp_path / "a.json", tmp_path)
+    assert [record.index for record in folder.damaged] == list(range(25))
+    (logged,) = caplog.messages
+    assert "25 damaged records" in logged and "annotations[0].bbox" in logged and "and 5 more" in logged
+    content["annotations"] = content["annotations"][:25]
+    (tmp_path / "a.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(DatasetError, match=r"25 damaged records: .*annotations\[19\].*and 5 more; correct them"):
+        read_coco_folder(tmp_path / "a.json", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -227,4 +251,4 @@ def test_any_damage_is_read_reported_or_named_never_a_crash(
     if folder.without_crowds().images:
         result = evaluate(BoxFiller(), folder, "box")
         assert not result.records, "there are no image files"
-        assert len(result.failures) == len(folder.without_crowds().images)
+        assert len(result.failures) == len(folder.without_crowds().images) + len(folder.damaged)

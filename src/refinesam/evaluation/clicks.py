@@ -78,7 +78,7 @@ def count_clicks(
     if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
         raise ConfigError(f"thresholds are {thresholds!r}; give IoUs above 0 and at most 1, as (0.85, 0.9).")
     images = limited(folder.without_crowds().images, limit_images)
-    run, capabilities = ImageRun(session), session.capabilities
+    run, capabilities = ImageRun(session, folder.damaged), session.capabilities
     feed_back = feed_back and capabilities.mask_prompt
     user = _User(capabilities, max_clicks, max(thresholds), feed_back)
     records: list[ClickRecord] = []

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 from pycocotools import mask as coco_mask
 
 from refinesam.errors import ConfigError, DatasetError
-from refinesam.evaluation.dataset import categories_of, checked_lists, object_of
-from refinesam.evaluation.json_fields import ById, bbox_of, field_of, is_number, read_json
+from refinesam.evaluation.dataset import categories_of, checked_lists, image_id_of, object_of
+from refinesam.evaluation.json_fields import ById, Damaged, bbox_of, field_of, is_number, read_json
 from refinesam.masks import decode_segmentation
 from refinesam.rle import Rle, encode_rle, runs_from_compressed, shown
 
@@ -28,6 +28,7 @@ __all__ = [
     "read_ground_truth",
     "read_results",
     "restricted",
+    "without_damaged",
 ]
 
 IoUType = Literal["segm", "bbox"]
@@ -80,27 +81,40 @@ def load_document(source: object) -> tuple[dict[str, Any], str]:
     return checked_lists(dict(source) if isinstance(source, Mapping) else source, where), where
 
 
-def checked_ground_truth(content: dict[str, Any], where: str, iou_type: IoUType) -> GroundTruth:
+def checked_ground_truth(
+    content: dict[str, Any], where: str, iou_type: IoUType, damaged: Damaged | None = None
+) -> GroundTruth:
     """Check what `load_document` returned; see `read_ground_truth`.
 
+    Args:
+        content: the document.
+        where: what messages call it.
+        iou_type: see `read_ground_truth`.
+        damaged: takes records that are malformed.
+
     Raises:
-        DatasetError: the document breaks COCO's format; the message names the place.
+        DatasetError: the document breaks COCO's format; the message names the places. With `damaged`, only where a
+            list is missing.
         ConfigError: an unknown `iou_type`.
     """
     if iou_type not in get_args(IoUType):
         raise ConfigError(f"iou_type is {iou_type!r}; choose segm or bbox.")
-    images = ById()
+    images, found = ById(), Damaged() if damaged is None else damaged
     for index, raw in enumerate(content["images"]):
         place = f"{where}: images[{index}]"
-        height, width = field_of(raw, "height", int, place), field_of(raw, "width", int, place)
-        images.add((height, width), field_of(raw, "id", int, place), place)
-    categories = categories_of(content.get("categories", []), where)
+        with found.isolated("images", index):
+            height, width = field_of(raw, "height", int, place), field_of(raw, "width", int, place)
+            images.add((height, width), field_of(raw, "id", int, place), place)
+    categories = categories_of(content.get("categories", []), where, found)
     seen, annotations = ById(), []
     for index, raw in enumerate(content["annotations"]):
         place = f"{where}: annotations[{index}]"
-        annotation = _annotation(raw, place, images.values, categories, iou_type)
-        seen.add(annotation, annotation["id"], place)
-        annotations.append(annotation | {"id": index + 1})
+        with found.isolated("annotations", index):
+            annotation = _annotation(raw, place, images.values, categories, iou_type)
+            seen.add(annotation, annotation["id"], place)
+            annotations.append(annotation | {"id": index + 1})
+    if damaged is None:
+        found.check_none()
     # COCO's files name their categories; those of other tools may not.
     named = categories or {annotation["category_id"]: str(annotation["category_id"]) for annotation in annotations}
     return GroundTruth(images.values, named, annotations, where)
@@ -129,12 +143,28 @@ def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) 
     }
 
 
+def without_damaged(content: dict[str, Any], where: str = "the ground truth") -> dict[str, Any]:
+    """Return a COCO document's content without the records that break the format of masks, and what refers to them."""
+    damaged = Damaged()
+    checked_ground_truth(content, where, "segm", damaged)
+    left_out = {(record.part, record.index) for record in damaged.records}
+    return {
+        **content,
+        **{
+            part: [one for index, one in enumerate(content[part]) if (part, index) not in left_out]
+            for part in ("images", "categories", "annotations")
+            if part in content
+        },
+    }
+
+
 def read_results(
     source: Sequence[dict[str, Any]] | str | Path,
     truth: GroundTruth,
     iou_type: IoUType,
     *,
     class_agnostic: bool = False,
+    damaged: Damaged | None = None,
 ) -> list[dict[str, Any]]:
     """Check COCO results and give each an id and an area.
 
@@ -144,33 +174,41 @@ def read_results(
         iou_type: "segm" takes masks, and areas from them: the boxes of such results are left out, since pycocotools
             would take the areas from those. "bbox" takes boxes.
         class_agnostic: categories that the ground truth lacks, or none at all, count as any.
+        damaged: takes results that are malformed.
 
     Raises:
-        DatasetError: the file cannot be read or something in it is malformed; the message names the place.
+        DatasetError: the file cannot be read or something in it is malformed; the message names the places. With
+            `damaged`, only where nothing else is left.
     """
     from_file = isinstance(source, str | Path)
     content = read_json(Path(source)) if isinstance(source, str | Path) else source
     where = f"{source}: results" if from_file else "results"
     if not isinstance(content, Sequence) or isinstance(content, str | bytes):
         raise DatasetError(f"{where} must be a list of COCO results, got {shown(content)}: see COCO's results format.")
-    results = []
+    results: list[dict[str, Any]] = []
+    found = Damaged() if damaged is None else damaged
     for index, raw in enumerate(content):
-        place = f"{where}[{index}]"
-        image_id = field_of(raw, "image_id", int, place)
-        if image_id not in truth.images:
-            raise DatasetError(
-                f"{place}.image_id {image_id} is not the id of any image of {truth.where}: these are results for "
-                "other images, or the image has to be added."
-            )
-        result = {"id": index + 1, "image_id": image_id, "iscrowd": 0, "score": _score(raw, place)}
-        result["category_id"] = _category(raw, place, truth, class_agnostic)
-        if iou_type == "segm":
-            rle = _mask_of(raw, place, truth.images[image_id])
-            results.append(result | {"segmentation": rle, "area": float(coco_mask.area(rle))})
-        else:
-            box = bbox_of(raw, place)
-            results.append(result | {"bbox": list(box), "area": box[2] * box[3]})
+        with found.isolated("results", index):
+            results.append({"id": index + 1, **_result(raw, f"{where}[{index}]", truth, iou_type, class_agnostic)})
+    if damaged is None or not results:
+        found.check_none()
     return results
+
+
+def _result(raw: Any, place: str, truth: GroundTruth, iou_type: IoUType, class_agnostic: bool) -> dict[str, Any]:
+    image_id = field_of(raw, "image_id", int, place)
+    if image_id not in truth.images:
+        raise DatasetError(
+            f"{place}.image_id {image_id} is not the id of any image of {truth.where}: these are results for "
+            "other images, or the image has to be added."
+        )
+    result = {"image_id": image_id, "iscrowd": 0, "score": _score(raw, place)}
+    result["category_id"] = _category(raw, place, truth, class_agnostic)
+    if iou_type == "segm":
+        rle = _mask_of(raw, place, truth.images[image_id])
+        return result | {"segmentation": rle, "area": float(coco_mask.area(rle))}
+    box = bbox_of(raw, place)
+    return result | {"bbox": list(box), "area": box[2] * box[3]}
 
 
 def compressed(segmentation: object, height: int, width: int) -> Rle:
@@ -193,9 +231,7 @@ def compressed(segmentation: object, height: int, width: int) -> Rle:
 def _annotation(
     raw: Any, place: str, images: Mapping[int, tuple[int, int]], categories: Mapping[int, str], iou_type: IoUType
 ) -> dict[str, Any]:
-    image_id = field_of(raw, "image_id", int, place)
-    if image_id not in images:
-        raise DatasetError(f"{place}.image_id {image_id} is not the id of any of 'images': add it or remove this.")
+    image_id = image_id_of(raw, place, images)
     # Boxes alone need no segmentation.
     one = object_of({"segmentation": []} | raw if iou_type == "bbox" else raw, place, categories)
     annotation = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from refinesam.errors import DatasetError
-from refinesam.evaluation.json_fields import ById, bbox_of, field_of, is_number, read_json
+from refinesam.evaluation.json_fields import ById, Damaged, DamagedRecord, bbox_of, field_of, is_number, read_json
 from refinesam.rle import shown
 
 __all__ = [
@@ -17,9 +18,13 @@ __all__ = [
     "CocoObject",
     "categories_of",
     "checked_lists",
+    "image_id_of",
     "object_of",
     "read_coco_folder",
 ]
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,22 +52,24 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFolder:
-    """The images of one annotation file, in its order, and its category names by id."""
+    """The images of one annotation file, in its order, its category names by id, and the records that are damaged."""
 
     images: tuple[CocoImage, ...]
     categories: Mapping[int, str]
+    damaged: tuple[DamagedRecord, ...] = ()
 
     def without_crowds(self) -> CocoFolder:
         """Leave crowd regions out, and images that then have no object."""
         images = (replace(i, objects=tuple(o for o in i.objects if not o.is_crowd)) for i in self.images)
-        return CocoFolder(tuple(i for i in images if i.objects), self.categories)
+        return replace(self, images=tuple(i for i in images if i.objects))
 
 
 def read_coco_folder(annotations: str | Path, images: str | Path, *, keep_empty: bool = False) -> CocoFolder:
     """Read an annotation file.
 
-    Checked are the file's structure, numbers, ids and file names. Image files and segmentations are looked at when
-    they are used, so that a damaged one costs only itself.
+    Checked are the file's structure, numbers, ids and file names. A record that breaks the format costs itself and
+    what refers to it; the result lists them all, and a logged warning counts them. Image files and segmentations are
+    looked at when they are used, so that a damaged one costs only itself.
 
     Args:
         annotations: COCO JSON with images, annotations and (optionally) categories.
@@ -71,7 +78,8 @@ def read_coco_folder(annotations: str | Path, images: str | Path, *, keep_empty:
         keep_empty: keep images without objects, too: a detector can find something in them.
 
     Raises:
-        DatasetError: the file is missing, not JSON, or breaks COCO's format; the message names the place.
+        DatasetError: the file is missing, not JSON, lacks a list of COCO's format, or holds damaged records alone; the
+            message names the place.
     """
     annotations, folder = Path(annotations), Path(images)
     content = checked_lists(read_json(annotations), str(annotations))
@@ -79,26 +87,29 @@ def read_coco_folder(annotations: str | Path, images: str | Path, *, keep_empty:
         raise DatasetError(
             f"There is no image folder {folder}. Give the folder that holds the files {annotations} names."
         )
-    categories = categories_of(content.get("categories", []), str(annotations))
+    damaged = Damaged()
+    categories = categories_of(content.get("categories", []), str(annotations), damaged)
     found, root = ById(), folder.resolve()
     for index, raw in enumerate(content["images"]):
         where = f"{annotations}: images[{index}]"
-        found.add(_image(raw, where, folder, root), field_of(raw, "id", int, where), where)
+        with damaged.isolated("images", index):
+            found.add(_image(raw, where, folder, root), field_of(raw, "id", int, where), where)
     records: dict[int, CocoImage] = found.values
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in records}
     annotated = ById()
     for index, raw in enumerate(content["annotations"]):
         where = f"{annotations}: annotations[{index}]"
-        image_id = field_of(raw, "image_id", int, where)
-        if image_id not in objects:
-            raise DatasetError(f"{where}.image_id {image_id} is not the id of any of 'images': add it or remove this.")
-        coco_object = object_of(raw, where, categories)
-        annotated.add(coco_object, coco_object.annotation_id, where)
-        objects[image_id].append(coco_object)
-    return CocoFolder(
-        tuple(replace(records[image_id], objects=tuple(its)) for image_id, its in objects.items() if its or keep_empty),
-        categories,
-    )
+        with damaged.isolated("annotations", index):
+            image_id = image_id_of(raw, where, objects)
+            coco_object = object_of(raw, where, categories)
+            annotated.add(coco_object, coco_object.annotation_id, where)
+            objects[image_id].append(coco_object)
+    kept = [replace(records[number], objects=tuple(its)) for number, its in objects.items() if its or keep_empty]
+    if not kept:
+        damaged.check_none()
+    if damaged.records:
+        _logger.warning("Left out of %s: %s.", annotations, damaged)
+    return CocoFolder(tuple(kept), categories, tuple(damaged.records))
 
 
 def checked_lists(content: Any, where: str) -> dict[str, Any]:
@@ -108,21 +119,37 @@ def checked_lists(content: Any, where: str) -> dict[str, Any]:
     return content
 
 
-def categories_of(raw: Any, where: str) -> Mapping[int, str]:
+def categories_of(raw: Any, where: str, damaged: Damaged | None = None) -> Mapping[int, str]:
     """Read a document's list of categories: names by id, the id itself where there is no name.
 
+    Args:
+        raw: the list.
+        where: with which messages start.
+        damaged: takes categories that are malformed.
+
     Raises:
-        DatasetError: not such a list; the message starts with `where`.
+        DatasetError: no list; or, without `damaged`, malformed categories.
     """
     if not isinstance(raw, list):
         raise DatasetError(f"{where}: categories must be a list of objects with id and name, got {shown(raw)}.")
-    names = ById()
+    names, found = ById(), Damaged() if damaged is None else damaged
     for index, category in enumerate(raw):
         place = f"{where}: categories[{index}]"
-        category_id = field_of(category, "id", int, place)
-        name = field_of(category, "name", str, place) if "name" in category else str(category_id)
-        names.add(name, category_id, place)
+        with found.isolated("categories", index):
+            category_id = field_of(category, "id", int, place)
+            name = field_of(category, "name", str, place) if "name" in category else str(category_id)
+            names.add(name, category_id, place)
+    if damaged is None:
+        found.check_none()
     return names.values
+
+
+def image_id_of(raw: Any, where: str, known: Collection[int]) -> int:
+    """Return an annotation's image_id; DatasetError unless it is the id of a known image."""
+    image_id: int = field_of(raw, "image_id", int, where)
+    if image_id not in known:
+        raise DatasetError(f"{where}.image_id {image_id} is not the id of any of 'images': add it or remove this.")
+    return image_id
 
 
 def object_of(raw: Any, where: str, categories: Mapping[int, str]) -> CocoObject:

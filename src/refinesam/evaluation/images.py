@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError, DatasetError, ImageError, PromptError
 from refinesam.evaluation.dataset import CocoImage
+from refinesam.evaluation.json_fields import DamagedRecord
 from refinesam.evaluation.report import Failure
 from refinesam.images import read_image
 from refinesam.types import Prediction, Prompt
@@ -61,15 +63,27 @@ class ImageRun:
 
     Attributes:
         session: the model.
+        damaged: records that are missing from the images.
         failures: what could not be evaluated so far.
         encode_ms: time each image took to encode.
         unread: ids of the images that failed as a whole.
     """
 
     session: PromptableSession
+    damaged: InitVar[Iterable[DamagedRecord]] = ()
     failures: list[Failure] = field(default_factory=list)
     encode_ms: list[float] = field(default_factory=list)
     unread: set[int] = field(default_factory=set)
+
+    def __post_init__(self, damaged: Iterable[DamagedRecord]) -> None:
+        """List the damaged records as failures."""
+        for record in damaged:
+            # Of an image and of a category, each object is a damaged record of its own.
+            objects = int(record.part == "annotations")
+            path, _, place = record.reason.partition(f": {record.part}[")
+            # Without a file, the reason begins with the place.
+            name, reason = (Path(path).name, f"{record.part}[{place}") if place else ("", record.reason)
+            self.failures.append(Failure(None, name, None, objects, reason))
 
     def encoded(
         self, images: Sequence[CocoImage], on_image: OnImage | None = None

@@ -4,13 +4,63 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from refinesam.errors import DatasetError
 from refinesam.rle import shown
 
-__all__ = ["ById", "bbox_of", "field_of", "is_number", "read_json"]
+__all__ = ["ById", "Damaged", "DamagedRecord", "bbox_of", "field_of", "is_number", "read_json"]
+
+
+# Damaged records that one error names.
+NAMED = 20
+
+
+@dataclass(frozen=True)
+class DamagedRecord:
+    """A record of a file that broke its format.
+
+    Attributes:
+        part: the list it stands in, such as "annotations".
+        index: its place there, from 0.
+        reason: names the file, the place and what is wrong.
+    """
+
+    part: str
+    index: int
+    reason: str
+
+
+@dataclass
+class Damaged:
+    """The damaged records of one file; each costs itself."""
+
+    records: list[DamagedRecord] = field(default_factory=list)
+
+    @contextmanager
+    def isolated(self, part: str, index: int) -> Iterator[None]:
+        """List the DatasetError that the block raises, if any."""
+        try:
+            yield
+        except DatasetError as error:
+            self.records.append(DamagedRecord(part, index, str(error)))
+
+    def check_none(self) -> None:
+        """Raise one DatasetError that names them, where there are any."""
+        if len(self.records) == 1:
+            raise DatasetError(self.records[0].reason)
+        if self.records:
+            raise DatasetError(f"{self}; correct them or take them out.")
+
+    def __str__(self) -> str:
+        """Count the records and name them."""
+        more = len(self.records) - NAMED
+        named = [record.reason for record in self.records[:NAMED]] + ([f"and {more} more"] if more > 0 else [])
+        return f"{len(self.records)} damaged records: {'; '.join(named)}"
 
 
 class ById:

@@ -18,6 +18,7 @@ from refinesam.evaluation.coco import CocoScores, coco_scores
 from refinesam.evaluation.coco_documents import GroundTruth, read_results, restricted
 from refinesam.evaluation.dataset import CocoFolder
 from refinesam.evaluation.images import ImageRun, OnImage, PromptableImage, PromptableSession, is_whole, limited
+from refinesam.evaluation.json_fields import Damaged
 from refinesam.evaluation.lvis import LvisScores, lvis_scores
 from refinesam.evaluation.matching import Backend
 from refinesam.evaluation.protocols import Choice, check_choice, chosen, only
@@ -95,7 +96,8 @@ def segment_detections(
         on_image: called after every image with how many are done and how many there are.
 
     Raises:
-        DatasetError: the detections are malformed; the message names the place.
+        DatasetError: no detection is sound; the message names the places. One that is not costs itself, and is listed
+            in the failures.
         ConfigError: a setting out of range.
     """
     check_choice(choose, has_box=True)
@@ -104,10 +106,11 @@ def segment_detections(
     known = {image.image_id: (image.height, image.width) for image in folder.images}
     truth = GroundTruth(known, folder.categories, (), "the annotations")
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for detection in read_results(detections, truth, "bbox"):
+    damaged = Damaged()
+    for detection in read_results(detections, truth, "bbox", damaged=damaged):
         by_image[detection["image_id"]].append(detection)
     images = limited(folder.images, limit_images)
-    run = ImageRun(session)
+    run = ImageRun(session, [*folder.damaged, *damaged.records])
     first: list[dict[str, Any]] = []
     refined: list[dict[str, Any]] = []
     for image, encoded in run.encoded(images, on_image):
@@ -178,7 +181,9 @@ def evaluation_ap(
         MissingExtraError: the backend is not installed.
     """
     images = {record.image_id for record in evaluation.records}
-    images |= {failure.image_id for failure in evaluation.failures if failure.annotation_id is not None}
+    images |= {
+        one.image_id for one in evaluation.failures if one.image_id is not None and one.annotation_id is not None
+    }
     if not images:
         raise DatasetError("No image could be evaluated, so there is no average precision: see the failures.")
     document = restricted(annotations, images)

@@ -124,7 +124,7 @@ def propose(
         DatasetError: the folder has no image.
     """
     images = limited(folder.images, limit_images)
-    run = ImageRun(session)
+    run = ImageRun(session, folder.damaged)
     results: list[dict[str, Any]] = []
     settings = RECALL_SETTINGS | settings
     for image, encoded in run.encoded(images, on_image):

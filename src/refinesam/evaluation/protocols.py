@@ -147,7 +147,7 @@ def evaluate(
     check_seed(seed)
     check_choice(choose, has_box=protocol in ("box", "noisy-box"))
     images = limited(folder.without_crowds().images, limit_images)
-    run = ImageRun(session)
+    run = ImageRun(session, folder.damaged)
     measure = _Measure(protocol, refine, seed, choose, keep_masks)
     records: list[ObjectRecord] = []
     for image, encoded in run.encoded(images, on_image):

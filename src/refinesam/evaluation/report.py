@@ -105,17 +105,17 @@ class ObjectRecord:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image, or one object of it, that could not be evaluated.
+    """An image, one object of it, or a record of a file, that could not be evaluated.
 
     Attributes:
-        image_id: of the annotation file.
-        file_name: of the image.
-        annotation_id: of the object; None when the whole image failed.
+        image_id: of the annotation file; None when a record of that file could not be read.
+        file_name: of the image, else of the file.
+        annotation_id: of the object; None when the whole image, or a record, failed.
         objects: how many objects are missing from the results because of it.
         reason: what was wrong.
     """
 
-    image_id: int
+    image_id: int | None
     file_name: str
     annotation_id: int | None
     objects: int

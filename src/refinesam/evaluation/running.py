@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,7 +12,7 @@ from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError
 from refinesam.evaluation.click_report import ClickEvaluation
 from refinesam.evaluation.clicks import ClickableSession, count_clicks
-from refinesam.evaluation.coco_documents import restricted
+from refinesam.evaluation.coco_documents import load_document, restricted, without_damaged
 from refinesam.evaluation.dataset import CocoFolder, read_coco_folder
 from refinesam.evaluation.images import OnImage
 from refinesam.evaluation.lvis import check_lvis_fields
@@ -134,7 +134,7 @@ def run_request(
     check_backend(request.backend)
     if request.lvis and request.ap is not None:
         evaluated = {image.image_id for image in folder.images[: request.limit_images]}
-        check_lvis_fields(restricted(request.annotations, evaluated))
+        check_lvis_fields(restricted(run.truth, evaluated))
     ap = None if request.ap in (None, "boxes", "prompts") else run.detections_ap(Path(str(request.ap)))
     evaluation = clicks = None
     if request.protocol == "noc":
@@ -144,7 +144,7 @@ def run_request(
     if request.ap in ("boxes", "prompts"):
         own = request.ap == "prompts" or request.protocol == "box"
         scored = evaluation if own and evaluation is not None else run.evaluated("box")
-        ap = evaluation_ap(scored, request.annotations, lvis=request.lvis, backend=request.backend)
+        ap = evaluation_ap(scored, run.truth, lvis=request.lvis, backend=request.backend)
     return Outcome(folder, evaluation, clicks, ap, run.proposals() if request.proposals else None)
 
 
@@ -156,6 +156,11 @@ class _Run:
     request: Request
     folder: CocoFolder
     on_progress: OnProgress | None
+
+    @cached_property
+    def truth(self) -> dict[str, Any]:
+        """The ground truth that can be scored."""
+        return without_damaged(*load_document(self.request.annotations))
 
     def evaluated(self, protocol: PromptProtocol) -> Evaluation:
         """Prompt for every object."""
@@ -193,15 +198,14 @@ class _Run:
             limit_images=request.limit_images,
             on_image=self._telling("Segmenting detections"),
         )
-        return mask_ap(found, request.annotations, prompts=path.name, lvis=request.lvis, backend=request.backend)
+        return mask_ap(found, self.truth, prompts=path.name, lvis=request.lvis, backend=request.backend)
 
     def proposals(self) -> ProposalScores:
         """Segment everything and see how much of the ground truth is there."""
         found = propose(
             self.session, self.folder, limit_images=self.request.limit_images, on_image=self._telling("Proposing")
         )
-        document = restricted(self.request.annotations, found.images)
-        return proposal_scores(document, found.results, backend=self.request.backend)
+        return proposal_scores(restricted(self.truth, found.images), found.results, backend=self.request.backend)
 
     def _telling(self, what: str) -> OnImage | None:
         if self.on_progress is None:

@@ -59,6 +59,8 @@ def failure_tables(failures: Sequence[Failure]) -> Iterable[Table]:
         table.add_column(heading)
     for failure in failures[:SHOWN_FAILURES]:
         table.add_row(failure.file_name, failure.reason)
+    if (more := len(failures) - SHOWN_FAILURES) > 0:
+        table.caption = f"and {more} more: --json names them all"
     yield table
 
 
