@@ -48,6 +48,7 @@ PUBLIC_NAMES = [
     "read_image",
     "replacing",
     "segment_batch",
+    "settle_threads",
     "size_of",
     "write_json",
     "write_outputs",

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from refinesam.predictor import load
     from refinesam.rle import decode_rle, encode_rle
     from refinesam.session import EncodedImage, Session
+    from refinesam.threads import settle_threads
     from refinesam.types import Capabilities, Prediction, Prompt, RefinementReport
 
     __version__: str
@@ -85,6 +86,7 @@ __all__ = [
     "read_image",
     "replacing",
     "segment_batch",
+    "settle_threads",
     "size_of",
     "write_json",
     "write_outputs",
@@ -127,6 +129,7 @@ _EXPORTS: dict[str, str] = {
     "read_image": "refinesam.images",
     "replacing": "refinesam.files",
     "segment_batch": "refinesam.batch",
+    "settle_threads": "refinesam.threads",
     "size_of": "refinesam.evaluation.metrics",
     "write_json": "refinesam.files",
     "write_outputs": "refinesam.files",

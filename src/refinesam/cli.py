@@ -15,9 +15,11 @@ from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from refinesam.command_options import DeviceOption, ThreadsOption, WeightsOption
 from refinesam.errors import MissingExtraError, PromptError, RefineSAMError
 from refinesam.evaluation.commands import evaluate
 from refinesam.files import JSON, PNG, check_outputs, write_json, write_outputs
+from refinesam.threads import settle_threads, wait_passively
 from refinesam.training.commands import app as training_app
 
 if TYPE_CHECKING:
@@ -68,8 +70,6 @@ app.add_typer(training_app, name="train")
 console = Console()
 errors = Console(stderr=True)
 
-WeightsOption = Annotated[str, typer.Option(help="Name of `refinesam weights list`, or a file.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 OverlayOption = Annotated[Path | None, typer.Option(help="Write a picture of the result (PNG).")]
 CocoOption = Annotated[Path | None, typer.Option(help="Write the masks as COCO JSON.")]
 IntensityOption = Annotated[str, typer.Option(help="How images beyond 8 bits are mapped: percentile, minmax, as_is.")]
@@ -78,6 +78,7 @@ PageOption = Annotated[int | None, typer.Option(help="Page of a multi-page file,
 
 def main() -> None:
     """Run the command line; refinesam's own errors, and the system's, become one line and exit code 1."""
+    wait_passively()
     try:
         app()
     except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
@@ -120,6 +121,7 @@ def segment(
     refine: Annotated[bool, typer.Option("--refine", help="Apply Adaptive Mask Refinement.")] = False,
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     overlay: OverlayOption = None,
     coco: CocoOption = None,
     intensity: IntensityOption = "percentile",
@@ -127,12 +129,13 @@ def segment(
 ) -> None:
     """Segment one object, named by clicks, a box, or both."""
     check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
+    settled = settle_threads(threads)
     prompt = _prompt(point or [], negative or [], box or [])
     pixels = _read(image, intensity, page)
     prompt.check_inside((pixels.shape[0], pixels.shape[1]))
     from refinesam.predictor import load
 
-    encoded = load(weights, device=device).encode(pixels)
+    encoded = load(weights, device=device, threads=settled).encode(pixels)
     first = encoded.predict(prompt)
     result = encoded.refine(first) if refine else first
     _print_predictions([result])
@@ -155,6 +158,7 @@ def everything(
     stability_threshold: Annotated[float, typer.Option(help="Least stability score.")] = 0.75,
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     overlay: OverlayOption = None,
     coco: CocoOption = None,
     intensity: IntensityOption = "percentile",
@@ -162,6 +166,7 @@ def everything(
 ) -> None:
     """Segment everything in an image."""
     check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
+    settled = settle_threads(threads)
     pixels = _read(image, intensity, page)
     from rich.progress import Progress
 
@@ -169,7 +174,7 @@ def everything(
     from refinesam.predictor import load
 
     generator = AutomaticMaskGenerator(
-        load(weights, device=device),
+        load(weights, device=device, threads=settled),
         points_per_side=points_per_side,
         iou_threshold=iou_threshold,
         stability_threshold=stability_threshold,
@@ -194,11 +199,13 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for overlays and masks.")] = Path("demo_output"),
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Segment photographs and micrographs that come with scikit-image, with and without refinement."""
+    settled = settle_threads(threads)
     from refinesam.demo import run_demo
 
-    run_demo(output, weights, device, console)
+    run_demo(output, weights, device, console, settled)
 
 
 @weights_app.command("list")

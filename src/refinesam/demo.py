@@ -42,7 +42,7 @@ SCENES = (
 )
 
 
-def run_demo(output: Path, weights: str, device: str, console: Console) -> None:
+def run_demo(output: Path, weights: str, device: str, console: Console, threads: int | None = None) -> None:
     """Segment every scene; write overlays and masks; print a table.
 
     Raises:
@@ -54,7 +54,7 @@ def run_demo(output: Path, weights: str, device: str, console: Console) -> None:
     pictures = {scene.name: output / f"{scene.name}.png" for scene in SCENES}
     everything, document = output / "coins_everything.png", output / "masks.json"
     check_outputs([(document, JSON), *((path, PNG) for path in (*pictures.values(), everything))], inputs=[weights])
-    session = load(weights, device=device)
+    session = load(weights, device=device, threads=threads)
     table = Table("image", "prompt", "IoU", "AMR", "strategy", "κ", "Q", "kept", "ms", box=SIMPLE, padding=(0, 1, 0, 0))
     table.caption = "IoU: predicted, before and after; ms: to encode the image + to answer the prompt"
     masks: dict[str, tuple[tuple[int, int], list[tuple[ArrayLike, float | None]]]] = {}

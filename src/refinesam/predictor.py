@@ -23,6 +23,7 @@ from refinesam.models.image_encoder import ImageFeatures, LiteHybridEncoder
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
 from refinesam.session import DEFAULT_CACHE_BYTES, OnProgress, Session
+from refinesam.threads import check_threads
 from refinesam.types import BoolArray, FloatArray, Prompt
 from refinesam.weights import load_model
 
@@ -162,6 +163,7 @@ def load(
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     cache_dir: str | Path | None = None,
     disk_cache_bytes: int = DEFAULT_DISK_CACHE_BYTES,
+    threads: int | None = None,
 ) -> Session:
     """Load a model.
 
@@ -173,14 +175,18 @@ def load(
         cache_dir: folder that keeps embeddings on disk too, for later sessions with the same model; None means none.
             It is made where it is missing; a full or read-only disk costs a logged warning, not the answer.
         disk_cache_bytes: most bytes of embeddings in that folder; the least recently used go first.
+        threads: that torch computes with on the CPU, in this whole process; None leaves them as they are. Fewer are
+            faster beside other work; a process of your own is best begun with `refinesam.settle_threads`.
 
     Returns:
         A session.
 
     Raises:
         WeightsError: unknown, missing or damaged weights.
-        ConfigError: no such device or dtype here.
+        ConfigError: no such device or dtype here, or a number of threads that is none.
     """
+    if threads is not None:
+        torch.set_num_threads(check_threads(threads))
     chosen = resolve_device(device)
     predictor = Predictor(load_model(str(weights)), str(weights), chosen, resolve_dtype(dtype, chosen))
     store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from refinesam.command_options import DeviceOption, ThreadsOption, WeightsOption
 from refinesam.errors import ConfigError
 from refinesam.files import HTML, JSON, PARQUET, check_outputs, write_json, write_outputs
+from refinesam.threads import settle_threads
 
 if TYPE_CHECKING:
     from refinesam.amr import AMRConfig
     from refinesam.evaluation.presets import PresetName
     from refinesam.evaluation.running import Outcome, Request
+    from refinesam.session import Session
 
 __all__ = ["evaluate"]
 
@@ -38,8 +41,9 @@ def evaluate(
     protocol: ProtocolOption = "box",
     refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
     amr: RefinementOption = "full",
-    weights: Annotated[str, typer.Option(help="Name of `refinesam weights list`, or a file.")] = "builtin",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    weights: WeightsOption = "builtin",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
     seed: Annotated[int, typer.Option(help="Of random clicks and noise.")] = 0,
     choose: Annotated[
@@ -61,6 +65,7 @@ def evaluate(
 ) -> None:
     """Measure mIoU against ground truth, per category and size, with and without refinement; clicks, AP and AR."""
     check_outputs([(json, JSON), (parquet, PARQUET), (html, HTML)], inputs=[annotations, weights, ap])
+    session_of = partial(_session, device=device, threads=settle_threads(threads))
     if preset is not None:
         changed = {
             "--protocol": protocol != "box",
@@ -69,7 +74,7 @@ def evaluate(
             "--amr": amr != "full",
         }
         _check_fixed({**changed, "--choose": choose, "--lvis": lvis, "--proposals": proposals, "--parquet": parquet})
-        _run_preset(preset, annotations, images, device, ap, limit, seed, json, html)
+        _run_preset(preset, annotations, images, session_of, ap, limit, seed, json, html)
         return
     if annotations is None or images is None:
         raise ConfigError("Give --annotations, a COCO JSON file, and --images, the folder of the images it names.")
@@ -90,7 +95,7 @@ def evaluate(
         keep_masks=html is not None,
         backend=backend,
     )
-    _run(request, weights, device, json, parquet, html)
+    _run(request, weights, session_of, json, parquet, html)
 
 
 def _refinement(name: str) -> AMRConfig:
@@ -105,8 +110,19 @@ def _check_fixed(options: Mapping[str, object]) -> None:
         raise ConfigError(f"The tables of the paper fix {', '.join(given)}: leave it out, or leave --preset out.")
 
 
+def _session(weights: str, device: str, threads: int) -> Session:
+    from refinesam.predictor import load
+
+    return load(weights, device=device, threads=threads)
+
+
 def _run(
-    request: Request, weights: str, device: str, json: Path | None, parquet: Path | None, html: Path | None
+    request: Request,
+    weights: str,
+    session_of: Callable[[str], Session],
+    json: Path | None,
+    parquet: Path | None,
+    html: Path | None,
 ) -> None:
     from refinesam.evaluation.dataset import read_coco_folder
     from refinesam.evaluation.html_report import write_html
@@ -116,9 +132,7 @@ def _run(
     if parquet is not None:
         arrow_modules()
     folder = read_coco_folder(request.annotations, request.images)
-    from refinesam.predictor import load
-
-    session = load(weights, device=device)
+    session = session_of(weights)
     with _progress() as on_progress:
         outcome = run_request(session, request, folder, on_progress)
     _print(outcome)
@@ -138,7 +152,7 @@ def _run_preset(
     name: PresetName,
     annotations: Path | None,
     images: Path | None,
-    device: str,
+    session_of: Callable[[str], Session],
     detections: str | None,
     limit: int | None,
     seed: int,
@@ -148,12 +162,6 @@ def _run_preset(
     from refinesam.evaluation.presets import PRESETS, preset_document, preset_table, run_preset
 
     preset = PRESETS[name]
-
-    def session_of(weights: str) -> Any:
-        from refinesam.predictor import load
-
-        return load(weights, device=device)
-
     with _progress() as on_progress:
         measured = run_preset(
             preset,
