@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from refinesam.amr import AMRConfig
-from refinesam.errors import RefineSAMError
-from refinesam.images import as_rgb, read_image
+from refinesam.channels import Channel
+from refinesam.errors import ConfigError, RefineSAMError
+from refinesam.images import IntensityPolicy, as_rgb, read_image
 from refinesam.session import EncodedImage, Session
 from refinesam.types import Prediction, Prompt
 
@@ -26,11 +28,25 @@ class Item:
         image: an array as `refinesam.as_rgb` takes it, or a path.
         prompts: one for each object; None segments everything.
         key: the caller's name for the image, given back in the record.
+        page: of a file with several, see `refinesam.read_image`.
+        intensity: how values that are not 8-bit become 8-bit, see `refinesam.as_rgb`.
+        channel: one, or three, of an image with others, see `refinesam.as_rgb`.
     """
 
     image: NDArray[Any] | str | Path
     prompts: Sequence[Prompt] | None
     key: str = ""
+    page: int | None = None
+    intensity: IntensityPolicy = "percentile"
+    channel: Channel | None = None
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Return (H, W, 3) RGB; raise ImageError where the image can't be read, ConfigError for a bad setting."""
+        if isinstance(self.image, str | Path):
+            return read_image(self.image, intensity=self.intensity, page=self.page, channel=self.channel)
+        if self.page is not None:
+            raise ConfigError(f"page={self.page} was given with an array, which has none: give that page's array.")
+        return as_rgb(self.image, intensity=self.intensity, channel=self.channel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +105,7 @@ def segment_batch(
     config = AMRConfig() if refine is True else refine or None
     for item in items:
         try:
-            image = read_image(item.image) if isinstance(item.image, str | Path) else as_rgb(item.image)
-            encoded = session.encode(image)
+            encoded = session.encode(item.pixels())
             if item.prompts is None:
                 answers = tuple(_everything(session, encoded, config, everything or {}))
             else:

@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from refinesam.command_options import DeviceOption, ThreadsOption, WeightsOption
-from refinesam.errors import MissingExtraError, PromptError, RefineSAMError
+from refinesam.errors import ConfigError, MissingExtraError, PromptError, RefineSAMError
 from refinesam.evaluation.commands import evaluate
 from refinesam.files import JSON, PNG, check_outputs, write_json, write_outputs
 from refinesam.threads import settle_threads, wait_passively
@@ -74,6 +74,10 @@ OverlayOption = Annotated[Path | None, typer.Option(help="Write a picture of the
 CocoOption = Annotated[Path | None, typer.Option(help="Write the masks as COCO JSON.")]
 IntensityOption = Annotated[str, typer.Option(help="How images beyond 8 bits are mapped: percentile, minmax, as_is.")]
 PageOption = Annotated[int | None, typer.Option(help="Page of a multi-page file, from 0.")]
+ChannelOption = Annotated[str | None, typer.Option(help="Channel, from 0, or three as R,G,B.")]
+MegapixelsOption = Annotated[
+    float | None, typer.Option(help="Largest image that is read; by default about 179 million pixels.")
+]
 
 
 def main() -> None:
@@ -126,12 +130,14 @@ def segment(
     coco: CocoOption = None,
     intensity: IntensityOption = "percentile",
     page: PageOption = None,
+    channel: ChannelOption = None,
+    max_megapixels: MegapixelsOption = None,
 ) -> None:
     """Segment one object, named by clicks, a box, or both."""
     check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
     settled = settle_threads(threads)
     prompt = _prompt(point or [], negative or [], box or [])
-    pixels = _read(image, intensity, page)
+    pixels = _read(image, intensity, page, channel, max_megapixels)
     prompt.check_inside((pixels.shape[0], pixels.shape[1]))
     from refinesam.predictor import load
 
@@ -163,11 +169,13 @@ def everything(
     coco: CocoOption = None,
     intensity: IntensityOption = "percentile",
     page: PageOption = None,
+    channel: ChannelOption = None,
+    max_megapixels: MegapixelsOption = None,
 ) -> None:
     """Segment everything in an image."""
     check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
     settled = settle_threads(threads)
-    pixels = _read(image, intensity, page)
+    pixels = _read(image, intensity, page, channel, max_megapixels)
     from rich.progress import Progress
 
     from refinesam.automatic import AutomaticMaskGenerator
@@ -236,10 +244,24 @@ def verify_weights(name: Annotated[str, typer.Argument(help="Name of `refinesam 
     console.print(f"{verify(name)}: unchanged", soft_wrap=True)
 
 
-def _read(image: Path, intensity: str, page: int | None) -> Any:
+def _read(image: Path, intensity: str, page: int | None, channel: str | None, megapixels: float | None) -> Any:
     from refinesam.images import read_image
 
-    return read_image(image, intensity=intensity, page=page)  # type: ignore[arg-type]
+    return read_image(
+        image,
+        intensity=intensity,  # type: ignore[arg-type]
+        page=page,
+        channel=None if channel is None else _channel(channel),
+        max_pixels=None if megapixels is None else round(1e6 * megapixels),
+    )
+
+
+def _channel(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        message = f"--channel {text!r} must be one whole number or three with commas between them, such as 0,1,2."
+        raise ConfigError(message) from None
 
 
 def _print_predictions(predictions: list[Prediction]) -> None:

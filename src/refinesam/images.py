@@ -16,17 +16,21 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import imagecodecs
 import numpy as np
-import tifffile
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 
+from refinesam.channels import Channel, chosen_channels
 from refinesam.errors import ConfigError, ImageError
 from refinesam.files import replacing
+from refinesam.tiff import ORIENTATION_TAG, TIFF_MAGICS, TOO_LARGE, chosen_page, read_tiff, upright
 
 __all__ = ["INTENSITY_POLICIES", "IntensityPolicy", "as_rgb", "read_image", "write_png"]
 
@@ -36,14 +40,17 @@ INTENSITY_POLICIES: tuple[IntensityPolicy, ...] = get_args(IntensityPolicy)
 PERCENTILES = (0.1, 99.9)
 PERCENTILE_PIXELS = 4_000_000  # larger images are sampled on a regular grid: fast, and the same every time
 BLOCK_VALUES = 4_000_000  # converted to float64 at a time, which bounds the memory that rescaling takes
-ORIENTATION_TAG = 0x0112
-TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_limit_lock = threading.Lock()
 # Named, because some of Pillow's other readers start programs (EPS) or accept nearly any bytes.
 PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TIFF")
 
 
 def as_rgb(
-    image: ArrayLike | Image.Image, *, channels_first: bool = False, intensity: IntensityPolicy = "percentile"
+    image: ArrayLike | Image.Image,
+    *,
+    channels_first: bool = False,
+    intensity: IntensityPolicy = "percentile",
+    channel: Channel | None = None,
 ) -> NDArray[np.uint8]:
     """Return any image as contiguous (H, W, 3) uint8 RGB.
 
@@ -52,16 +59,19 @@ def as_rgb(
             EXIF orientation is not applied. Contiguous (H, W, 3) uint8 comes back without a copy.
         channels_first: a three-dimensional array is (C, H, W).
         intensity: how values that are not 8-bit become 8-bit, see the module's docstring. Booleans become 0 and 255.
+        channel: of an image with any number of channels the one, from 0, that is shown as gray, or the three that are
+            shown as red, green and blue; None takes gray, RGB and RGBA images as they are.
 
     Raises:
-        ImageError: wrong shape or dtype, no pixels, no finite value, or floats outside [0, 1] under "as_is".
-        ConfigError: an unknown intensity policy.
+        ImageError: wrong shape or dtype, no pixels, no such channel, no finite value, or floats outside [0, 1] under
+            "as_is".
+        ConfigError: an unknown intensity policy, or a channel that is neither one number nor three.
 
     >>> as_rgb(np.array([[0, 1000], [3000, 4000]], np.uint16), intensity="minmax")[..., 0].tolist()
     [[0, 64], [191, 255]]
     """
     _check_intensity(intensity)
-    array = _channels_last(_numeric(image), channels_first)
+    array = _channels_last(_numeric(image), channels_first, channel)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype != np.uint8:
@@ -70,32 +80,51 @@ def as_rgb(
 
 
 def read_image(
-    path: str | os.PathLike[str], *, intensity: IntensityPolicy = "percentile", page: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    intensity: IntensityPolicy = "percentile",
+    page: int | None = None,
+    channel: Channel | None = None,
+    max_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) uint8 RGB, the right way up.
 
     The format is known by content, not by extension. EXIF and TIFF orientation are applied. 16-bit and float data keep
-    their full depth until `intensity` is applied. A TIFF whose axes say three channels on three pages is one image.
+    their full depth until `intensity` is applied. A TIFF whose axes say three channels on three pages is one image;
+    with `channel`, one with any number of channels on as many pages. Overviews, thumbnails and masks are no pages.
 
     Args:
         path: a PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000 or AVIF file.
         intensity: how values that are not 8-bit become 8-bit, see the module's docstring.
         page: which page of a TIFF or frame of an animation, from 0; needed when there is more than one.
+        channel: see `as_rgb`.
+        max_pixels: most pixels of the image, against files that claim more than memory holds; None means Pillow's
+            limit, 179 million.
 
     Raises:
-        ImageError: missing, empty, unreadable, damaged or oversized file, or a page that was not named or not there.
-        ConfigError: an unknown intensity policy.
+        ImageError: missing, empty, unreadable, damaged or oversized file, or a page or channel that was not named or is
+            not there.
+        ConfigError: an unknown intensity policy, a channel that is neither one number nor three, or a limit below 1.
     """
     _check_intensity(intensity)
+    if max_pixels is not None and max_pixels < 1:
+        raise ConfigError(f"max_pixels is {max_pixels!r}; give at least 1, or None for Pillow's limit.")
     path = Path(path)
     head = _first_bytes(path)
     try:
-        pixels = _read_tiff(path, page) if head.startswith(TIFF_MAGICS) else _read_pillow(path, page, head)
-        return as_rgb(pixels, intensity=intensity)
+        pixels: NDArray[Any] | int | None = page
+        if head.startswith(TIFF_MAGICS):
+            pixels, channel = read_tiff(path, page, channel, max_pixels or _pillow_limit())
+        if not isinstance(pixels, np.ndarray):
+            with _allowing(max_pixels):
+                pixels = _read_pillow(path, pixels, head)
+        return as_rgb(pixels, intensity=intensity, channel=channel)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
+    except ConfigError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: {error} Crop or tile it, or raise PIL.Image.MAX_IMAGE_PIXELS for it.") from error
+        raise ImageError(f"{path}: {error} {TOO_LARGE}") from error
     except Exception as error:  # decoders raise what they stumble on: OSError, SyntaxError, struct.error, zlib.error...
         raise ImageError(
             f"{path} cannot be decoded ({type(error).__name__}: {error}). The file is damaged, incomplete or of a kind "
@@ -144,8 +173,8 @@ def _numeric(image: ArrayLike | Image.Image) -> NDArray[Any]:
     return array
 
 
-def _channels_last(array: NDArray[Any], channels_first: bool) -> NDArray[Any]:
-    """Return a (H, W, 1) or (H, W, 3) view; alpha is dropped here, before it can take part in an intensity range."""
+def _channels_last(array: NDArray[Any], channels_first: bool, channel: Channel | None) -> NDArray[Any]:
+    """Return (H, W, 1) or (H, W, 3); alpha is dropped here, before it can take part in an intensity range."""
     if array.ndim not in (2, 3):
         raise ImageError(
             f"An image is (H, W) or (H, W, channels), got {array.shape}: give one image or plane at a time."
@@ -153,13 +182,15 @@ def _channels_last(array: NDArray[Any], channels_first: bool) -> NDArray[Any]:
     if array.size == 0:
         raise ImageError(f"The image has no pixels, its shape is {array.shape}: check the crop or slice it came from.")
     if array.ndim == 2:
-        return array[:, :, None]
+        array, channels_first = array[:, :, None], False
     image = np.moveaxis(array, 0, 2) if channels_first else array
     channels = image.shape[2]
+    if channel is not None:
+        return image[:, :, chosen_channels(channel, channels)]
     if channels not in (1, 3, 4):
         raise ImageError(
             f"The image has {channels} channels (shape {array.shape}, channels_first={channels_first}), but 1, 3 (RGB) "
-            "or 4 (RGBA) are needed: choose channels, as in image[..., [0, 0, 1]], or pass "
+            "or 4 (RGBA) are needed: choose channels, as in channel=0 or channel=(0, 1, 2), or pass "
             f"channels_first={not channels_first} if they are on the other axis."
         )
     return image[:, :, :3]
@@ -223,12 +254,24 @@ def _first_bytes(path: Path) -> bytes:
     return head
 
 
-def _chosen_page(page: int | None, count: int, axes: str = "") -> int:
-    if page is None and count == 1:
-        return 0
-    if page is None or not 0 <= page < count:
-        raise ImageError(f"page={page} was given, but the pages are 0 to {count - 1}{axes}: choose one with page=.")
-    return page
+def _pillow_limit() -> int | None:
+    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own rule
+
+
+@contextlib.contextmanager
+def _allowing(max_pixels: int | None) -> Iterator[None]:
+    """Let Pillow read images of so many pixels; its limit is a constant of its module."""
+    if max_pixels is None:
+        yield
+        return
+    with _limit_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]  # Pillow refuses more than twice as many
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _read_pillow(path: Path, page: int | None, head: bytes) -> NDArray[Any]:
@@ -244,7 +287,7 @@ def _read_pillow(path: Path, page: int | None, head: bytes) -> NDArray[Any]:
             ) from error
         # A camera's MPO is a JPEG with previews or a second view after the photograph: not pages to choose from.
         count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        image.seek(_chosen_page(page, count))
+        image.seek(chosen_page(page, count))
         image.load()
         orientation = 1
         with contextlib.suppress(Exception):  # damaged metadata must not cost an image that decodes
@@ -255,7 +298,7 @@ def _read_pillow(path: Path, page: int | None, head: bytes) -> NDArray[Any]:
             pixels = pixels[:, :, : 1 if pixels.shape[2] == 2 else 3]
         else:
             pixels = _pillow_pixels(image)
-    return _upright(pixels, orientation)
+    return upright(pixels, orientation)
 
 
 def _pillow_pixels(image: Image.Image) -> NDArray[Any]:
@@ -264,62 +307,3 @@ def _pillow_pixels(image: Image.Image) -> NDArray[Any]:
     if image.mode in ("LA", "La"):
         return np.asarray(image.convert("LA"))[:, :, :1]
     return np.asarray(image.convert("RGBA" if image.mode in ("P", "PA", "RGBa") else "RGB"))
-
-
-def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo an EXIF or TIFF orientation (1 to 8; anything else counts as 1)."""
-    image = image.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else image
-    image = image[:, ::-1] if orientation in (2, 3, 6, 7) else image
-    return image[::-1] if orientation in (3, 4, 7, 8) else image
-
-
-def _read_tiff(path: Path, page: int | None) -> NDArray[Any]:
-    with tifffile.TiffFile(path) as tif:
-        pages = _tiff_pages(tif, page)
-        for item in pages:
-            _check_tiff_page(item, path.stat().st_size)
-        if pages[0].photometric in (0, 1, 2):  # white is zero, black is zero, RGB
-            planes = [_tiff_plane(item) for item in pages]
-            tag = pages[0].tags.get(ORIENTATION_TAG)
-            image = planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
-            return _upright(image, 1 if tag is None else int(tag.value))
-    return _read_pillow(path, page, b"")  # palette, CMYK, YCbCr: Pillow knows the colours
-
-
-def _tiff_pages(tif: tifffile.TiffFile, page: int | None) -> list[tifffile.TiffPage]:
-    count, series = len(tif.pages), tif.series[0]
-    sizes = dict(zip(series.axes, series.shape, strict=True))
-    if page is None and count == 3 == sizes.get("C") and "S" not in sizes:
-        return [item.aspage() for item in tif.pages]
-    chosen = tif.pages[_chosen_page(page, count, f" (axes {series.axes}, shape {series.shape})")].aspage()
-    stack = count == 1 and math.prod(series.shape) != math.prod(chosen.shape)
-    if stack or set(chosen.axes) - set("YXS"):
-        raise ImageError(
-            f"the page holds a stack (axes {series.axes}, shape {series.shape}): "
-            "read it with tifffile.imread and pass one plane to as_rgb."
-        )
-    return [chosen]
-
-
-def _check_tiff_page(page: tifffile.TiffPage, file_size: int) -> None:
-    limit, pixels = Image.MAX_IMAGE_PIXELS, page.imagewidth * page.imagelength
-    if limit is not None and pixels > 2 * limit:  # Pillow's own rule
-        raise Image.DecompressionBombError(f"The page claims {pixels} pixels, the limit is {2 * limit}.")
-    ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-    if ends and max(ends) > file_size:
-        raise ImageError(
-            f"the pixels reach to byte {max(ends)} but the file ends at {file_size}, it is cut off: copy it again."
-        )
-
-
-def _tiff_plane(page: tifffile.TiffPage) -> NDArray[Any]:
-    image = page.asarray()
-    if "S" in page.axes:
-        image = np.moveaxis(image, page.axes.index("S"), -1)
-        if page.extrasamples and set(page.extrasamples) <= {1, 2}:  # associated and unassociated alpha
-            image = image[:, :, : -len(page.extrasamples)]
-        if image.shape[2] == 4 and page.photometric != 2:
-            raise ImageError("its 4 channels are not RGBA: read it with tifffile.imread and pass three to as_rgb.")
-    if page.photometric == 0:  # white is zero
-        image = 1 - image if image.dtype.kind == "f" else ~image
-    return image
