@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -254,3 +255,21 @@ def test_refine_leaves_room_for_the_models_point_limit() -> None:
     assert encoded.refine(six).refinement.strategy == "centre"
     with_negative = Prompt(points=[*SIX[:5], [30, 20]], labels=[1] * 5 + [0])
     assert encoded.refine(encoded.predict(with_negative)).refinement.iterations == 1
+
+
+def test_refine_refuses_a_prediction_of_another_image() -> None:
+    session = Session(FloodModel())
+    first, second, wider = (session.encode(image) for image in (patches(0), patches(1), patches(0, width=40)))
+    prompt = Prompt(points=[[3, 4]])
+    prediction = first.predict(prompt)
+    for other in (second, wider):
+        with pytest.raises(PromptError, match="another image"):
+            other.refine(prediction)
+        with pytest.raises(PromptError, match="another image"):
+            other.refine(first.refine(prediction, AMRConfig.paper()))
+    assert session.encode(patches(0).copy()).refine(prediction).refinement is not None, "the same image, again"
+    # What another model predicted says nothing of its image but the size.
+    foreign = dataclasses.replace(prediction, image_key="")
+    assert second.refine(foreign).refinement is not None
+    with pytest.raises(PromptError, match=r"\(24, 32\), this image is \(24, 40\)"):
+        wider.refine(foreign)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refinesam.errors import PromptError
-from refinesam.types import Prompt
+from refinesam.types import Prediction, Prompt, RefinementReport
 
 BAD_PROMPTS = {
     "nothing": ({}, "empty"),
@@ -67,3 +67,54 @@ def test_with_points_appends() -> None:
 def test_repr_shows_only_what_was_given() -> None:
     assert repr(Prompt(points=[[1, 2]])) == "Prompt(points=[[1.0, 2.0]], labels=[1])"
     assert repr(Prompt(mask=np.ones((2, 3), bool))) == "Prompt(mask=<2x3>)"
+
+
+def prediction(**changes: object) -> Prediction:
+    values: dict[str, object] = {
+        "masks": np.ones((3, 4, 5), bool),
+        "iou_predictions": np.array([0.2, 0.5, 0.1], np.float32),
+        "low_res_logits": np.zeros((3, 2, 2), np.float32),
+        "prompt": Prompt(points=[[1, 1]]),
+    }
+    return Prediction(**values | changes)  # type: ignore[arg-type]
+
+
+def report() -> RefinementReport:
+    ends = {"score_before": 0.5, "score_after": 0.6, "kept": "first", "reason": "none"}
+    points, rejected = np.zeros((2, 2), np.float32), np.ones((4, 5), bool)
+    return RefinementReport(1, 0.5, "centre", "centre", points, **ends, rejected=rejected)  # type: ignore[arg-type]
+
+
+VALUES = {
+    "Prompt": Prompt(points=[[1, 1]], box=[0, 0, 2, 2], mask=np.ones((4, 5), bool)),
+    "logits": Prompt(mask_logits=np.zeros((2, 2))),
+    "Prediction": prediction(),
+    "a refined one": prediction().with_refinement(report()),
+    "RefinementReport": report(),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_nothing_can_be_written_into_a_value(name: str) -> None:
+    arrays = {key: value for key, value in vars(VALUES[name]).items() if isinstance(value, np.ndarray)}
+    assert arrays
+    for key, array in arrays.items():
+        with pytest.raises(ValueError, match="read-only"):
+            array.flat[0] = 1
+        assert not array.flags.writeable, key
+
+
+def test_a_prediction_holds_copies_of_what_its_maker_keeps() -> None:
+    masks = np.ones((3, 4, 5), bool)
+    made = prediction(masks=masks)
+    masks[:] = False
+    assert made.masks.all() and masks.flags.writeable
+
+
+def test_predicted_ious_are_ious_and_keep_their_order() -> None:
+    made = prediction(iou_predictions=np.array([1.02, 1.3, -0.2], np.float32))
+    assert (made.iou_predictions >= 0).all() and (made.iou_predictions <= 1).all()
+    assert made.best == 1 and made.iou_predictions.dtype == np.float32
+    assert made.iou_predictions.argsort().tolist() == [2, 0, 1]
+    assert made.iou_predictions == pytest.approx([1, 1, 0], abs=1e-6)
+    assert prediction(iou_predictions=np.array([0.5, 1, 0], np.float32)).iou_predictions.tolist() == [0.5, 1, 0]

@@ -119,7 +119,9 @@ class AutomaticMaskGenerator:
             masks = self.model.upsample(low_res[i : i + 1], encoded.image_hw)
             if int(masks.sum()) >= self.min_area:
                 prompt = Prompt(points=points[point : point + 1])
-                predictions.append(Prediction(masks, scores[i : i + 1], low_res[i : i + 1], prompt))
+                masks.flags.writeable = False  # or the prediction would copy it
+                ours = (masks, scores[i : i + 1], low_res[i : i + 1], prompt)
+                predictions.append(Prediction(*ours, image_key=encoded.key))
         return predictions
 
 

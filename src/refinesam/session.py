@@ -102,12 +102,16 @@ class EncodedImage:
             ignored = prompt.negative_points[self._values(best, prompt.negative_points)[0] > 0]
         for point in ignored:
             logits = self._subtracted(logits, int(np.argmax(iou)), point, prompt.positive_points)
+        masks = self.model.upsample(logits, self.image_hw)
+        for mine in (masks, iou, logits):
+            mine.flags.writeable = False  # or the prediction would copy them
         return Prediction(
-            masks=self.model.upsample(logits, self.image_hw),
+            masks=masks,
             iou_predictions=iou,
             low_res_logits=logits,
             prompt=prompt,
             negatives="subtracted" if len(ignored) else "trained" if len(prompt.negative_points) else "none",
+            image_key=self.key,
         )
 
     def refine(self, prediction: Prediction, config: amr.AMRConfig | None = None) -> Prediction:
@@ -119,7 +123,11 @@ class EncodedImage:
 
         Returns:
             The better of the first mask and the refined one; `.refinement` says what was seen and done.
+
+        Raises:
+            PromptError: the prediction is of another image.
         """
+        self._check_own(prediction)
         max_points = self.model.capabilities.max_points
         if max_points is not None and not self.model.capabilities.negative_points:
             # Negative clicks are decoded apart and take none of the model's slots.
@@ -132,6 +140,17 @@ class EncodedImage:
             mask_prompt=self.model.capabilities.mask_prompt,
             zoom=None if self.pixels is None else self._zoomed,
         )
+
+    def _check_own(self, prediction: Prediction) -> None:
+        if prediction.image_key not in ("", self.key):
+            raise PromptError(
+                "The prediction was made on another image: refine it with the EncodedImage that predicted it."
+            )
+        if prediction.masks.shape[1:] != self.image_hw:
+            raise PromptError(
+                f"The prediction's masks are {prediction.masks.shape[1:]}, this image is {self.image_hw} (height, "
+                "width): refine it with the EncodedImage that predicted it."
+            )
 
     def _zoomed(self, window: amr.Window) -> amr.Decode:
         """Encode a window of the image and return what decodes prompts in it."""

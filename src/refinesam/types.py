@@ -29,6 +29,20 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
+def _read_only(array: ArrayLike) -> NDArray[Any]:
+    """Return an array that nothing can be written to: itself where that is so already, else a copy."""
+    array = np.asarray(array)
+    return _frozen(array.copy()) if array.flags.writeable else array
+
+
+def _ious(values: FloatArray) -> FloatArray:
+    """Return predicted IoUs in [0, 1]; those above 1, which a model may predict, keep their order just below it."""
+    clipped = np.clip(values, 0, 1)
+    for rank, index in enumerate(np.argsort(-np.where(values > 1, values, 0), kind="stable")[: (values > 1).sum()]):
+        clipped[index] -= rank * np.finfo(np.float32).eps
+    return clipped
+
+
 def _numbers(value: ArrayLike, what: str) -> FloatArray:
     try:
         array = np.array(value, dtype=np.float32)
@@ -251,6 +265,12 @@ class RefinementReport:
     iterations: int = 1
     rejected: BoolArray | None = None
 
+    def __post_init__(self) -> None:
+        """Keep arrays that nothing can be written to."""
+        object.__setattr__(self, "points", _read_only(self.points))
+        if self.rejected is not None:
+            object.__setattr__(self, "rejected", _read_only(self.rejected))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values for JSON; the rejected mask is left out."""
         return {
@@ -273,13 +293,14 @@ class Prediction:
 
     Attributes:
         masks: (C, H, W) bool, in the image's frame.
-        iou_predictions: (C,) float32, the model's own estimate of each mask's IoU.
+        iou_predictions: (C,) float32 in [0, 1], the model's own estimate of each mask's IoU.
         low_res_logits: (C, h, w) float32, in the model's frame; one of them can be a later prompt's mask_logits.
         prompt: the prompt that was answered.
         refinement: the report of Adaptive Mask Refinement, None when it was not asked for.
         negatives: how negative clicks were answered: "none" were given; by a model "trained" on them; or "subtracted",
             decoded as objects of their own and taken away in logit space: all of them by a model that was not
             trained on them, else those that the model ignored.
+        image_key: of the image that it was made on, "" where that is not known.
     """
 
     masks: BoolArray
@@ -288,6 +309,16 @@ class Prediction:
     prompt: Prompt
     refinement: RefinementReport | None = None
     negatives: NegativeAnswer = "none"
+    image_key: str = ""
+
+    def __post_init__(self) -> None:
+        """Keep arrays that nothing can be written to, and IoUs that are some."""
+        ious = np.asarray(self.iou_predictions)
+        if ((ious < 0) | (ious > 1)).any():
+            ious = _frozen(_ious(ious))
+        object.__setattr__(self, "iou_predictions", _read_only(ious))
+        object.__setattr__(self, "masks", _read_only(self.masks))
+        object.__setattr__(self, "low_res_logits", _read_only(self.low_res_logits))
 
     @property
     def best(self) -> int:
