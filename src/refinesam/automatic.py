@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,13 +56,17 @@ class AutomaticMaskGenerator:
         model = session.model
         if not isinstance(model, Predictor):
             raise ConfigError("AutomaticMaskGenerator needs a session made by refinesam.load.")
-        if points_per_side is not None and points_per_side < 1:
-            raise ConfigError(f"points_per_side is {points_per_side}; at least 1 is needed.")
+        for name, count in (("points_per_side", points_per_side), ("prompts_per_batch", prompts_per_batch)):
+            if count is not None and (type(count) is not int or count < 1):
+                raise ConfigError(f"{name} is {count!r}; a whole number of at least 1 is needed, or None.")
+        if type(min_area) is not int or min_area < 0:
+            raise ConfigError(f"min_area is {min_area!r}; a whole number of pixels is needed, 0 for none.")
         if iou_threshold is None:
             iou_threshold = 0.35 if model.config.family == "hybrid" else 0.88
-        for name, value in (("iou", iou_threshold), ("stability", stability_threshold), ("overlap", overlap_threshold)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name}_threshold is {value}; it must lie in [0, 1].")
+        given: dict[str, Any] = {"iou": iou_threshold, "stability": stability_threshold, "overlap": overlap_threshold}
+        for name, value in given.items():
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ConfigError(f"{name}_threshold is {value!r}; it must lie in [0, 1].")
         self.session, self.model = session, model
         self.points_per_side = points_per_side or min(32, model.capabilities.input_size // 16)
         self.iou_threshold, self.stability_threshold = iou_threshold, stability_threshold

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refinesam.amr import AMRConfig
 from refinesam.channels import Channel
-from refinesam.errors import ConfigError, RefineSAMError
+from refinesam.errors import ConfigError, PromptError, RefineSAMError
 from refinesam.images import IntensityPolicy, as_rgb, read_image
 from refinesam.session import EncodedImage, Session
 from refinesam.types import Prediction, Prompt
@@ -39,6 +39,11 @@ class Item:
     page: int | None = None
     intensity: IntensityPolicy = "percentile"
     channel: Channel | None = None
+
+    def __post_init__(self) -> None:
+        """Check that prompts are a list."""
+        if isinstance(self.prompts, Prompt):
+            raise PromptError("prompts is one Prompt: give a list, [prompt], with one for each object.")
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return (H, W, 3) RGB; raise ImageError where the image can't be read, ConfigError for a bad setting."""
@@ -102,6 +107,8 @@ def segment_batch(
     Yields:
         One record an item, in order.
     """
+    if isinstance(items, Item):
+        raise ConfigError("items is one Item: give a list, [item].")
     config = AMRConfig() if refine is True else refine or None
     for item in items:
         try:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from refinesam.errors import ConfigError
 from refinesam.files import replacing
 
-__all__ = ["EmbeddingCache", "EmbeddingStore", "Features"]
+__all__ = ["EmbeddingCache", "EmbeddingStore", "Features", "check_bytes"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -30,6 +31,12 @@ Arrays = Mapping[str, NDArray[Any]]
 OWN_FILES = re.compile(r"\.?[0-9a-f]{32}-[0-9a-f]{32}(\.\w+)?\.safetensors")
 
 _logger = logging.getLogger(__name__)
+
+
+def check_bytes(name: str, value: object) -> None:
+    """Raise ConfigError unless a setting is a whole number of at least 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{name} is {value!r}; give a whole number of bytes, 0 for none.")
 
 
 class Features(Protocol):
@@ -121,7 +128,11 @@ class EmbeddingStore:
         Args:
             folder: may hold other files too; they are left alone.
             capacity: most bytes that the store's files take.
+
+        Raises:
+            ConfigError: a capacity that is no whole number of at least 0.
         """
+        check_bytes("disk_cache_bytes", capacity)
         self.folder, self.capacity = Path(folder), capacity
 
     def read(self, key: str) -> Arrays | None:

@@ -107,8 +107,13 @@ def read_image(
         ConfigError: an unknown intensity policy, a channel that is neither one number nor three, or a limit below 1.
     """
     _check_intensity(intensity)
-    if max_pixels is not None and max_pixels < 1:
-        raise ConfigError(f"max_pixels is {max_pixels!r}; give at least 1, or None for Pillow's limit.")
+    for name, value, least in (("max_pixels", max_pixels, 1), ("page", page, None)):
+        if value is not None and (type(value) is not int or (least is not None and value < least)):
+            raise ConfigError(f"{name} is {value!r}; give a whole number{' of at least 1' if least else ''}, or None.")
+    if not isinstance(path, str | os.PathLike):
+        raise ImageError(
+            f"read_image takes a path, got {type(path).__name__}: of bytes in memory give as_rgb(PIL.Image.open(...))."
+        )
     path = Path(path)
     head = _first_bytes(path)
     try:
@@ -163,8 +168,11 @@ def _numeric(image: ArrayLike | Image.Image) -> NDArray[Any]:
         return _pillow_pixels(image)
     try:
         array = np.asarray(image)
-    except (TypeError, ValueError) as error:
-        raise ImageError(f"The image is not an array ({error}): give a numpy array of shape (H, W, 3).") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that takes part in training
+        raise ImageError(
+            f"The image is not an array ({error}): give a numpy array of shape (H, W, 3), of a tensor "
+            "tensor.detach().cpu().numpy()."
+        ) from error
     if array.dtype.kind not in "buif":
         raise ImageError(
             f"An image of {array.dtype} has no brightness: give booleans, integers or floats (for complex data np.abs, "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from refinesam.embeddings import EmbeddingStore, Features
-from refinesam.errors import ConfigError, PromptError
+from refinesam.embeddings import EmbeddingStore, Features, check_bytes
+from refinesam.errors import ConfigError, PromptError, WeightsError
 from refinesam.models.frames import Frame
 from refinesam.models.image_encoder import ImageFeatures, LiteHybridEncoder
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
+from refinesam.registry import find_entry, weights_path
 from refinesam.session import DEFAULT_CACHE_BYTES, OnProgress, Session
 from refinesam.threads import check_threads
 from refinesam.types import BoolArray, FloatArray, Prompt
@@ -36,12 +39,34 @@ DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
 _ON_PROGRESS: ContextVar[OnProgress | None] = ContextVar("_ON_PROGRESS", default=None)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What it takes to load a model again.
+
+    Attributes:
+        weights: their name, or the absolute path of their file.
+        file: the file that was loaded.
+        stamp: its size and time of change, by which another one is told.
+        device: of torch.
+        dtype: of torch.
+    """
+
+    weights: str
+    file: Path
+    stamp: tuple[int, int]
+    device: torch.device
+    dtype: torch.dtype
+
+
 class Predictor:
     """A torch model as `refinesam.session.SegmentationModel`: numpy in original pixels on the outside."""
 
-    def __init__(self, model: PromptableModel, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: PromptableModel, name: str, device: torch.device, dtype: torch.dtype, origin: Origin | None = None
+    ) -> None:
         """Put a `PromptableModel` on a device; the image encoder computes in dtype, the decoder in mixed precision."""
-        self.name = name
+        self.name, self.origin = name, origin
+        self._process = os.getpid()
         self.device, self.dtype = device, dtype
         self.model = model.eval().requires_grad_(False).to(device)
         if isinstance(self.model.image_encoder, LiteHybridEncoder):
@@ -52,6 +77,20 @@ class Predictor:
         blocks = cast(nn.ModuleList, self.model.image_encoder.blocks)
         for done, block in enumerate(blocks, start=1):
             block.register_forward_hook(partial(_report, done, len(blocks)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it takes to load the model again."""
+        if self.origin is None:
+            raise ConfigError(f"The model {self.name} was not loaded by refinesam.load and cannot be sent elsewhere.")
+        return _loaded_here, (self.name, self.origin)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ConfigError(
+                f"This process was forked from {self._process}, where {self.name} was loaded; a forked process has no "
+                "threads to compute with, and would wait for them for ever. Start processes by multiprocessing's "
+                '"spawn" or "forkserver" and send them the session, or load in each of them.'
+            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -66,6 +105,7 @@ class Predictor:
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8], on_progress: OnProgress | None = None) -> ImageFeatures:
         """Encode (H, W, 3) RGB; on_progress is called with the image encoder's blocks done so far and their number."""
+        self._check_process()
         pixels = Frame.of(self.config, image.shape[:2]).resize(image)
         token = _ON_PROGRESS.set(on_progress)
         try:
@@ -92,6 +132,7 @@ class Predictor:
         self, features: Features, image_hw: tuple[int, int], prompt: Prompt, multimask_output: bool = True
     ) -> tuple[FloatArray, FloatArray]:
         """Decode one prompt into low-resolution logits (C, h, w) and predicted IoUs (C,)."""
+        self._check_process()
         frame = Frame.of(self.config, image_hw)
         points, labels = self._points(prompt, frame)
         with self._autocast():
@@ -103,6 +144,7 @@ class Predictor:
     @torch.inference_mode()
     def decode_points(self, features: Features, image_hw: tuple[int, int], points: FloatArray) -> tuple[Tensor, Tensor]:
         """Decode points (P, 2), each an object of its own, into logits (P, 3, h, w) and predicted IoUs (P, 3)."""
+        self._check_process()
         frame = Frame.of(self.config, image_hw)
         coords = torch.from_numpy(frame.to_input(points)).to(self.device)[None, :, None]
         labels = torch.ones(coords.shape[:3], dtype=torch.int64, device=self.device)
@@ -187,10 +229,28 @@ def load(
     """
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
+    check_bytes("cache_bytes", cache_bytes)
     chosen = resolve_device(device)
-    predictor = Predictor(load_model(str(weights)), str(weights), chosen, resolve_dtype(dtype, chosen))
+    kind = resolve_dtype(dtype, chosen)
     store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)
-    return Session(predictor, cache_bytes, store)
+    name = str(weights)
+    file = weights_path(name).absolute()
+    origin = Origin(name if find_entry(name) else str(file), file, _stamp(file), chosen, kind)
+    return Session(Predictor(load_model(name), name, chosen, kind, origin), cache_bytes, store)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=1)  # A pool's process gets the same session with every task.
+def _loaded_here(name: str, origin: Origin) -> Predictor:
+    """Load a model that another process loaded."""
+    model = load_model(origin.weights)
+    if find_entry(origin.weights) is None and _stamp(origin.file) != origin.stamp:
+        raise WeightsError(f"{origin.file} has changed since it was loaded: load it anew with refinesam.load.")
+    return Predictor(model, name, origin.device, origin.dtype, origin)
 
 
 def _report(done: int, total: int, *_: object) -> None:
@@ -209,10 +269,11 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    # torch asserts where it was built without CUDA.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"Device {name!r} can't be used here: {error}. Use 'auto' or 'cpu'.") from error
+        # What it holds has to come back: not everything that torch calls a device computes.
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # torch raises whatever its backends stumble on, also assertions and TypeErrors
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"Device {name!r} can't be used here: {reason} Use 'auto' or 'cpu'.") from error
     return device
 
 

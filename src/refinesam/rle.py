@@ -129,8 +129,10 @@ def checked_mask(mask: ArrayLike) -> BoolArray:
     """Return an (H, W) bool mask, or raise ImageError for another shape or values other than 0 and 1."""
     try:
         array = np.asarray(mask)
-    except (TypeError, ValueError) as error:
-        raise ImageError(f"The mask is not an array ({error}): give (H, W) booleans.") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that takes part in training
+        raise ImageError(
+            f"The mask is not an array ({error}): give (H, W) booleans, of a tensor tensor.detach().cpu().numpy()."
+        ) from error
     if array.ndim != 2 or array.size == 0:
         raise ImageError(f"A mask has shape (H, W) and pixels, got {array.shape}: give one mask at a time.")
     if array.dtype == np.bool_:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinesam import amr
-from refinesam.embeddings import EmbeddingCache, EmbeddingStore, Features
+from refinesam.embeddings import EmbeddingCache, EmbeddingStore, Features, check_bytes
 from refinesam.errors import ImageError, PromptError
 from refinesam.types import BoolArray, Capabilities, FloatArray, Prediction, Prompt
 
@@ -82,6 +82,11 @@ class EncodedImage:
     model: SegmentationModel = field(repr=False)
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the embedding and the pixels; of the model only what it takes to load it again, see `Session`."""
+        arrays = dict(self.model.features_to_arrays(self.features))
+        return _restored, (self.image_hw, self.key, arrays, self.model, self.pixels)
+
     def predict(self, prompt: Prompt, multimask_output: bool = True) -> Prediction:
         """Segment what the prompt points at.
 
@@ -92,6 +97,8 @@ class EncodedImage:
         Raises:
             PromptError: the prompt lies outside the image, or the model can't take it.
         """
+        if not isinstance(prompt, Prompt):
+            raise PromptError(f"predict takes a Prompt, got {type(prompt).__name__}: give Prompt(points=..., box=...).")
         prompt.check_inside(self.image_hw)
         if self._check_capabilities(prompt):
             asked, ignored = Prompt(points=prompt.positive_points, box=prompt.box), prompt.negative_points
@@ -142,6 +149,8 @@ class EncodedImage:
         )
 
     def _check_own(self, prediction: Prediction) -> None:
+        if not isinstance(prediction, Prediction):
+            raise PromptError(f"refine takes a Prediction, got {type(prediction).__name__}: give that of predict.")
         if prediction.image_key not in ("", self.key):
             raise PromptError(
                 "The prediction was made on another image: refine it with the EncodedImage that predicted it."
@@ -198,8 +207,24 @@ class EncodedImage:
         return np.asarray(np.minimum(logits, taken), np.float32)
 
 
+def _restored(
+    image_hw: tuple[int, int],
+    key: str,
+    arrays: Mapping[str, NDArray[Any]],
+    model: SegmentationModel,
+    pixels: NDArray[np.uint8] | None,
+) -> EncodedImage:
+    if pixels is not None:
+        pixels.flags.writeable = False
+    return EncodedImage(image_hw, key, model.features_from_arrays(arrays), model, pixels)
+
+
 class Session:
     """A loaded model and its caches of image embeddings. Thread-safe; holds no current image.
+
+    For a pool of processes: a session that `refinesam.load` made pickles as its settings, without weights and cached
+    embeddings, and every process loads it once. The processes have to be started by "spawn" or "forkserver": a forked
+    one has no threads to compute with, and says so.
 
     Attributes:
         model: the model.
@@ -211,8 +236,13 @@ class Session:
         self, model: SegmentationModel, cache_bytes: int = DEFAULT_CACHE_BYTES, store: EmbeddingStore | None = None
     ) -> None:
         """Wrap a model; `refinesam.load` makes one by name."""
+        check_bytes("cache_bytes", cache_bytes)
         self.model, self.store = model, store
         self.cache = EmbeddingCache(cache_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the embeddings in memory."""
+        return Session, (self.model, self.cache.capacity, self.store)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -10,47 +10,26 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from refinesam.arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    box_array,
+    frozen,
+    iou_array,
+    logits_array,
+    mask_array,
+    points_and_labels,
+    read_only,
+)
 from refinesam.errors import PromptError
 
 __all__ = ["BoolArray", "Capabilities", "FloatArray", "Prediction", "Prompt", "RefinementReport"]
 
-FloatArray = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
-
 # How negative clicks were answered: there were none, by a model trained on them, or (some) by subtraction.
 NegativeAnswer = Literal["none", "trained", "subtracted"]
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array.flags.writeable = False
-    return array
-
-
-def _read_only(array: ArrayLike) -> NDArray[Any]:
-    """Return an array that nothing can be written to: itself where that is so already, else a copy."""
-    array = np.asarray(array)
-    return _frozen(array.copy()) if array.flags.writeable else array
-
-
-def _ious(values: FloatArray) -> FloatArray:
-    """Return predicted IoUs in [0, 1]; those above 1, which a model may predict, keep their order just below it."""
-    clipped = np.clip(values, 0, 1)
-    for rank, index in enumerate(np.argsort(-np.where(values > 1, values, 0), kind="stable")[: (values > 1).sum()]):
-        clipped[index] -= rank * np.finfo(np.float32).eps
-    return clipped
-
-
-def _numbers(value: ArrayLike, what: str) -> FloatArray:
-    try:
-        array = np.array(value, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise PromptError(f"{what} must be numbers, got {value!r}.") from error
-    if array.size and not np.isfinite(array).all():
-        raise PromptError(f"{what} must be finite, got {array.tolist()}.")
-    return array
 
 
 @dataclass(frozen=True)
@@ -105,13 +84,13 @@ class Prompt:
         mask_logits: ArrayLike | None = None,
     ) -> None:
         """Check and copy what was given; labels default to 1 for every point."""
-        points_array, labels_array = _points_and_labels(points, labels)
+        points_array, labels_array = points_and_labels(points, labels)
         values = {
             "points": points_array,
             "labels": labels_array,
-            "box": None if box is None else _box(box),
-            "mask": None if mask is None else _mask(mask),
-            "mask_logits": None if mask_logits is None else _mask_logits(mask_logits),
+            "box": None if box is None else box_array(box),
+            "mask": None if mask is None else mask_array(mask),
+            "mask_logits": None if mask_logits is None else logits_array(mask_logits),
         }
         if mask is not None and mask_logits is not None:
             raise PromptError("Give a mask or mask_logits, not both: the model has one mask input.")
@@ -145,7 +124,7 @@ class Prompt:
 
     def with_points(self, points: ArrayLike, labels: ArrayLike | None = None) -> Prompt:
         """Return this prompt with further points appended; labels default to 1."""
-        more, more_labels = _points_and_labels(points, labels)
+        more, more_labels = points_and_labels(points, labels)
         return Prompt(
             points=np.concatenate([self.points, more]),
             labels=np.concatenate([self.labels, more_labels]),
@@ -178,59 +157,6 @@ class Prompt:
                 f"The mask prompt has shape {self.mask.shape}, {frame} needs {(height, width)}. "
                 "For logits of an earlier prediction use mask_logits."
             )
-
-
-def _points_and_labels(points: ArrayLike | None, labels: ArrayLike | None) -> tuple[FloatArray, IntArray]:
-    if points is None:
-        if labels is not None and np.size(labels):
-            raise PromptError(f"Labels {labels!r} were given without points.")
-        return _frozen(np.zeros((0, 2), np.float32)), _frozen(np.zeros(0, np.int64))
-    array = _numbers(points, "Points")
-    if array.size == 0:
-        array = array.reshape(0, 2)
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise PromptError(f"Points must have shape (N, 2), one (x, y) each, got shape {array.shape}.")
-    if labels is None:
-        return _frozen(array), _frozen(np.ones(len(array), np.int64))
-    label_numbers = np.asarray(_numbers(labels, "Labels"))
-    if label_numbers.shape != (len(array),):
-        raise PromptError(
-            f"{len(array)} point(s) need labels of shape ({len(array)},), got shape {label_numbers.shape}."
-        )
-    if not np.isin(label_numbers, (0, 1)).all():
-        raise PromptError(f"Labels must be 1 (on the object) or 0 (not on the object), got {label_numbers.tolist()}.")
-    return _frozen(array), _frozen(label_numbers.astype(np.int64))
-
-
-def _box(box: ArrayLike) -> FloatArray:
-    array = _numbers(box, "A box")
-    if array.shape == (1, 4):
-        array = array[0]
-    if array.shape != (4,):
-        raise PromptError(f"A box is four numbers x0, y0, x1, y1, got shape {array.shape}. One box per prompt.")
-    x0, x1 = sorted(array[[0, 2]].tolist())
-    y0, y1 = sorted(array[[1, 3]].tolist())
-    if x0 == x1 or y0 == y1:
-        raise PromptError(f"Box {array.tolist()} has no area: x0 < x1 and y0 < y1 are needed.")
-    return _frozen(np.array([x0, y0, x1, y1], np.float32))
-
-
-def _mask(mask: ArrayLike) -> BoolArray:
-    array = np.array(mask)
-    if array.ndim != 2 or array.size == 0:
-        raise PromptError(f"A mask prompt must have shape (H, W) and pixels, got shape {array.shape}.")
-    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-        raise PromptError("A mask prompt holds True/False or 1/0; for logits of a prediction use mask_logits.")
-    return _frozen(array.astype(np.bool_))
-
-
-def _mask_logits(mask_logits: ArrayLike) -> FloatArray:
-    array = _numbers(mask_logits, "mask_logits")
-    if array.ndim != 2 or array.size == 0:
-        raise PromptError(
-            f"mask_logits must have shape (h, w), one mask of an earlier prediction, got shape {array.shape}."
-        )
-    return _frozen(array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,9 +193,9 @@ class RefinementReport:
 
     def __post_init__(self) -> None:
         """Keep arrays that nothing can be written to."""
-        object.__setattr__(self, "points", _read_only(self.points))
+        object.__setattr__(self, "points", read_only(self.points))
         if self.rejected is not None:
-            object.__setattr__(self, "rejected", _read_only(self.rejected))
+            object.__setattr__(self, "rejected", read_only(self.rejected))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values for JSON; the rejected mask is left out."""
@@ -315,10 +241,10 @@ class Prediction:
         """Keep arrays that nothing can be written to, and IoUs that are some."""
         ious = np.asarray(self.iou_predictions)
         if ((ious < 0) | (ious > 1)).any():
-            ious = _frozen(_ious(ious))
-        object.__setattr__(self, "iou_predictions", _read_only(ious))
-        object.__setattr__(self, "masks", _read_only(self.masks))
-        object.__setattr__(self, "low_res_logits", _read_only(self.low_res_logits))
+            ious = frozen(iou_array(ious))
+        object.__setattr__(self, "iou_predictions", read_only(ious))
+        object.__setattr__(self, "masks", read_only(self.masks))
+        object.__setattr__(self, "low_res_logits", read_only(self.low_res_logits))
 
     @property
     def best(self) -> int:
