@@ -1,4 +1,4 @@
-"""What the built-in weights were trained on (train splits, nothing of the validation splits), and what they were not."""
+"""What the built-in weights were trained on (train splits, nothing of validation splits), and what they weren't."""
 
 from __future__ import annotations
 

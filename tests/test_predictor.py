@@ -353,3 +353,21 @@ def test_a_drawn_mask_changes_its_own_pixels_only(photo: np.ndarray) -> None:
     assert changed[12:28, 22:38].mean() > 0.95
     near = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) > 0
     assert not changed[~near].any()
+
+
+# ---------------------------------------------------------------- input size
+
+
+def test_images_are_fitted_into_the_size_that_load_is_given() -> None:
+    image = np.full((50, 70, 3), 128, np.uint8)
+    own, smaller = load(), load(input_size=128)
+    assert own.capabilities.input_size == load(input_size=None).capabilities.input_size
+    assert smaller.capabilities.input_size == 128
+    assert smaller.encode(image).predict(Prompt(points=[[35, 25]])).low_res_logits.shape[-2:] == (32, 32)
+    assert smaller.model.fingerprint != own.model.fingerprint
+
+
+@pytest.mark.parametrize("size", [0, -16, 100, 256.0, "256", True])
+def test_an_input_size_that_is_none_is_refused(size: object) -> None:
+    with pytest.raises(ConfigError, match=r"input_size is .*multiple of 16 is needed"):
+        load(input_size=size)  # type: ignore[arg-type]

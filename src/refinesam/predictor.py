@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from refinesam.embeddings import EmbeddingStore, Features, check_bytes
 from refinesam.errors import ConfigError, PromptError, WeightsError
 from refinesam.models.frames import Frame
-from refinesam.models.image_encoder import ImageFeatures, LiteHybridEncoder
+from refinesam.models.image_encoder import PATCH_SIZE, ImageFeatures, LiteHybridEncoder
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
 from refinesam.registry import find_entry, weights_path
@@ -49,6 +49,7 @@ class Origin:
         stamp: its size and time of change, by which another one is told.
         device: of torch.
         dtype: of torch.
+        input_size: as `load` takes it.
     """
 
     weights: str
@@ -56,6 +57,7 @@ class Origin:
     stamp: tuple[int, int]
     device: torch.device
     dtype: torch.dtype
+    input_size: int | None = None
 
 
 class Predictor:
@@ -206,6 +208,7 @@ def load(
     cache_dir: str | Path | None = None,
     disk_cache_bytes: int = DEFAULT_DISK_CACHE_BYTES,
     threads: int | None = None,
+    input_size: int | None = None,
 ) -> Session:
     """Load a model.
 
@@ -219,13 +222,15 @@ def load(
         disk_cache_bytes: most bytes of embeddings in that folder; the least recently used go first.
         threads: that torch computes with on the CPU, in this whole process; None leaves them as they are. Fewer are
             faster beside other work; a process of your own is best begun with `refinesam.settle_threads`.
+        input_size: side in pixels of the square that images are fitted into, a multiple of 16; None is the size that
+            the weights are for. A larger one shows small objects better and takes longer; far from it, masks get worse.
 
     Returns:
         A session.
 
     Raises:
         WeightsError: unknown, missing or damaged weights.
-        ConfigError: no such device or dtype here, or a number of threads that is none.
+        ConfigError: no such device or dtype here, or a number of threads or an input size that is none.
     """
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
@@ -235,8 +240,16 @@ def load(
     store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)
     name = str(weights)
     file = weights_path(name).absolute()
-    origin = Origin(name if find_entry(name) else str(file), file, _stamp(file), chosen, kind)
-    return Session(Predictor(load_model(name), name, chosen, kind, origin), cache_bytes, store)
+    origin = Origin(name if find_entry(name) else str(file), file, _stamp(file), chosen, kind, input_size)
+    return Session(Predictor(_model(name, input_size), name, chosen, kind, origin), cache_bytes, store)
+
+
+def _model(weights: str, input_size: int | None) -> PromptableModel:
+    if input_size is not None and (type(input_size) is not int or input_size <= 0 or input_size % PATCH_SIZE):
+        raise ConfigError(f"input_size is {input_size!r}; a positive multiple of {PATCH_SIZE} is needed.")
+    model = load_model(weights)
+    model.config = replace(model.config, input_size=input_size or model.config.input_size)
+    return model
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -247,7 +260,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 @lru_cache(maxsize=1)  # A pool's process gets the same session with every task.
 def _loaded_here(name: str, origin: Origin) -> Predictor:
     """Load a model that another process loaded."""
-    model = load_model(origin.weights)
+    model = _model(origin.weights, origin.input_size)
     if find_entry(origin.weights) is None and _stamp(origin.file) != origin.stamp:
         raise WeightsError(f"{origin.file} has changed since it was loaded: load it anew with refinesam.load.")
     return Predictor(model, name, origin.device, origin.dtype, origin)
