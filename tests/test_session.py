@@ -193,6 +193,18 @@ def test_negative_click_that_a_trained_model_ignores_is_subtracted() -> None:
     assert boxed.mask[:12, :16].all()
 
 
+@pytest.mark.parametrize(("click", "reach"), [((5.5, 12.5), 1), ((15.5, 11.5), 4)])
+def test_an_ignored_click_takes_away_its_spot_and_nothing_else(click: tuple[float, float], reach: int) -> None:
+    # To the nearest pixel off the box it is 2 from the one, 8 from the other: half of that goes.
+    model = FloodModel(negative_points=True)
+    boxed = Session(model).encode(patches()).predict(Prompt(points=[click], labels=[0], box=[4, 4, 28, 20]))
+    rows, columns = np.indices((24, 32))
+    expected = (rows >= 4) & (rows < 20) & (columns >= 4) & (columns < 28)
+    expected &= np.hypot(rows - int(click[1]), columns - int(click[0])) > reach
+    assert np.array_equal(boxed.mask, expected)
+    assert len(model.decoded) == 1, "nothing else is asked"
+
+
 SIX = [[i, i] for i in range(6)]
 BAD_PROMPTS = {
     "seven points": (Prompt(points=[*SIX, [7, 7]]), "at most 6"),

@@ -25,6 +25,8 @@ OnProgress = Callable[[int, int], None]
 
 # Of a mask, by a negative click: what takes more is likely the object that the user means.
 MOST_REMOVED = 0.5
+# Of the way from a negative click to the mask's border, see `EncodedImage._without_spot`. Chosen on training images.
+CUT_REACH = 0.5
 DEFAULT_CACHE_BYTES = 512 * 2**20
 
 
@@ -100,16 +102,23 @@ class EncodedImage:
         if not isinstance(prompt, Prompt):
             raise PromptError(f"predict takes a Prompt, got {type(prompt).__name__}: give Prompt(points=..., box=...).")
         prompt.check_inside(self.image_hw)
+        negatives = prompt.negative_points
         if self._check_capabilities(prompt):
-            asked, ignored = Prompt(points=prompt.positive_points, box=prompt.box), prompt.negative_points
+            asked = Prompt(points=prompt.positive_points, box=prompt.box)
             logits, iou = self.model.decode(self.features, self.image_hw, asked, multimask_output)
+            for point in negatives:
+                logits = self._subtracted(logits, int(np.argmax(iou)), point, prompt.positive_points)
+            subtracted = len(negatives) > 0
+            masks = self.model.upsample(logits, self.image_hw)
         else:
             logits, iou = self.model.decode(self.features, self.image_hw, prompt, multimask_output)
-            best = logits[[int(np.argmax(iou))]]
-            ignored = prompt.negative_points[self._values(best, prompt.negative_points)[0] > 0]
-        for point in ignored:
-            logits = self._subtracted(logits, int(np.argmax(iou)), point, prompt.positive_points)
-        masks = self.model.upsample(logits, self.image_hw)
+            masks = self.model.upsample(logits, self.image_hw)
+            ignored = _covered(masks[int(np.argmax(iou))], negatives)
+            subtracted = len(ignored) > 0
+            if subtracted:
+                for point in ignored:
+                    logits = self._without_spot(logits, int(np.argmax(iou)), point)
+                masks = self.model.upsample(logits, self.image_hw)
         for mine in (masks, iou, logits):
             mine.flags.writeable = False  # or the prediction would copy them
         return Prediction(
@@ -117,7 +126,7 @@ class EncodedImage:
             iou_predictions=iou,
             low_res_logits=logits,
             prompt=prompt,
-            negatives="subtracted" if len(ignored) else "trained" if len(prompt.negative_points) else "none",
+            negatives="subtracted" if subtracted else "trained" if len(negatives) else "none",
             image_key=self.key,
         )
 
@@ -188,6 +197,19 @@ class EncodedImage:
     def _values(self, logits: FloatArray, points: FloatArray) -> FloatArray:
         return self.model.value_at(logits, self.image_hw, points)
 
+    def _without_spot(self, logits: FloatArray, best: int, point: FloatArray) -> FloatArray:
+        """Take the spot of a negative click away that a model trained on such clicks still covers, and little else.
+
+        A cone is cut out of all logits: below zero up to half of the way to the nearest pixel off the best mask, as
+        deep as the click was sure to be on it, so that interpolation doesn't fill it again.
+        """
+        rows, columns = np.indices(logits.shape[1:], dtype=np.float32)
+        row, column = self._values(np.stack([rows, columns]), point[None])[:, 0]
+        distance = np.hypot(rows - row, columns - column)
+        reach = CUT_REACH * float(distance[logits[best] <= 0].min(initial=distance.max()))
+        steepness = max(1.0, float(self._values(logits[[best]], point[None])[0, 0]))
+        return np.asarray(np.minimum(logits, (distance - reach) * steepness), np.float32)
+
     def _subtracted(self, logits: FloatArray, best: int, negative: FloatArray, positives: FloatArray) -> FloatArray:
         """Answer a negative click without training: what it points at is taken away in logit space.
 
@@ -205,6 +227,13 @@ class EncodedImage:
         else:
             taken = logits - np.maximum(others[int(np.argmin(share))], 0)
         return np.asarray(np.minimum(logits, taken), np.float32)
+
+
+def _covered(mask: BoolArray, points: FloatArray) -> FloatArray:
+    """Those of the points (N, 2) that lie on a mask (H, W)."""
+    height, width = mask.shape
+    x, y = np.clip(points.astype(np.int64), 0, [width - 1, height - 1]).T
+    return np.asarray(points[mask[y, x]], np.float32)
 
 
 def _restored(
