@@ -102,7 +102,8 @@ def mask_array(mask: ArrayLike) -> BoolArray:
         array = np.array(np.asarray(mask))  # in two steps: a tensor's own copying warns
     except (TypeError, ValueError, RuntimeError) as error:
         raise PromptError(
-            f"A mask prompt must be an array (H, W), got {type(mask).__name__} ({error}); of a tensor give tensor.detach().cpu().numpy()."
+            f"A mask prompt must be an array (H, W), got {type(mask).__name__} ({error}); of a tensor give "
+            "tensor.detach().cpu().numpy()."
         ) from error
     if array.ndim != 2 or array.size == 0:
         raise PromptError(f"A mask prompt must have shape (H, W) and pixels, got shape {array.shape}.")

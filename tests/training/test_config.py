@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from refinesam.errors import ConfigError
-from refinesam.training.config import TRAINABLE, read_config
+from refinesam.training.config import TRAINABLE, read_config, read_phases
 
 FOLDER = Path(__file__).resolve().parents[2] / "training"
-RECIPES = sorted([*FOLDER.glob("builtin_*.toml"), *FOLDER.glob("finetune_*.toml")])
+RECIPES = sorted([*FOLDER.glob("builtin.toml"), *FOLDER.glob("gpu.toml"), *FOLDER.glob("finetune_*.toml")])
 GOOD = """
 seed = 1
 
@@ -34,7 +34,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_shipped_recipes_are_valid(path: Path) -> None:
-    assert read_config(path).model.variant in TRAINABLE
+    assert all(phase.model.variant in TRAINABLE for phase in read_phases(path))
 
 
 def test_there_are_shipped_recipes() -> None:
@@ -148,3 +148,26 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.toml", tmp_path, binary):
         with pytest.raises(ConfigError, match=r"Cannot read the configuration .*Give the path of a TOML file"):
             read_config(path)
+
+
+def test_phases_change_some_settings_each(tmp_path: Path) -> None:
+    text = GOOD + "\n[[phase]]\n[phase.optim]\nsteps = 3\n[[phase]]\nseed = 9\n[phase.model]\ninput_size = 64\n"
+    first, second = read_phases(written(tmp_path, text))
+    whole = read_config(written(tmp_path, GOOD))
+    assert first == whole.model_copy(update={"optim": whole.optim.model_copy(update={"steps": 3})})
+    assert (second.seed, second.model.input_size, second.optim) == (9, 64, whole.optim)
+    assert read_phases(written(tmp_path, GOOD)) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("phases", "named"),
+    [
+        ("phase = 3\n", r"needs its phases as tables"),
+        ("[[phase]]\n[phase.optim]\nstep = 3\n", r"optim\.step is unknown"),
+        ("[[phase]]\n[phase.model]\ninit = 'builtin'\n", r"a phase a model\.init of its own"),
+    ],
+)
+def test_bad_phases_are_refused(tmp_path: Path, phases: str, named: str) -> None:
+    text = phases + GOOD if phases.startswith("phase") else GOOD + "\n" + phases
+    with pytest.raises(ConfigError, match=named):
+        read_phases(written(tmp_path, text))

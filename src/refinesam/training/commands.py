@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from refinesam.training.config import FinetuneConfig
     from refinesam.training.pretrain import PretrainReport
     from refinesam.training.pretrain_config import MaeConfig, SamiConfig
 
@@ -36,12 +37,24 @@ def finetune(
     output: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights; an unfinished run resumes.")],
     device: DeviceOption = "auto",
 ) -> None:
-    """Finetune a model, or train it from scratch, on images with masks: COCO's, LVIS's or SA-1B's."""
-    from refinesam.training.config import read_config
-    from refinesam.training.finetune import StepReport
-    from refinesam.training.finetune import finetune as run
+    """Finetune a model, or train it from scratch, on images with masks: COCO's, LVIS's or SA-1B's.
 
-    settings = read_config(config)
+    A file with tables [[phase]] is several runs, each from the weights of the one before, in folders phase1, phase2.
+    """
+    from refinesam.training.config import read_phases
+
+    phases = read_phases(config)
+    for number, settings in enumerate(phases, start=1):
+        folder = output if len(phases) == 1 else output / f"phase{number}"
+        weights = _finetune(settings, data, folder, device)
+        if number < len(phases):
+            following = phases[number].model.model_copy(update={"init": str(weights)})
+            phases[number] = phases[number].model_copy(update={"model": following})
+
+
+def _finetune(settings: FinetuneConfig, data: Path, output: Path, device: str) -> Path:
+    from refinesam.training.finetune import StepReport, finetune
+
     damaged = 0
     with _progress() as update:
 
@@ -50,9 +63,10 @@ def finetune(
             damaged = report.damaged
             update(f"loss {report.loss:.3f}, IoU {report.iou:.3f}", report.step, report.steps)
 
-        path = run(settings, data, output, device, on_step=on_step)
+        path = finetune(settings, data, output, device, on_step=on_step)
     console.print(f"Weights: {path}", soft_wrap=True)
     _tell_damaged(damaged, output)
+    return path
 
 
 @app.command()

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from refinesam.errors import ConfigError
 from refinesam.models.config import CONFIGS
-from refinesam.training.settings import Count, Momentum, Name, Positive, Probability, Section, read_settings
+from refinesam.training.settings import (
+    Count,
+    Momentum,
+    Name,
+    Positive,
+    Probability,
+    Section,
+    read_settings,
+    read_toml,
+    validated,
+)
 
 __all__ = [
     "NOT_LEARNT",
@@ -18,6 +29,7 @@ __all__ = [
     "OptimConfig",
     "PromptConfig",
     "read_config",
+    "read_phases",
 ]
 
 # What finetuning can train: the models whose images are stretched to the square.
@@ -238,3 +250,27 @@ def read_config(path: str | Path) -> FinetuneConfig:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value is of the wrong kind or out of range.
     """
     return read_settings(path, FinetuneConfig)
+
+
+def read_phases(path: str | Path) -> list[FinetuneConfig]:
+    """Read a TOML file for a run in phases: each of its tables [[phase]] changes some settings for one of them.
+
+    Every phase starts from the weights of the one before; only the first has a `model.init` of its own. A file without
+    such tables is one phase.
+
+    Raises:
+        ConfigError: as `read_config`, for any phase.
+    """
+    values = read_toml(path)
+    phases = values.pop("phase", [{}])
+    if not (isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases)):
+        raise ConfigError(f"{path} needs its phases as tables [[phase]].")
+    if any("init" in phase.get("model", {}) for phase in phases):
+        raise ConfigError(f"{path} gives a phase a model.init of its own. Give it once, in [model].")
+    return [validated(path, _changed(values, phase), FinetuneConfig) for phase in phases]
+
+
+def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested tables with some of their values replaced."""
+    nested = {key: _changed(values.get(key, {}), change) for key, change in changes.items() if isinstance(change, dict)}
+    return values | changes | nested

@@ -22,7 +22,9 @@ __all__ = [
     "Section",
     "changed_settings",
     "read_settings",
+    "read_toml",
     "refuse_changes",
+    "validated",
 ]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -48,12 +50,29 @@ def read_settings(path: str | Path, kind: type[SectionT]) -> SectionT:
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value is of the wrong kind or out of range.
     """
+    return validated(path, read_toml(path), kind)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file without looking at its keys.
+
+    Raises:
+        ConfigError: the file is missing or not TOML.
+    """
     try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
+        return tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error}. Give the path of a TOML file.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}. Mend it at the place named.") from error
+
+
+def validated(path: str | Path, values: dict[str, Any], kind: type[SectionT]) -> SectionT:
+    """Check what was read from a file.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is of the wrong kind or out of range.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
