@@ -102,7 +102,7 @@ def report(name: str, run_key: str) -> None:
 
     from real_fiftyone import app
     from refinesam_fiftyone.rows import read_rows
-    from refinesam_fiftyone.schema import list_runs
+    from refinesam_fiftyone.runs import list_runs
 
     dataset = fo.load_dataset(name)
     # What the panel shows at first.

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinesam_fiftyone.labels import detection_from_mask, keypoint_from_points, label_id
-from refinesam_fiftyone.schema import Fields, Settings, declare_label_fields, register_run
+from refinesam_fiftyone.runs import declare_label_fields, register_run
+from refinesam_fiftyone.schema import Fields, Settings
 
 Mask = NDArray[np.bool_]
 

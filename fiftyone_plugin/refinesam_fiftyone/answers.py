@@ -11,9 +11,10 @@ import fiftyone as fo
 
 from refinesam import ImageError, Prediction
 
+from .files import file_name
 from .labels import detection_from_mask, holes_in, keypoint_from_points, label_id
 from .prompting import Asked
-from .schema import Failure, Fields, Role, Settings
+from .schema import Failure, Fields, Role
 
 __all__ = ["SampleResult", "failed_sample", "sample_result"]
 
@@ -48,7 +49,7 @@ def failed_sample(run: Fields, sample_id: str, digest: str, failure: Failure, re
 
 def sample_result(
     run: Fields,
-    settings: Settings,
+    folder: Path | None,
     sample_id: str,
     digest: str,
     image_hw: tuple[int, int],
@@ -59,7 +60,7 @@ def sample_result(
 
     Args:
         run: names of the fields.
-        settings: where masks are kept.
+        folder: of the run's mask files; None keeps masks in the database.
         sample_id: of the sample.
         digest: of what the result was made from.
         image_hw: height and width.
@@ -68,7 +69,6 @@ def sample_result(
     """
     result = SampleResult(sample_id, digest)
     remaining = iter(answers)
-    folder = None if settings.masks == "database" else Path(settings.masks_dir or "").absolute() / run.key / sample_id
     for one in asked:
         if one.prompt is None:
             result.failures.append(_failure(run, one.prompt_id, one.failure or "bad_prompt", one.reason))
@@ -78,7 +78,7 @@ def sample_result(
             result.failures.append(_failure(run, one.prompt_id, "bad_prompt", answer.error or "No answer."))
             continue
         try:
-            _add(result, _Labels(run, folder, one, image_hw, answer.prediction, answer.refined))
+            _add(result, _Labels(run, folder and folder / sample_id, one, image_hw, answer.prediction, answer.refined))
         except OSError as error:
             reason = f"The mask could not be written: {error.strerror}. Make room or choose another folder, run again."
             result.failures.append(_failure(run, one.prompt_id, "not_stored", reason))
@@ -120,7 +120,7 @@ class _Labels:
         mask = prediction.mask if mask is None else mask
         return detection_from_mask(
             mask,
-            mask_path=None if self.folder is None else self.folder / f"{self.asked.prompt_id}-{role}.png",
+            mask_path=self.folder and self.folder / file_name(self.asked.prompt_id, role, mask),
             id=label_id(self.run.key, self.asked.prompt_id, role),
             label=self.asked.label,
             confidence=prediction.score if score is None else score,

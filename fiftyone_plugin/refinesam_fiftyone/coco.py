@@ -11,8 +11,9 @@ import pandas as pd
 
 from refinesam import ConfigError, coco_annotation, coco_scores, write_json
 
-from .regions import StoredLabel, StoredSample, dataset_and_ids, read_samples
-from .schema import Fields, read_settings
+from .record import require
+from .regions import StoredLabel, StoredSample, read_samples
+from .runs import present_truth, run_of
 
 __all__ = ["CocoExport", "coco_ap", "export_coco"]
 
@@ -89,11 +90,10 @@ def export_coco(
     """
     if masks not in ("baseline", "amr"):
         raise ConfigError(f"masks is {masks!r}; choose baseline or amr.")
-    run = Fields(run_key)
-    dataset, ids = dataset_and_ids(samples)
-    read_settings(dataset, run)
+    target, run, _ = run_of(samples, run_key)
+    require(target, run, [run.masks(masks)])
     document, empty, unreadable = _Document(), 0, 0
-    for batch in read_samples(dataset, ids, [run.masks(masks)]):
+    for batch in read_samples(target, target.ids, [run.masks(masks)]):
         for sample in batch:
             if sample.failure is not None:
                 continue
@@ -127,16 +127,18 @@ def coco_ap(samples: Any, run_key: str = "refinesam", *, class_agnostic: bool | 
     Raises:
         ConfigError: no such run, or one without ground truth.
     """
-    run = Fields(run_key)
-    dataset, ids = dataset_and_ids(samples)
-    truth = read_settings(dataset, run).truth_field
-    if truth is None:
+    target, run, settings = run_of(samples, run_key)
+    require(target, run, (run.baseline, run.amr))
+    if settings.truth_field is None:
         raise ConfigError(f"The run {run.key!r} was made without ground truth, so it has no average precision.")
+    truth = present_truth(target, settings)
+    if truth is None:
+        raise ConfigError(f"The dataset no longer has the ground truth field {settings.truth_field!r} of the run.")
     document = _Document()
     found: dict[str, _Document] = {name: _Document() for name in (run.baseline, run.amr)}
     crowds = f"{truth}.detections.iscrowd"
-    others = [crowds] if dataset.get_field(crowds) is not None else []
-    for batch in read_samples(dataset, ids, [truth, run.baseline, run.amr], others=others):
+    others = [crowds] if target.field(crowds) is not None else []
+    for batch in read_samples(target, target.ids, [truth, run.baseline, run.amr], others=others):
         for sample in (one for one in batch if one.failure is None):
             image = document.add_image(sample)
             for one, crowd in _with_crowds(sample, truth, sample.others.get(crowds)):

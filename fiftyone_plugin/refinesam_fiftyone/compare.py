@@ -25,8 +25,11 @@ import refinesam
 from refinesam import AMRConfig, ConfigError, DatasetError, Item, RefineSAMError, Session, segment_batch
 
 from .answers import SampleResult, failed_sample, sample_result
+from .files import folder_of
 from .prompting import Asked, ask, file_stamp, source_digest, source_field
-from .schema import Fields, Settings, check_whole, declare_label_fields, register_run
+from .runs import begin_run, check_run
+from .samples import Target, target_of
+from .schema import Fields, Settings, check_whole
 from .storing import store
 
 __all__ = ["Comparison", "amr_config", "check_samples", "compare", "loaded_session"]
@@ -96,11 +99,12 @@ def compare(
     run = Fields(run_key)
     check_samples(samples, settings)
     check_whole("batch_size", batch_size, at_least=1)
+    target = target_of(samples)
+    check_run(target, run, settings)
     session = session or loaded_session(settings.weights, device)
-    dataset, ids = samples._dataset, list(samples.values("id"))
-    declare_label_fields(dataset, run)
-    register_run(dataset, run, settings)
-    work = _Work(dataset, run, settings, session, resume)
+    ids = target.ids
+    work = _Work(target, run, settings, session, resume)
+    begin_run(target, run, settings, work.asked_digest)
     for start in range(0, len(ids), batch_size):
         if should_stop is not None and should_stop():
             return work.summary(len(ids), stopped=True)
@@ -112,12 +116,21 @@ def compare(
 
 def check_samples(samples: Any, settings: Settings) -> None:
     """Raise ConfigError or DatasetError unless the samples are images that have the fields the settings name."""
+    if samples.media_type == "group":
+        slices = [name for name, kind in samples.group_media_types.items() if kind == "image"]
+        raise DatasetError(
+            f"The samples are groups: choose slices of images, samples.select_group_slices({slices!r}), or one of them."
+        )
     if samples.media_type not in ("image", None):
-        raise DatasetError(f"The samples are of media type {samples.media_type!r}; refinesam segments images.")
+        frames = " Of a video's frames make images: samples.to_frames(sample_frames=True)."
+        raise DatasetError(
+            f"The samples are of media type {samples.media_type!r}; refinesam segments images."
+            + (frames if samples.media_type == "video" else "")
+        )
     wanted = [(settings.truth_field, "Detections")]
     if settings.prompts in ("boxes", "keypoints"):
         wanted.append((settings.prompt_field, "Keypoints" if settings.prompts == "keypoints" else "Detections"))
-    schema = samples._dataset.get_field_schema()
+    schema = target_of(samples).samples.get_field_schema()
     for name, kind in wanted:
         if name is None:
             continue
@@ -150,7 +163,7 @@ def amr_config(settings: Settings) -> AMRConfig:
 class _Work:
     """One call of `compare` in progress."""
 
-    dataset: Any
+    target: Target
     run: Fields
     settings: Settings
     session: Session
@@ -167,7 +180,7 @@ class _Work:
         """Answer and store a batch of samples."""
         selected = [name for name in (source_field(self.settings), self.run.digest) if name]
         pending = []
-        for sample in self.dataset.select(ids, ordered=True).select_fields(selected):
+        for sample in self.target.select(ids).select_fields(selected):
             labels = self._labels(sample)
             digest = self._digest(sample, labels)
             if self.resume and sample[self.run.digest] == digest:
@@ -175,7 +188,7 @@ class _Work:
             else:
                 pending.append((sample.id, sample.filepath, labels, digest))
         results = [self._result(*one) for one in self._read(pending)]
-        for result in store(self.dataset, self.run, results):
+        for result in store(self.target, self.run, results):
             self.counts["done"] += 1
             self.counts["prompts"] += len(result.baseline)
             self.failures.update(failure.label for failure in result.failures)
@@ -191,6 +204,17 @@ class _Work:
     @cached_property
     def _config(self) -> AMRConfig:
         return amr_config(self.settings)
+
+    @property
+    def asked_digest(self) -> str:
+        """Digest of the settings, the model and the refinement: the same for all samples of a call."""
+        return hashlib.blake2b(repr(self._asked).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def _folder(self) -> Path | None:
+        if self.settings.masks == "database" or not self.settings.masks_dir:
+            return None
+        return folder_of(self.target.root, self.run, self.settings.masks_dir)
 
     @cached_property
     def _asked(self) -> tuple[object, ...]:
@@ -235,7 +259,7 @@ class _Work:
             answers = record.answers
         if asked is None:
             asked = [Asked(f"{sample_id}-{i:04d}", "object", one.prompt) for i, one in enumerate(answers)]
-        return sample_result(self.run, self.settings, sample_id, digest, image_hw, asked, answers)
+        return sample_result(self.run, self._folder, sample_id, digest, image_hw, asked, answers)
 
 
 def _pixels(path: str, labels: list[Any] | None) -> NDArray[np.uint8] | tuple[str, str]:

@@ -17,27 +17,18 @@ from refinesam import ConfigError
 
 from .labels import label_id
 from .pairing import prompt_path
-from .regions import dataset_and_ids, read_samples
-from .schema import Failure, Fields, Settings, declare_fields, read_settings
-from .scoring import POINTS_SCORES, REJECTED_SCORES, SCORES, Judgement, Thresholds, judge, truth_scores
+from .record import declare, renamed_truth, require
+from .regions import read_samples
+from .runs import run_of
+from .samples import Target
+from .schema import Failure, Fields, Settings
+from .scoring import Judgement, Thresholds, judge, score_kinds
 from .storing_values import store_values
 
-__all__ = ["Evaluation", "declare_scores", "evaluate", "list_failures"]
+__all__ = ["Evaluation", "evaluate", "list_failures"]
 
 # Samples read and written at a time: their masks are in memory together.
 BATCH: Final = 32
-_SAMPLE_FIELDS: Final[Mapping[str, type[Any]]] = {
-    "objects": fo.IntField,
-    "missed": fo.IntField,
-    "mean_base_iou": fo.FloatField,
-    "mean_amr_iou": fo.FloatField,
-    "mean_delta": fo.FloatField,
-    "worst_delta": fo.FloatField,
-    "best_delta": fo.FloatField,
-    "helped": fo.IntField,
-    "hurt": fo.IntField,
-    "failed": fo.IntField,
-}
 
 
 @dataclass(frozen=True)
@@ -51,6 +42,7 @@ class Evaluation:
         missed: ground truth labels that no prompt reached; evaluated, as failed, in a run without prompts.
         unpaired: answered prompts without ground truth.
         failures: how many labels or samples could not be evaluated, by kind; they are listed in the run's failures.
+        not_compared: samples that the run has no answers for; nothing is written to them.
     """
 
     samples: int
@@ -59,6 +51,7 @@ class Evaluation:
     missed: int = 0
     unpaired: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
+    not_compared: int = 0
 
 
 def evaluate(
@@ -87,20 +80,21 @@ def evaluate(
     _check_share("failed_below", failed_below)
     _check_share("changed_by", changed_by)
     thresholds = Thresholds(float(failed_below), float(changed_by))
-    run = Fields(run_key)
-    dataset, ids = dataset_and_ids(samples)
-    settings = _settings(dataset, run)
-    declare_scores(dataset, run, settings)
+    target, run, settings = run_of(samples, run_key)
+    _check_fields(target, run, settings)
+    # Where answers are listed that could not be judged, and the other layers: made anew, if somebody deleted them.
+    declare(target, run, _without(run.kinds, run.digest) | score_kinds(run, settings.truth_field))
+    ids = _compared(target, run)
     names = {run.baseline, run.amr, run.rejected, settings.truth_field}
     if settings.prompts == "boxes":
         names.add(settings.prompt_field)
     others = [f"{run.points}.keypoints.prompt_id", *filter(None, [prompt_path(settings)])]
     totals, buckets, failures = Counter[str](), Counter[str](), Counter[str]()
-    for batch in read_samples(dataset, ids, sorted(filter(None, names)), others=others, batch_size=BATCH):
+    for batch in read_samples(target, ids, sorted(filter(None, names)), others=others, batch_size=BATCH):
         found = {sample.id: judge(sample, run, settings, thresholds) for sample in batch}
-        for sample_id, reason in store_values(dataset, {s.id: (s.modified, found[s.id].values) for s in batch}).items():
+        for sample_id, reason in store_values(target, {s.id: (s.modified, found[s.id].values) for s in batch}).items():
             found[sample_id] = Judgement(failures={sample_id: ("not_stored", reason)})
-        list_failures(dataset, run, {sample.id: found[sample.id].failures for sample in batch})
+        list_failures(target, run, {sample.id: found[sample.id].failures for sample in batch})
         for one in found.values():
             totals.update(objects=one.objects, missed=one.missed, unpaired=one.unpaired)
             buckets.update(one.buckets)
@@ -109,8 +103,28 @@ def evaluate(
         if on_progress is not None:
             on_progress(totals["done"], len(ids))
     if ids:
-        dataset.reload()
-    return Evaluation(len(ids), totals["objects"], dict(buckets), totals["missed"], totals["unpaired"], dict(failures))
+        target.root.reload()
+    return Evaluation(
+        len(target.ids),
+        totals["objects"],
+        dict(buckets),
+        totals["missed"],
+        totals["unpaired"],
+        dict(failures),
+        not_compared=len(target.ids) - len(ids),
+    )
+
+
+def _without(kinds: Mapping[str, type[Any]], name: str) -> dict[str, type[Any]]:
+    return {path: kind for path, kind in kinds.items() if path != name}
+
+
+def _compared(target: Target, run: Fields) -> list[str]:
+    """Return the samples that were asked for and that the run has compared, as far as can be told."""
+    if target.field(run.digest) is None:
+        return target.ids
+    done = set(target.samples.exists(run.digest).values("id"))
+    return [one for one in target.ids if one in done]
 
 
 def _check_share(name: str, value: object) -> None:
@@ -118,42 +132,39 @@ def _check_share(name: str, value: object) -> None:
         raise ConfigError(f"{name} is {value!r}; give a number from 0 to 1.")
 
 
-def _settings(dataset: Any, run: Fields) -> Settings:
-    settings = read_settings(dataset, run)
+def _check_fields(target: Target, run: Fields, settings: Settings) -> None:
+    """Raise ConfigError for what evaluation cannot do without; it can do without the other layers."""
+    require(target, run, (run.baseline, run.amr))
     if settings.truth_field is None:
         raise ConfigError(
             f"The run {run.key!r} was made without ground truth: compare again and name its field, or rank the "
             "samples without it."
         )
-    if dataset.get_field(f"{settings.truth_field}.detections") is None:
-        raise ConfigError(f"The dataset no longer has the ground truth field {settings.truth_field!r} of the run.")
-    return settings
+    kinds = {"boxes": "detections", "keypoints": "keypoints"}
+    wanted = [("ground truth", settings.truth_field, "detections")]
+    if settings.prompts in kinds and settings.prompt_field is not None:
+        wanted.append(("prompts'", settings.prompt_field, kinds[settings.prompts]))
+    for what, name, labels in wanted:
+        if target.field(f"{name}.{labels}") is None:
+            now = renamed_truth(target, run, name)
+            hint = f"It is {now!r} now: compare" if now else "Compare"
+            raise ConfigError(
+                f"The dataset no longer has the {what} field {name!r} of the run {run.key!r}. {hint} again and name "
+                "the field."
+            )
 
 
-def declare_scores(dataset: Any, run: Fields, settings: Settings) -> None:
-    """Declare the attributes and fields that evaluation writes, so that the App can filter by them."""
-    kinds: dict[str, type[Any]] = {f"{run.key}_{name}": kind for name, kind in _SAMPLE_FIELDS.items()}
-    for name, kind in SCORES.items():
-        kinds |= {f"{field}.detections.{name}": kind for field in (run.baseline, run.amr)}
-    kinds |= {f"{run.rejected}.detections.{name}": SCORES[name] for name in REJECTED_SCORES}
-    kinds |= {f"{run.points}.keypoints.{name}": SCORES[name] for name in POINTS_SCORES}
-    if settings.truth_field is not None:
-        truth = truth_scores(run).items()
-        kinds |= {f"{settings.truth_field}.detections.{name}": kind for name, (_, kind) in truth}
-    declare_fields(dataset, kinds)
-
-
-def list_failures(dataset: Any, run: Fields, found: Mapping[str, Mapping[str, tuple[Failure, str]]]) -> None:
+def list_failures(target: Target, run: Fields, found: Mapping[str, Mapping[str, tuple[Failure, str]]]) -> None:
     """Put what evaluation could not do into the run's failures, in place of what an earlier one put there.
 
     What comparing listed stays.
 
     Args:
-        dataset: the samples' dataset.
+        target: where the samples are.
         run: whose failures.
         found: sample id -> prompt id, or the sample's -> the failure and its reason.
     """
-    listed = dataset.select(list(found), ordered=True).values(["id", f"{run.failures}.classifications"])
+    listed = target.select(list(found)).values(["id", f"{run.failures}.classifications"])
     affected, kept, new = {}, {}, {}
     for sample_id, entries in zip(*listed, strict=True):
         own = [one for one in entries or () if one.id == _failure_id(run, one.prompt_id)]
@@ -167,10 +178,10 @@ def list_failures(dataset: Any, run: Fields, found: Mapping[str, Mapping[str, tu
     if not affected:
         return
     labels = {sample_id: fo.Classifications(classifications=kept[sample_id] + new[sample_id]) for sample_id in affected}
-    dataset.set_values(run.failures, labels, key_field="id")
+    target.set_values(run.failures, labels)
     for sample_id, before in affected.items():
         now = {one.label for one in labels[sample_id].classifications}
-        view = dataset.select(sample_id)
+        view = target.samples.select(sample_id)
         for kind in before - now:
             view.untag_samples(run.failure_tag(kind))
         for kind in {one.label for one in new[sample_id]}:

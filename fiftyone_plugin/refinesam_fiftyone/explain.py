@@ -17,8 +17,10 @@ from refinesam import ConfigError, DatasetError, Prompt, read_image
 
 from .labels import mask_from_detection
 from .prompting import ask, source_field
+from .record import require
+from .runs import run_of
 from .scene import Mask, Scene
-from .schema import ROLES, Fields, Settings, read_settings
+from .schema import ROLES, Fields, Settings
 
 __all__ = ["Explanation", "data_uri", "explain", "prompt_of_label"]
 
@@ -50,47 +52,43 @@ class Explanation:
     facts: dict[str, str]
 
 
-def prompt_of_label(dataset: Any, run_key: str, label_id: str, sample_id: str) -> str | None:
+def prompt_of_label(samples: Any, run_key: str, label_id: str, sample_id: str) -> str | None:
     """Return the prompt of a label of a run's layers or ground truth; None if the run has none for it."""
-    run = Fields(run_key)
-    settings = read_settings(dataset, run)
-    sample = dataset[sample_id]
-    for role in ROLES:
-        for label in _labels(sample, run.masks(role)):
-            if label.id == label_id:
-                return str(label["prompt_id"])
-    for label in _labels(sample, run.points, "keypoints"):
-        if label.id == label_id:
-            return str(label["prompt_id"])
-    if settings.truth_field is not None:
-        for label in _labels(sample, settings.truth_field):
-            name = f"{run.key}_prompt_id"
-            if label.id == label_id and label.has_attribute(name):
-                return None if label[name] is None else str(label[name])
-    return next((one["prompt_id"] for one in _labels(sample, run.baseline) if one["prompt_id"] == label_id), None)
+    target, run, settings = run_of(samples, run_key)
+    sample = target.samples[sample_id]
+    layers = [(run.masks(role), "detections", "prompt_id") for role in ROLES]
+    layers += [
+        (run.points, "keypoints", "prompt_id"),
+        (settings.truth_field or "", "detections", f"{run.key}_prompt_id"),
+    ]
+    for field, kind, name in layers:
+        for label in _labels(sample, field, kind):
+            if label.id == label_id and _value(label, name) is not None:
+                return str(label[name])
+    return label_id if _by_prompt(sample, run.baseline, label_id) is not None else None
 
 
-def explain(dataset: Any, *, run_key: str, prompt_id: str, sample_id: str | None = None) -> Explanation:
+def explain(samples: Any, *, run_key: str, prompt_id: str, sample_id: str | None = None) -> Explanation:
     """Draw one object's masks and say what is known of it.
 
     Args:
-        dataset: that has the run.
+        samples: a dataset or view that has the run.
         run_key: of the run.
         prompt_id: of the object.
         sample_id: of its sample, if known: searching takes a look at every label.
 
     Raises:
-        ConfigError: no such run or object.
+        ConfigError: no such run or object, or a run that lacks the field of one of its masks.
         ImageError: the image, or a mask's file, cannot be read.
     """
-    run = Fields(run_key)
-    settings = read_settings(dataset, run)
+    target, run, settings = run_of(samples, run_key)
+    require(target, run, (run.baseline, run.amr))
     if sample_id is None:
-        found = dataset.filter_labels(run.baseline, F("prompt_id") == prompt_id).values("id")
+        found = target.samples.filter_labels(run.baseline, F("prompt_id") == prompt_id).values("id")
         sample_id = found[0] if found else None
     if sample_id is None:
         raise ConfigError(f"The run {run_key!r} has no object {prompt_id!r}: choose one of its labels.")
-    sample = dataset[sample_id]
+    sample = target.samples[sample_id]
     masks = {role: _by_prompt(sample, run.masks(role), prompt_id) for role in ROLES}
     if masks["baseline"] is None or masks["amr"] is None:
         raise ConfigError(f"The run {run_key!r} has no object {prompt_id!r} in this sample: choose another label.")
@@ -116,12 +114,12 @@ def data_uri(picture: NDArray[np.uint8]) -> str:
 
 
 def _labels(sample: Any, field: str, kind: str = "detections") -> Sequence[Any]:
-    found = sample[field] if sample.has_field(field) else None
+    found = sample[field] if field and sample.has_field(field) else None
     return [] if found is None else list(found[kind])
 
 
 def _by_prompt(sample: Any, field: str, prompt_id: str) -> Any:
-    return next((one for one in _labels(sample, field) if one["prompt_id"] == prompt_id), None)
+    return next((one for one in _labels(sample, field) if _value(one, "prompt_id") == prompt_id), None)
 
 
 def _mask(detection: fo.Detection, image: NDArray[np.uint8]) -> Mask:
@@ -148,7 +146,8 @@ def _prompt(sample: Any, settings: Settings, prompt_id: str, image: NDArray[np.u
 
 
 def _points(sample: Any, run: Fields, prompt_id: str, image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    found = next((one for one in _labels(sample, run.points, "keypoints") if one["prompt_id"] == prompt_id), None)
+    own = (one for one in _labels(sample, run.points, "keypoints") if _value(one, "prompt_id") == prompt_id)
+    found = next(own, None)
     relative = np.asarray([] if found is None else found.points, np.float64).reshape(-1, 2)
     return relative * (image.shape[1], image.shape[0])
 

@@ -15,10 +15,10 @@ from refinesam import ConfigError, MissingExtraError, replacing
 
 from .coco import CocoExport, export_coco
 from .ranking import rank
-from .regions import dataset_and_ids
 from .report import summarise
 from .rows import read_rows
-from .schema import BUCKETS, Bucket, Fields, read_settings
+from .runs import present_truth, read_settings, run_of
+from .schema import BUCKETS, Bucket, Fields
 
 __all__ = ["CocoExport", "Tagged", "compare_datasets", "export_coco", "export_rows", "tag_for_relabelling"]
 
@@ -83,17 +83,16 @@ def tag_for_relabelling(
         ConfigError: no such run, neither a number nor a bucket, a bad one, or an empty tag.
     """
     _check_choice(worst, bucket, tag)
-    run = Fields(run_key)
-    dataset, _ = dataset_and_ids(samples)
-    truth = read_settings(dataset, run).truth_field
+    target, run, settings = run_of(samples, run_key)
+    truth = present_truth(target, settings)
     rows = _worst_first(samples, run_key, bucket)[:worst]
     for name, column in ((run.amr, "amr_id"), (truth, "truth_id")):
         ids = rows[column].dropna().unique().tolist()
         if name is not None and ids:
-            dataset.select_labels(ids=ids, fields=name).tag_labels(tag, label_fields=name)
+            target.samples.select_labels(ids=ids, fields=name).tag_labels(tag, label_fields=name)
     found = rows["sample_id"].unique().tolist()
     if found:
-        dataset.select(found).tag_samples(tag)
+        target.samples.select(found).tag_samples(tag)
     return Tagged(len(rows), len(found))
 
 

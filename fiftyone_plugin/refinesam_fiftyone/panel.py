@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import fiftyone.operators as foo
@@ -29,7 +31,8 @@ from .operators.explaining import chosen_object
 from .ranking import rank_rows
 from .report import GROUPINGS, groups, summarise
 from .rows import read_rows
-from .schema import BUCKETS, Fields, list_runs
+from .runs import list_runs, progress
+from .schema import BUCKETS, Fields
 from .views import bucket_view, view_of_rows
 
 __all__ = ["ComparisonPanel"]
@@ -92,33 +95,32 @@ class ComparisonPanel(foo.Panel):
 
     def open_bucket(self, ctx: Any) -> None:
         """Open the objects of one outcome."""
-        ctx.ops.set_view(bucket_view(ctx.view, ctx.params["bucket"], run_key=ctx.panel.state.run_key))
+        with _told(ctx):
+            ctx.ops.set_view(bucket_view(ctx.view, ctx.params["bucket"], run_key=ctx.panel.state.run_key))
 
     def open_bar(self, ctx: Any) -> None:
         """Open the objects that a bar counts."""
         if ctx.params.get("id"):
-            self._open(ctx, rows_of_bar(self._rows(ctx), ctx.params["id"]))
+            self._open(ctx, lambda rows: rows_of_bar(rows, ctx.params["id"]))
 
     def open_points(self, ctx: Any) -> None:
         """Open the objects of the point that was clicked, or of those that were drawn around."""
         chosen = [point.get("id") for point in ctx.params.get("data") or ()] or [ctx.params.get("id")]
-        rows = self._rows(ctx)
-        self._open(ctx, rows[rows["prompt_id"].isin([one for one in chosen if one])])
+        self._open(ctx, lambda rows: rows[rows["prompt_id"].isin([one for one in chosen if one])])
 
     def open_group(self, ctx: Any) -> None:
         """Open the objects that a row of the table counts."""
-        rows, grouping = self._rows(ctx), ctx.panel.state.grouping
-        names = ctx.panel.state.groups or []
+        names, grouping = ctx.panel.state.groups or [], ctx.panel.state.grouping
         if grouping in GROUPINGS and 0 <= ctx.params.get("row", -1) < len(names):
-            evaluated = rows[rows["bucket"].notna()]
-            self._open(ctx, dict(groups(evaluated, grouping))[names[ctx.params["row"]]])
+            name = names[ctx.params["row"]]
+            # The rows may have changed since they were shown.
+            self._open(ctx, lambda rows: dict(groups(rows[rows["bucket"].notna()], grouping)).get(name, rows[:0]))
 
     def open_ranked(self, ctx: Any) -> None:
         """Open one object of the ranking."""
         ranked = ctx.panel.state.ranked or []
         if 0 <= ctx.params.get("row", -1) < len(ranked):
-            rows = self._rows(ctx)
-            self._open(ctx, rows[rows["prompt_id"] == ranked[ctx.params["row"]]])
+            self._open(ctx, lambda rows: rows[rows["prompt_id"] == ranked[ctx.params["row"]]])
 
     def show_all(self, ctx: Any) -> None:
         """Go back to the whole dataset."""
@@ -132,16 +134,13 @@ class ComparisonPanel(foo.Panel):
     def explain(self, ctx: Any) -> None:
         """Explain the selected label, or the worst object of the samples that are selected or in the view."""
         state = ctx.panel.state
-        try:
+        with _told(ctx):
             sample_id, prompt_id = chosen_object(ctx, state.run_key)
-            found = explain(ctx.dataset, run_key=state.run_key, prompt_id=prompt_id, sample_id=sample_id)
-        except RefineSAMError as error:
-            ctx.ops.notify(str(error), variant="warning")
-            return
-        content = {"picture": data_uri(found.picture)}
-        path = _path("explained", content)
-        ctx.panel.data.set(path, content)
-        state.set({"explained": path, "facts": found.facts})
+            found = explain(ctx.view, run_key=state.run_key, prompt_id=prompt_id, sample_id=sample_id)
+            content = {"picture": data_uri(found.picture)}
+            path = _path("explained", content)
+            ctx.panel.data.set(path, content)
+            state.set({"explained": path, "facts": found.facts})
 
     def close_explanation(self, ctx: Any) -> None:
         """Hide the explanation."""
@@ -205,12 +204,12 @@ class ComparisonPanel(foo.Panel):
         body.plot("change", layout=HISTOGRAM_LAYOUT, on_click=self.open_bar)
         body.plot("agreement", layout=SCATTER_LAYOUT, on_click=self.open_points, on_selected=self.open_points)
 
-    def _rows(self, ctx: Any) -> pd.DataFrame:
-        return read_rows(ctx.view, ctx.panel.state.run_key)
-
-    def _open(self, ctx: Any, rows: pd.DataFrame) -> None:
-        if len(rows):
-            ctx.ops.set_view(view_of_rows(ctx.dataset, Fields(ctx.panel.state.run_key), rows))
+    def _open(self, ctx: Any, chosen: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        run_key = ctx.panel.state.run_key
+        with _told(ctx):
+            rows = chosen(read_rows(ctx.view, run_key))
+            if len(rows):
+                ctx.ops.set_view(view_of_rows(ctx.view, Fields(run_key), rows))
 
     def _refresh(self, ctx: Any) -> None:
         state, runs = ctx.panel.state, list_runs(ctx.dataset) if ctx.dataset is not None else []
@@ -219,16 +218,12 @@ class ComparisonPanel(foo.Panel):
         if runs:
             run_key = state.run_key if state.run_key in runs else runs[-1]
             found |= {"run_key": run_key, "grouping": state.grouping or "all"}
-            rows = read_rows(ctx.view, run_key)
-            evaluated = rows[rows["bucket"].notna()]
-            if len(evaluated):
-                more, content = _evaluated(evaluated, rows, found["grouping"])
-            elif len(rows):
-                more, content = _ranked(rows)
-            else:
-                hint = "The current view shows no masks of this run: show other samples, or compare these."
-                more = {"kind": "empty", "headline": hint}
-            found |= more
+            try:
+                more, content = _content(read_rows(ctx.view, run_key), found["grouping"])
+            except RefineSAMError as error:
+                # Somebody renamed or deleted one of its fields, or looks at videos of a run of frames.
+                more = {"kind": "empty", "headline": str(error)}
+            found |= more | {"headline": more["headline"] + _partly(ctx.dataset, Fields(run_key))}
         # What is written to a path that has content is merged with it, so other content has another path. The same
         # content has the same one: the App asks several times at once, and every answer must fit every other.
         found["shown"] = _path("shown", content)
@@ -236,6 +231,31 @@ class ComparisonPanel(foo.Panel):
             ctx.panel.data.set(state.shown, None)
         ctx.panel.data.set(found["shown"], content)
         state.set(found)
+
+
+@contextmanager
+def _told(ctx: Any) -> Iterator[None]:
+    """Tell an error of ours in the App instead of a traceback."""
+    try:
+        yield
+    except RefineSAMError as error:
+        ctx.ops.notify(str(error), variant="warning")
+
+
+def _content(rows: pd.DataFrame, grouping: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state and the content of the rows of a view."""
+    evaluated = rows[rows["bucket"].notna()]
+    if len(evaluated):
+        return _evaluated(evaluated, rows, grouping)
+    if len(rows):
+        return _ranked(rows)
+    hint = "The current view shows no masks of this run: show other samples, or compare these."
+    return {"kind": "empty", "headline": hint}, {}
+
+
+def _partly(dataset: Any, run: Fields) -> str:
+    done, total = progress(dataset, run)
+    return "" if done == total else f" ({done} of {_of(total, 'sample')} of the dataset are compared)"
 
 
 def _evaluated(evaluated: pd.DataFrame, rows: pd.DataFrame, grouping: Any) -> tuple[dict[str, Any], dict[str, Any]]:

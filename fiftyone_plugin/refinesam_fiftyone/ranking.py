@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from refinesam import ConfigError
 
-from .regions import StoredSample, dataset_and_ids, read_samples
+from .record import declare, require
+from .regions import StoredSample, read_samples
 from .rows import read_rows
-from .schema import Fields, declare_fields, read_settings
+from .runs import run_of
+from .samples import Target
+from .schema import Fields
 from .scoring import disagreement
 from .storing_values import store_values
 
@@ -70,22 +73,20 @@ def rank(samples: Any, *, run_key: str = "refinesam", by: str = SUSPICION) -> pd
         ConfigError: no such run, or no such signal.
     """
     _check_signal(by)
-    run = Fields(run_key)
-    dataset, ids = dataset_and_ids(samples)
-    read_settings(dataset, run)
-    field = f"{run.key}_rank"
+    target, run, _ = run_of(samples, run_key)
+    require(target, run, (run.baseline, run.amr))
     labels = {f"{name}.detections.disagreement": fo.FloatField for name in (run.baseline, run.amr)}
-    declare_fields(dataset, {**labels, field: fo.IntField})
-    whole = dataset.select(ids)
+    declare(target, run, {**labels, run.rank: fo.IntField})
+    whole = target.view()
     rows = _answered(read_rows(whole, run_key))
     lacking = rows[rows["disagreement"].isna()]["sample_id"].unique().tolist()
     if lacking:
-        _write_disagreement(dataset, run, lacking)
+        _write_disagreement(target, run, lacking)
         rows = _answered(read_rows(whole, run_key))
     rows = rank_rows(rows, by=by)
-    dataset.clear_sample_field(field)
+    target.clear([run.rank])
     order = rows["sample_id"].drop_duplicates().tolist()
-    dataset.set_values(field, {sample_id: place for place, sample_id in enumerate(order, start=1)}, key_field="id")
+    target.set_values(run.rank, {sample_id: place for place, sample_id in enumerate(order, start=1)})
     return rows
 
 
@@ -105,10 +106,10 @@ def _answered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["prompt_id"].notna()].reset_index(drop=True)
 
 
-def _write_disagreement(dataset: Any, run: Fields, ids: list[str]) -> None:
-    for batch in read_samples(dataset, ids, (run.baseline, run.amr)):
-        store_values(dataset, {sample.id: (sample.modified, _disagreements(sample, run)) for sample in batch})
-    dataset.reload()
+def _write_disagreement(target: Target, run: Fields, ids: list[str]) -> None:
+    for batch in read_samples(target, ids, (run.baseline, run.amr)):
+        store_values(target, {sample.id: (sample.modified, _disagreements(sample, run)) for sample in batch})
+    target.root.reload()
 
 
 def _disagreements(sample: StoredSample, run: Fields) -> dict[str, float]:

@@ -12,12 +12,13 @@ import fiftyone as fo
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam import ConfigError, ImageError
+from refinesam import ImageError
 
 from .labels import placed_mask
+from .samples import Target
 from .schema import Failure
 
-__all__ = ["Region", "StoredLabel", "StoredSample", "dataset_and_ids", "iou", "read_samples"]
+__all__ = ["Region", "StoredLabel", "StoredSample", "iou", "read_samples"]
 
 _ATTRIBUTES = ("id", "label", "bounding_box", "mask", "mask_path", "empty", "prompt_id", "predicted_iou")
 
@@ -106,20 +107,8 @@ class StoredSample:
     others: Mapping[str, Any] = field(default_factory=dict)
 
 
-def dataset_and_ids(samples: Any) -> tuple[Any, list[str]]:
-    """Return the dataset that a collection belongs to and the ids of its samples, of patches those they are cut from.
-
-    Raises:
-        ConfigError: a collection of something else.
-    """
-    if not isinstance(samples, fo.core.collections.SampleCollection):
-        raise ConfigError(f"Samples are needed, a FiftyOne dataset or view; got {type(samples).__name__}.")
-    ids = samples.values("sample_id" if samples._is_patches else "id")
-    return samples._root_dataset, list(dict.fromkeys(ids))
-
-
 def read_samples(
-    dataset: Any, ids: Sequence[str], fields: Sequence[str], *, others: Sequence[str] = (), batch_size: int = 32
+    target: Target, ids: Sequence[str], fields: Sequence[str], *, others: Sequence[str] = (), batch_size: int = 32
 ) -> Iterator[list[StoredSample]]:
     """Yield samples in batches, with the labels and masks of some Detections fields; nothing else is loaded.
 
@@ -128,22 +117,22 @@ def read_samples(
     """
     paths = ["id", "filepath", "last_modified_at", "metadata.width", "metadata.height", *others]
     for name in fields:
-        paths += [p for a in _ATTRIBUTES if dataset.get_field(p := f"{name}.detections.{a}") is not None]
+        paths += [p for a in _ATTRIBUTES if target.field(p := f"{name}.detections.{a}") is not None]
     for start in range(0, len(ids), batch_size):
-        yield list(_read(dataset, ids[start : start + batch_size], fields, list(others), paths))
+        yield list(_read(target, ids[start : start + batch_size], fields, list(others), paths))
 
 
 def _read(
-    dataset: Any, ids: Sequence[str], fields: Sequence[str], others: Sequence[str], paths: Sequence[str]
+    target: Target, ids: Sequence[str], fields: Sequence[str], others: Sequence[str], paths: Sequence[str]
 ) -> Iterator[StoredSample]:
     try:
-        columns = dataset.select(ids, ordered=True).values(list(paths))
+        columns = target.select(ids).values(list(paths))
     except Exception as error:  # Whatever decoding a damaged document raises; the database's absence ends the next try.
         if len(ids) > 1:
             for one in ids:
-                yield from _read(dataset, [one], fields, others, paths)
+                yield from _read(target, [one], fields, others, paths)
             return
-        path = dataset.select(ids).values("filepath")[0]
+        path = target.select(ids).values("filepath")[0]
         reason = f"The database cannot give the sample's labels back ({error}): compare again."
         yield StoredSample(ids[0], path, None, (0, 0), ("unreadable_mask", reason), {name: [] for name in fields})
         return

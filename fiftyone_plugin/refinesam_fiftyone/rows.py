@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from .regions import dataset_and_ids
-from .schema import Fields, Settings, read_settings
+from .record import require
+from .runs import run_of
+from .schema import Fields, Settings
 
 __all__ = ["ROW_COLUMNS", "read_rows"]
 
@@ -91,19 +92,18 @@ def read_rows(samples: Any, run_key: str = "refinesam") -> pd.DataFrame:
         label is the ground truth's class, the prompt's without one; source is what the prompts were made from.
 
     Raises:
-        ConfigError: no such run.
+        ConfigError: no such run, or one that lacks the field of one of its masks.
     """
-    run = Fields(run_key)
-    dataset, ids = dataset_and_ids(samples)
-    settings = read_settings(dataset, run)
-    view = samples
+    target, run, settings = run_of(samples, run_key)
+    require(target, run, (run.baseline, run.amr))
+    view = target.asked
     # The App can hide whole fields; their labels still count.
-    if samples._is_patches or any(samples.get_field(name) is None for name in (run.baseline, run.amr)):
-        view = dataset.select(ids)
+    if view._is_patches or any(view.get_field(name) is None for name in (run.baseline, run.amr)):
+        view = target.view()
     firsts = _flat(view, f"{run.baseline}.detections", _OF_BASELINE)
     refined = _flat(view, f"{run.amr}.detections", _OF_AMR)
     rows = firsts.merge(refined, on=["sample_id", "filepath", "prompt_id"], how="inner")
-    truths = _truths(dataset.select(ids) if view is not samples else view, run, settings)
+    truths = _truths(view, run, settings)
     if len(truths):
         classes = truths.set_index("truth_id")["label"]
         rows["label"] = rows["truth_id"].map(classes[~classes.index.duplicated()]).fillna(rows["label"])

@@ -1,14 +1,14 @@
 """Names of everything that a run writes into a dataset, and the settings it was made with.
 
 A run has a key, as FiftyOne's evaluations have. All its sample fields start with that key, so that several runs live
-side by side and one of them can be deleted whole (`delete_run`).
+side by side. A name alone proves nothing: what a run made is told by its marks (`record`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 import fiftyone as fo
@@ -22,16 +22,13 @@ __all__ = [
     "MASK_STORAGES",
     "PROMPT_SOURCES",
     "ROLES",
+    "SAMPLE_SCORES",
+    "VIEW_DESCRIPTIONS",
+    "VIEW_TITLES",
     "Bucket",
     "Fields",
     "Settings",
     "check_whole",
-    "declare_fields",
-    "declare_label_fields",
-    "delete_run",
-    "list_runs",
-    "read_settings",
-    "register_run",
 ]
 
 PromptSource = Literal["boxes", "keypoints", "random-2", "everything"]
@@ -64,9 +61,37 @@ LABEL_ATTRIBUTES: Final[Mapping[str, type[Any]]] = {
     "area_px": fo.IntField,
     "empty": fo.BooleanField,
 }
+# On each sample, `{key}_{name}`, by evaluation.
+SAMPLE_SCORES: Final[Mapping[str, type[Any]]] = {
+    "objects": fo.IntField,
+    "missed": fo.IntField,
+    "mean_base_iou": fo.FloatField,
+    "mean_amr_iou": fo.FloatField,
+    "mean_delta": fo.FloatField,
+    "worst_delta": fo.FloatField,
+    "best_delta": fo.FloatField,
+    "helped": fo.IntField,
+    "hurt": fo.IntField,
+    "failed": fo.IntField,
+}
+
+# The saved views of a run, and what they say of themselves.
+VIEW_TITLES: Final[Mapping[str, str]] = {
+    "amr_helped": "AMR helped",
+    "amr_hurt": "AMR hurt",
+    "no_change": "no change",
+    "both_failed": "both failed",
+    "failures": "failures",
+}
+VIEW_DESCRIPTIONS: Final[Mapping[str, str]] = {
+    "amr_helped": "Objects whose mask AMR made better; the sample that it helped most comes first.",
+    "amr_hurt": "Objects whose mask AMR made worse; the sample that it hurt most comes first.",
+    "no_change": "Objects whose mask AMR left as good as it was.",
+    "both_failed": "Objects that neither mask found; the sample that AMR hurt most comes first.",
+    "failures": "Samples with a prompt that could not be answered, or a mask that could not be compared.",
+}
 
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
-_KIND: Final = "refinesam"
 
 
 def check_whole(name: str, value: object, at_least: int) -> None:
@@ -134,10 +159,37 @@ class Fields:
         """Return the sample's tag for a failure."""
         return f"{self.key}:{failure}"
 
+    def view_name(self, bucket: str) -> str:
+        """Return the name of the saved view of a bucket, or of "failures"."""
+        return f"{self.key}: {VIEW_TITLES[bucket]}"
+
     @property
     def written(self) -> tuple[str, ...]:
         """The fields that comparing writes."""
         return (self.baseline, self.amr, self.rejected, self.points, self.failures, self.digest)
+
+    @property
+    def rank(self) -> str:
+        """Integer: the sample's place in the ranking without ground truth."""
+        return f"{self.key}_rank"
+
+    @property
+    def sums(self) -> dict[str, type[Any]]:
+        """Sample field -> kind of the sums that evaluation writes."""
+        return {f"{self.key}_{name}": kind for name, kind in SAMPLE_SCORES.items()}
+
+    @property
+    def kinds(self) -> dict[str, type[Any]]:
+        """Field or attribute -> kind, of everything that comparing writes; the fields first."""
+        return {
+            **{self.masks(role): fo.Detections for role in ROLES},
+            self.points: fo.Keypoints,
+            self.failures: fo.Classifications,
+            self.digest: fo.StringField,
+            **{f"{self.masks(r)}.detections.{name}": kind for r in ROLES for name, kind in LABEL_ATTRIBUTES.items()},
+            **{f"{self.points}.keypoints.{name}": fo.StringField for name in ("prompt_id", "kept")},
+            **{f"{self.failures}.classifications.{name}": fo.StringField for name in ("prompt_id", "reason")},
+        }
 
 
 @dataclass(frozen=True)
@@ -193,85 +245,3 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
-
-
-def register_run(dataset: Any, run: Fields, settings: Settings) -> None:
-    """Note a run and its settings in the dataset, in place of earlier settings of the same key."""
-    config = dataset.init_run(kind=_KIND, settings=settings.to_dict())
-    if dataset.has_run(run.key):
-        if run.key not in list_runs(dataset):
-            raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
-        dataset.update_run_config(run.key, config)
-    else:
-        dataset.register_run(run.key, config)
-
-
-def list_runs(dataset: Any) -> list[str]:
-    """Return the keys of the dataset's runs of refinesam."""
-    return list(dataset.list_runs(kind=_KIND))
-
-
-def read_settings(dataset: Any, run: Fields) -> Settings:
-    """Return what a run was asked to do.
-
-    Raises:
-        ConfigError: the dataset has no such run.
-    """
-    known = list_runs(dataset)
-    if run.key not in known:
-        raise ConfigError(f"The dataset has no run {run.key!r}; it has {', '.join(known) or 'none'}: compare first.")
-    kept = dataset.get_run_info(run.key).config.settings
-    # A setting of a later version that is unknown here is left out.
-    return Settings(**{field.name: kept[field.name] for field in fields(Settings) if field.name in kept})
-
-
-def declare_label_fields(dataset: Any, run: Fields) -> None:
-    """Declare the fields that comparing writes, so that the App can filter by them before anything is written."""
-    kinds = {run.masks(role): fo.Detections for role in ROLES}
-    for name, kind in {**kinds, run.points: fo.Keypoints, run.failures: fo.Classifications}.items():
-        # Checked first: adding an existing field again reloads every sample that is in memory.
-        if dataset.get_field(name) is None:
-            dataset.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=kind)
-    attributes = {f"{run.masks(r)}.detections.{name}": kind for r in ROLES for name, kind in LABEL_ATTRIBUTES.items()}
-    points = {f"{run.points}.keypoints.{name}": fo.StringField for name in ("prompt_id", "kept")}
-    failures = {f"{run.failures}.classifications.{name}": fo.StringField for name in ("prompt_id", "reason")}
-    declare_fields(dataset, {**attributes, **points, **failures, run.digest: fo.StringField})
-
-
-def declare_fields(dataset: Any, kinds: Mapping[str, type[Any]]) -> None:
-    """Declare plain fields and attributes, path -> kind, that the dataset does not have yet.
-
-    All at once: `add_sample_field` stores the whole schema and reads it back each time, a second for every ten.
-    """
-    missing = {path: kind() for path, kind in kinds.items() if dataset.get_field(path) is None}
-    if missing:
-        dataset._merge_sample_field_schema(missing)
-
-
-def delete_run(dataset: Any, run: Fields) -> None:
-    """Delete a run: its fields, what its evaluation wrote on the ground truth, its tags, its views and its record.
-
-    Mask files stay where they are.
-    """
-    settings = read_settings(dataset, run)
-    for field in _fields_of(dataset, run, settings):
-        dataset.delete_sample_field(field)
-    for tag in map(run.failure_tag, FAILURES):
-        dataset.untag_samples(tag)
-    for name in dataset.list_saved_views():
-        if name.startswith(f"{run.key}: "):
-            dataset.delete_saved_view(name)
-    dataset.delete_run(run.key)
-
-
-def _fields_of(dataset: Any, run: Fields, settings: Settings) -> Iterator[str]:
-    prefix = f"{run.key}_"
-    others = [f"{other}_" for other in list_runs(dataset) if other != run.key and other.startswith(prefix)]
-    for name in dataset.get_field_schema():
-        if name.startswith(prefix) and not name.startswith(tuple(others)):
-            yield name
-    if settings.truth_field:
-        path = f"{settings.truth_field}.detections"
-        for name in dataset.get_field(path).field.get_field_schema():
-            if name.startswith(prefix) and not name.startswith(tuple(others)):
-                yield f"{path}.{name}"

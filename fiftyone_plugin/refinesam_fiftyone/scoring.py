@@ -16,7 +16,7 @@ from .pairing import best_overlap, pair
 from .regions import Region, StoredLabel, StoredSample, iou
 from .schema import Bucket, Failure, Fields, Settings
 
-__all__ = ["SCORES", "Judgement", "Thresholds", "bucket_of", "disagreement", "judge", "truth_scores"]
+__all__ = ["SCORES", "Judgement", "Thresholds", "bucket_of", "disagreement", "judge", "score_kinds", "truth_scores"]
 
 # On each baseline and AMR label.
 SCORES: Final[Mapping[str, type[Any]]] = {
@@ -77,6 +77,17 @@ def truth_scores(run: Fields) -> dict[str, tuple[str, type[Any]]]:
     """Return attribute of a ground truth label -> the score it holds ("prompt_id" too), and its type."""
     own = {name: kind for name, kind in SCORES.items() if name not in ("truth_id", "iou", "boundary_iou")}
     return {f"{run.key}_{name}": (name, kind) for name, kind in {"prompt_id": fo.StringField, **own}.items()}
+
+
+def score_kinds(run: Fields, truth_field: str | None) -> dict[str, type[Any]]:
+    """Return field or attribute -> kind, of everything that evaluation writes."""
+    kinds: dict[str, type[Any]] = dict(run.sums)
+    kinds |= {f"{field}.detections.{name}": k for field in (run.baseline, run.amr) for name, k in SCORES.items()}
+    kinds |= {f"{run.rejected}.detections.{name}": SCORES[name] for name in REJECTED_SCORES}
+    kinds |= {f"{run.points}.keypoints.{name}": SCORES[name] for name in POINTS_SCORES}
+    if truth_field is not None:
+        kinds |= {f"{truth_field}.detections.{name}": kind for name, (_, kind) in truth_scores(run).items()}
+    return kinds
 
 
 def bucket_of(base_iou: float, amr_iou: float, thresholds: Thresholds) -> Bucket:

@@ -12,6 +12,7 @@ from mongoengine.errors import MongoEngineException
 from pymongo.errors import PyMongoError
 
 from .answers import SampleResult, failed_sample
+from .samples import Target
 from .schema import FAILURES, Fields
 
 __all__ = ["store"]
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 _REFUSALS = (PyMongoError, BSONError, MongoEngineException, ValueError, OverflowError)
 
 
-def store(dataset: Any, run: Fields, results: Sequence[SampleResult]) -> Iterator[SampleResult]:
+def store(target: Target, run: Fields, results: Sequence[SampleResult]) -> Iterator[SampleResult]:
     """Write a batch of results and yield what was stored of each.
 
     The digests, which say that samples are done, are written last.
@@ -33,24 +34,24 @@ def store(dataset: Any, run: Fields, results: Sequence[SampleResult]) -> Iterato
     if not results:
         return
     try:
-        _write(dataset, run, results)
+        _write(target, run, results)
     except _REFUSALS as error:
         if len(results) > 1:
             for result in results:
-                yield from store(dataset, run, [result])
+                yield from store(target, run, [result])
             return
         # A document beyond MongoDB's 16 MiB, most likely: many masks, all in the database.
         (result,) = results
         logger.warning("Sample %s could not be stored: %s", result.sample_id, error)
         reason = f"The database refused the masks ({error}). If they are too large, keep masks as files."
         failed = failed_sample(run, result.sample_id, result.digest, "not_stored", reason[:500])
-        _write(dataset, run, [failed])
+        _write(target, run, [failed])
         yield failed
         return
     yield from results
 
 
-def _write(dataset: Any, run: Fields, results: Sequence[SampleResult]) -> None:
+def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None:
     columns: dict[str, dict[str, Any]] = {
         run.baseline: {one.sample_id: fo.Detections(detections=one.baseline) for one in results},
         run.amr: {one.sample_id: fo.Detections(detections=one.amr) for one in results},
@@ -59,9 +60,9 @@ def _write(dataset: Any, run: Fields, results: Sequence[SampleResult]) -> None:
         run.failures: {one.sample_id: fo.Classifications(classifications=one.failures) for one in results},
     }
     for name, values in columns.items():
-        dataset.set_values(name, values, key_field="id")
-    dataset.select([one.sample_id for one in results]).untag_samples([run.failure_tag(one) for one in FAILURES])
+        target.set_values(name, values)
+    target.samples.select([one.sample_id for one in results]).untag_samples([run.failure_tag(one) for one in FAILURES])
     for failure in {label.label for one in results for label in one.failures}:
         tagged = [one.sample_id for one in results if any(label.label == failure for label in one.failures)]
-        dataset.select(tagged).tag_samples(run.failure_tag(failure))
-    dataset.set_values(run.digest, {one.sample_id: one.digest for one in results}, key_field="id")
+        target.samples.select(tagged).tag_samples(run.failure_tag(failure))
+    target.set_values(run.digest, {one.sample_id: one.digest for one in results})

@@ -6,55 +6,47 @@ label or sample, so after comparing and evaluating again they show what is then 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 from fiftyone import ViewField
 
 from refinesam import ConfigError
 
-from .evaluation import declare_scores
 from .labels import label_id
-from .schema import BUCKETS, Bucket, Fields, Settings, read_settings
+from .record import declare, missing, require
+from .runs import present_truth, run_of, view_state
+from .schema import BUCKETS, VIEW_DESCRIPTIONS, Bucket, Fields, Settings
+from .scoring import score_kinds
 
-__all__ = ["bucket_view", "failures_view", "save_views", "view_name", "view_of_rows"]
-
-_TITLES: Final[dict[str, str]] = {
-    "amr_helped": "AMR helped",
-    "amr_hurt": "AMR hurt",
-    "no_change": "no change",
-    "both_failed": "both failed",
-    "failures": "failures",
-}
-_DESCRIPTIONS: Final[dict[str, str]] = {
-    "amr_helped": "Objects whose mask AMR made better; the sample that it helped most comes first.",
-    "amr_hurt": "Objects whose mask AMR made worse; the sample that it hurt most comes first.",
-    "no_change": "Objects whose mask AMR left as good as it was.",
-    "both_failed": "Objects that neither mask found; the sample that AMR hurt most comes first.",
-    "failures": "Samples with a prompt that could not be answered, or a mask that could not be compared.",
-}
+__all__ = ["bucket_view", "failures_view", "save_views", "view_of_rows"]
 
 
-def view_name(run: Fields, bucket: str) -> str:
-    """Return the name of the saved view of a bucket, or of "failures"."""
-    return f"{run.key}: {_TITLES[bucket]}"
+def save_views(samples: Any, *, run_key: str = "refinesam") -> list[str]:
+    """Save one view a bucket and one of the failures, in place of the run's own; return their names.
 
+    A view that somebody else saved under such a name is left alone, and is not among them.
 
-def save_views(dataset: Any, *, run_key: str = "refinesam") -> list[str]:
-    """Save one view a bucket and one of the failures, in place of those of the same name; return their names.
+    Args:
+        samples: a dataset, or a view of frames; the views show all its samples.
+        run_key: of a run that was evaluated.
 
     Raises:
-        ConfigError: no such run, or one without ground truth.
+        ConfigError: no such run, one without ground truth, or one that lacks one of its fields.
     """
-    run = Fields(run_key)
-    settings = read_settings(dataset, run)
+    target, run, settings = run_of(samples, run_key)
     _check_truth(run, settings)
-    declare_scores(dataset, run, settings)
-    views: dict[str, Any] = {bucket: bucket_view(dataset, bucket, run_key=run_key) for bucket in BUCKETS}
-    views["failures"] = failures_view(dataset, run_key=run_key)
+    require(target, run, (run.baseline, run.amr))
+    declare(target, run, score_kinds(run, present_truth(target, settings)))
+    views: dict[str, Any] = {bucket: bucket_view(target.samples, bucket, run_key=run_key) for bucket in BUCKETS}
+    views["failures"] = failures_view(target.samples, run_key=run_key)
+    saved = []
     for bucket, view in views.items():
-        dataset.save_view(view_name(run, bucket), view, description=_DESCRIPTIONS[bucket], overwrite=True)
-    return [view_name(run, bucket) for bucket in views]
+        name = run.view_name(bucket)
+        if view_state(target.root, run, name) != "other":
+            target.root.save_view(name, view, description=VIEW_DESCRIPTIONS[bucket], overwrite=True)
+            saved.append(name)
+    return saved
 
 
 def bucket_view(samples: Any, bucket: Bucket, *, run_key: str = "refinesam") -> Any:
@@ -68,12 +60,12 @@ def bucket_view(samples: Any, bucket: Bucket, *, run_key: str = "refinesam") -> 
     """
     if bucket not in BUCKETS:
         raise ConfigError(f"There is no bucket {bucket!r}; choose one of {', '.join(BUCKETS)}.")
-    run = Fields(run_key)
-    dataset = samples._root_dataset
-    settings = read_settings(dataset, run)
+    target, run, settings = run_of(samples, run_key)
     _check_truth(run, settings)
-    if dataset.get_field(f"{run.key}_worst_delta") is None:
-        raise ConfigError(f"The run {run.key!r} was not evaluated: evaluate it first.")
+    require(target, run, (run.baseline, run.amr))
+    if missing(target, run, run.sums):
+        raise ConfigError(f"The run {run.key!r} was not evaluated, or lacks a field of it: evaluate it first.")
+    samples = target.view() if target.asked._is_patches else target.asked
     counts = {"amr_helped": "helped", "amr_hurt": "hurt", "both_failed": "failed"}
     if bucket in counts:
         view = samples.match(ViewField(f"{run.key}_{counts[bucket]}") > 0)
@@ -83,27 +75,32 @@ def bucket_view(samples: Any, bucket: Bucket, *, run_key: str = "refinesam") -> 
     # Sorted before labels are filtered, for MongoDB can use the field's index then, and need not sort whole documents.
     helped = bucket == "amr_helped"
     view = view.sort_by(f"{run.key}_{'best' if helped else 'worst'}_delta", reverse=helped)
-    for name in (run.baseline, run.amr, run.rejected, run.points):
+    layers = (run.baseline, run.amr, run.rejected, run.points)
+    for name in (one for one in layers if one not in missing(target, run, layers)):
         view = view.filter_labels(name, ViewField("bucket") == bucket, only_matches=False)
-    own = ViewField(f"{run.key}_bucket") == bucket
-    return view.filter_labels(settings.truth_field, own, only_matches=False)
+    truth = present_truth(target, settings)
+    if truth is None:
+        return view
+    return view.filter_labels(truth, ViewField(f"{run.key}_bucket") == bucket, only_matches=False)
 
 
 def failures_view(samples: Any, *, run_key: str = "refinesam") -> Any:
     """Return a view of the samples that have an entry in the run's failures."""
-    listed = ViewField(f"{Fields(run_key).failures}.classifications")
-    return samples.match(listed.length() > 0)
+    target, run, _ = run_of(samples, run_key)
+    listed = ViewField(f"{run.failures}.classifications")
+    return target.asked.match(listed.length() > 0)
 
 
-def view_of_rows(dataset: Any, run: Fields, rows: pd.DataFrame) -> Any:
+def view_of_rows(samples: Any, run: Fields, rows: pd.DataFrame) -> Any:
     """Return the samples of some rows, worst first, with the labels of those rows alone in each of the run's layers."""
-    truth = read_settings(dataset, run).truth_field
-    fields = [run.baseline, run.amr, run.rejected, run.points] + ([truth] if truth else [])
+    target, _, settings = run_of(samples, run.key)
+    layers = (run.baseline, run.amr, run.rejected, run.points, present_truth(target, settings))
+    fields = [name for name in layers if name is not None and target.field(name) is not None]
     ids = [one for name in ("baseline_id", "amr_id", "truth_id") for one in rows[name].dropna()]
     ids += [label_id(run.key, one, role) for one in rows["prompt_id"].dropna() for role in ("rejected", "points")]
     order = rows.sort_values(["delta_iou", "amr_iou", "pred_iou_amr"], na_position="last")["sample_id"]
-    samples = dataset.select(list(dict.fromkeys(order)), ordered=True)
-    return samples.select_labels(ids=ids, fields=fields, omit_empty=False)
+    view = target.select(list(dict.fromkeys(order)))
+    return view.select_labels(ids=ids, fields=fields, omit_empty=False)
 
 
 def _check_truth(run: Fields, settings: Settings) -> None:

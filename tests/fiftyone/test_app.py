@@ -11,7 +11,8 @@ import pytest
 from fiftyone_planted import Planted, plant
 from real_fiftyone import App, app, draw_shapes
 from refinesam_fiftyone.evaluation import evaluate
-from refinesam_fiftyone.schema import BUCKETS, Fields, list_runs
+from refinesam_fiftyone.runs import list_runs
+from refinesam_fiftyone.schema import BUCKETS, Fields
 
 COMPARE = "Compare masks with and without refinement"
 PICTURE = "img[src^='data:image/png;base64']"

@@ -16,55 +16,17 @@ import pytest
 import skimage.data
 
 from fakes import FloodModel
+from fiftyone_flat import BOXES, HW, fill, session, truth, write_image
 from refinesam import AMRConfig, ConfigError, DatasetError, Prompt, Session, read_image
 from refinesam_fiftyone.answers import SampleResult
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.labels import mask_from_detection, prompt_from_box
-from refinesam_fiftyone.schema import (
-    AMR_SETTINGS,
-    Fields,
-    Settings,
-    declare_label_fields,
-    delete_run,
-    list_runs,
-    read_settings,
-)
+from refinesam_fiftyone.runs import declare_label_fields, list_runs, read_settings
+from refinesam_fiftyone.samples import target_of
+from refinesam_fiftyone.schema import AMR_SETTINGS, Fields, Settings
 from refinesam_fiftyone.storing import store
 
 RUN = Fields()
-BOXES = Settings("boxes", prompt_field="truth", truth_field="truth")
-HW = (48, 64)
-
-
-def write_image(path: Path, seed: int) -> None:
-    """Two flat rectangles on a flat ground, in grey values of their own."""
-    image = np.full((*HW, 3), 10 + seed, np.uint8)
-    image[8:20, 6:30], image[25:40, 35:60] = 100 + seed, 200
-    cv2.imwrite(str(path), image)
-
-
-def truth() -> fo.Detections:
-    boxes = [[6 / 64, 8 / 48, 24 / 64, 12 / 48], [35 / 64, 25 / 48, 25 / 64, 15 / 48]]
-    sizes = [(12, 24), (15, 25)]
-    return fo.Detections(
-        detections=[
-            fo.Detection(label=name, bounding_box=box, mask=np.ones(size, bool))
-            for name, box, size in zip(("cat", "dog"), boxes, sizes, strict=True)
-        ]
-    )
-
-
-def fill(dataset, folder: Path, count: int) -> None:
-    samples = []
-    for index in range(count):
-        path = folder / f"{index}.png"
-        write_image(path, index)
-        samples.append(fo.Sample(str(path), truth=truth()))
-    dataset.add_samples(samples)
-
-
-def session() -> Session:
-    return Session(FloodModel(negative_points=True, max_points=None))
 
 
 def stored(dataset, run: Fields = RUN) -> list:
@@ -330,7 +292,7 @@ def test_a_document_that_is_too_large_costs_only_its_sample(dataset, tmp_path):
         SampleResult(sample_id, "digest", amr=[fo.Detection(bounding_box=[0, 0, 1, 1], mask=mask)])
         for sample_id, mask in zip(ids, masks, strict=True)
     ]
-    stored_results = list(store(dataset, RUN, results))
+    stored_results = list(store(target_of(dataset), RUN, results))
     assert [result.sample_id for result in stored_results] == ids
     assert [len(result.failures) for result in stored_results] == [0, 1, 0]
     assert dataset.match_tags("refinesam:not_stored").values("id") == [ids[1]]
@@ -361,6 +323,7 @@ from pathlib import Path
 sys.path[:0] = {paths!r}
 import fiftyone as fo
 from fakes import FloodModel
+from fiftyone_flat import BOXES, HW, fill, session, truth, write_image
 from refinesam import Session
 from refinesam_fiftyone.answers import SampleResult
 from refinesam_fiftyone.compare import compare
@@ -497,15 +460,3 @@ def test_another_tools_run_is_not_overwritten(dataset, tmp_path):
     dataset.register_run("refinesam", dataset.init_run(kind="other"))
     with pytest.raises(ConfigError, match="another"):
         compare(dataset, BOXES, session=session())
-
-
-def test_a_run_is_deleted_whole_and_leaves_others_alone(dataset, tmp_path):
-    fill(dataset, tmp_path, 2)
-    plain = set(dataset.get_field_schema(flat=True))
-    for key in ("a", "a_b"):
-        compare(dataset, BOXES, session=session(), run_key=key)
-    dataset.save_view("a: worst", dataset.limit(1))
-    other = {name for name in dataset.get_field_schema(flat=True) if name.startswith("a_b_")}
-    delete_run(dataset, Fields("a"))
-    assert list_runs(dataset) == ["a_b"] and dataset.list_saved_views() == []
-    assert set(dataset.get_field_schema(flat=True)) == plain | other

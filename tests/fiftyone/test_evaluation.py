@@ -9,6 +9,7 @@ from bson import ObjectId
 from fiftyone import ViewField as F
 
 from fakes import FloodModel
+from fiftyone_flat import documents
 from fiftyone_planted import TRUTH_FIELD, bucket_of, iou, plant
 from refinesam import ConfigError, Session, boundary_iou
 from refinesam_fiftyone.coco import coco_ap
@@ -16,7 +17,9 @@ from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.labels import detection_from_mask, label_id, mask_from_detection
 from refinesam_fiftyone.regions import read_samples
-from refinesam_fiftyone.schema import Fields, Settings, delete_run, register_run
+from refinesam_fiftyone.runs import delete_run, register_run
+from refinesam_fiftyone.samples import target_of
+from refinesam_fiftyone.schema import Fields, Settings
 from refinesam_fiftyone.scoring import SCORES
 from refinesam_fiftyone.storing_values import store_values
 from refinesam_fiftyone.views import save_views
@@ -26,11 +29,6 @@ RUN = Fields()
 
 def labels_of(dataset, field):
     return {one.prompt_id: one for sample in dataset for one in sample[field].detections}
-
-
-def documents(dataset):
-    found = list(dataset._sample_collection.find().sort("_id"))
-    return [{name: value for name, value in one.items() if name != "last_modified_at"} for one in found]
 
 
 def test_every_score_of_both_masks_is_numpys(judged):
@@ -214,12 +212,12 @@ def test_sizes_of_images_are_found_and_a_missing_one_costs_only_itself(tmp_path)
 
 def test_a_sample_that_changed_since_it_was_read_is_left_alone(own):
     ids = own.dataset.values("id")
-    (batch,) = read_samples(own.dataset, ids, [TRUTH_FIELD])
+    (batch,) = read_samples(target_of(own.dataset), ids, [TRUTH_FIELD])
     changed = own.dataset.first()
     changed[TRUTH_FIELD].detections.pop(0)
     changed.save()
     path = f"{TRUTH_FIELD}.detections.9.refinesam_bucket"
-    refused = store_values(own.dataset, {one.id: (one.modified, {path: "new"}) for one in batch})
+    refused = store_values(target_of(own.dataset), {one.id: (one.modified, {path: "new"}) for one in batch})
     assert list(refused) == [ids[0]] and "evaluate again" in refused[ids[0]]
     own.dataset.reload()
     buckets = own.dataset.values(f"{TRUTH_FIELD}.detections.refinesam_bucket")
@@ -230,7 +228,9 @@ def test_a_sample_that_changed_since_it_was_read_is_left_alone(own):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batches_change_nothing_of_what_is_read(judged, batch_size):
     ids = judged.dataset.values("id")
-    read = [one for batch in read_samples(judged.dataset, ids, [RUN.amr], batch_size=batch_size) for one in batch]
+    read = [
+        one for batch in read_samples(target_of(judged.dataset), ids, [RUN.amr], batch_size=batch_size) for one in batch
+    ]
     assert [one.id for one in read] == ids
     for sample in read:
         for label in sample.labels[RUN.amr]:

@@ -23,7 +23,8 @@ from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionContext, ExecutionError, Executor
 
 from real_fiftyone import draw_shapes
-from refinesam_fiftyone.schema import Fields, list_runs, read_settings
+from refinesam_fiftyone.runs import list_runs, read_settings
+from refinesam_fiftyone.schema import Fields
 
 URI = "@refinesam/amr"
 BOXES = {"boxes_field": "ground_truth", "truth_field": "ground_truth"}

@@ -17,7 +17,8 @@ from fiftyone import ViewField as F
 from fiftyone_planted import Planted, plant
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.rows import read_rows
-from refinesam_fiftyone.schema import BUCKETS, Fields, Settings, declare_label_fields, register_run
+from refinesam_fiftyone.runs import declare_label_fields, register_run
+from refinesam_fiftyone.schema import BUCKETS, Fields, Settings
 
 URI = "@refinesam/amr/comparison"
 

@@ -11,7 +11,8 @@ from fiftyone_planted import TRUTH_FIELD, evaluated_copy, plant
 from refinesam import ConfigError
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.rows import ROW_COLUMNS, read_rows
-from refinesam_fiftyone.schema import Fields, Settings, register_run
+from refinesam_fiftyone.runs import register_run
+from refinesam_fiftyone.schema import Fields, Settings
 
 RUN = Fields()
 

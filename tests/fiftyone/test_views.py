@@ -8,8 +8,9 @@ import pytest
 from fiftyone_planted import TRUTH_FIELD, plant
 from refinesam import ConfigError
 from refinesam_fiftyone.evaluation import evaluate
-from refinesam_fiftyone.schema import BUCKETS, Fields, Settings, register_run
-from refinesam_fiftyone.views import bucket_view, save_views, view_name
+from refinesam_fiftyone.runs import declare_label_fields, register_run
+from refinesam_fiftyone.schema import BUCKETS, Fields, Settings
+from refinesam_fiftyone.views import bucket_view, save_views
 
 RUN = Fields()
 NAMES = [f"refinesam: {end}" for end in ("AMR helped", "AMR hurt", "no change", "both failed", "failures")]
@@ -31,7 +32,7 @@ def test_every_layer_shows_the_bucket_alone(own):
     assert save_views(own.dataset) == NAMES
     assert own.dataset.list_saved_views() == NAMES
     for bucket in BUCKETS:
-        view = own.dataset.load_saved_view(view_name(RUN, bucket))
+        view = own.dataset.load_saved_view(RUN.view_name(bucket))
         assert prompts_of(view) == [expected_of(own, bucket)] * 4
         rejected = [name for name, one in own.expected.items() if one.bucket == bucket and one.rejected_iou is not None]
         assert sorted(view.values(f"{RUN.rejected}.detections.prompt_id", unwind=True)) == sorted(rejected)
@@ -94,8 +95,9 @@ def test_failures_have_a_view(own):
 def test_two_runs_have_views_of_their_own(own):
     save_views(own.dataset)
     register_run(own.dataset, Fields("second"), Settings("boxes", TRUTH_FIELD, TRUTH_FIELD))
-    for role in ("baseline", "amr", "rejected", "points", "failures"):
-        own.dataset.clone_sample_field(f"refinesam_{role}", f"second_{role}")
+    declare_label_fields(own.dataset, Fields("second"))
+    for name in ("baseline", "amr", "rejected", "points", "failures", "digest"):
+        own.dataset.set_values(f"second_{name}", own.dataset.values(f"refinesam_{name}"))
     evaluate(own.dataset, run_key="second", changed_by=0.35)
     save_views(own.dataset, run_key="second")
     hurt = sum(one.bucket == "amr_hurt" and one.base_iou - one.amr_iou > 0.35 for one in own.expected.values())

@@ -13,7 +13,9 @@ from refinesam import ConfigError, RefineSAMError
 
 from ..compare import Comparison, check_samples, compare
 from ..evaluation import evaluate
-from ..schema import Fields, Settings, list_runs
+from ..runs import check_run, list_runs
+from ..samples import target_of
+from ..schema import Fields, Settings
 from ..views import save_views
 from .forms import DatasetOperator, choose, flag, has_masks, label_fields, samples_of, writable_parent
 from .progress import run_reporting, shown_progress
@@ -24,6 +26,7 @@ __all__ = ["Compare", "settings_of"]
 DELEGATE_ABOVE: Final = 200
 # No field has this name.
 NO_TRUTH: Final = "-"
+ALL_SLICES: Final = "-"
 _PROMPTS: Final = (
     ("boxes", "Boxes of labels"),
     ("keypoints", "Clicks: keypoints, on or off the object"),
@@ -68,6 +71,7 @@ class Compare(DatasetOperator):
     def ask(self, ctx: Any, inputs: Any) -> None:
         """Add the form's fields."""
         inputs.view_target(ctx, action_description="Compare")
+        _ask_slice(ctx, inputs)
         _ask_prompts(ctx, inputs)
         _ask_truth(ctx, inputs)
         _ask_model(ctx, inputs)
@@ -94,7 +98,7 @@ class Compare(DatasetOperator):
                     "Evaluating",
                     lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress),
                 )
-                save_views(ctx.dataset, run_key=run_key)
+                save_views(samples, run_key=run_key)
         except RefineSAMError as error:
             yield ctx.ops.notify(str(error), variant="error")
             raise
@@ -134,18 +138,27 @@ def settings_of(params: dict[str, Any]) -> Settings:
     )
 
 
+def _ask_slice(ctx: Any, inputs: Any) -> None:
+    view = ctx.target_view()
+    if view.media_type == "group":
+        images = [name for name, kind in view.group_media_types.items() if kind == "image"]
+        default = ctx.group_slice if ctx.group_slice in images else ALL_SLICES
+        choices = [(ALL_SLICES, "All slices of images"), *((name, name) for name in images)]
+        choose(inputs, "slice", choices, label="Slice of the groups", default=default)
+
+
 def _ask_prompts(ctx: Any, inputs: Any) -> None:
     choose(inputs, "prompts", _PROMPTS, radio=True, label="Prompts", default="boxes")
     prompts = ctx.params.get("prompts") or "boxes"
     if prompts == "boxes":
-        boxes = label_fields(ctx.dataset, "Detections")
+        boxes = label_fields(samples_of(ctx), "Detections")
         if not boxes:
             flag(inputs, "no_boxes", "No boxes", "The dataset has no field of Detections: add one, or other prompts.")
             return
         choices = [(name, name) for name in boxes]
         choose(inputs, "boxes_field", choices, label="Field with the boxes", default=boxes[0], required=True)
     elif prompts == "keypoints":
-        clicks = label_fields(ctx.dataset, "Keypoints")
+        clicks = label_fields(samples_of(ctx), "Keypoints")
         if not clicks:
             flag(inputs, "no_clicks", "No clicks", "The dataset has no field of Keypoints: add one, or other prompts.")
             return
@@ -165,7 +178,8 @@ def _ask_prompts(ctx: Any, inputs: Any) -> None:
 
 
 def _ask_truth(ctx: Any, inputs: Any) -> None:
-    masks = [name for name in label_fields(ctx.dataset, "Detections") if has_masks(ctx.dataset, name)]
+    samples = samples_of(ctx)
+    masks = [name for name in label_fields(samples, "Detections") if has_masks(samples, name)]
     choices = [(name, name) for name in masks] + [(NO_TRUTH, "None: rank the answers without it")]
     choose(inputs, "truth_field", choices, label="Ground truth masks", default=choices[0][0])
     if ctx.params.get("truth_field", NO_TRUTH) != NO_TRUTH:
@@ -208,14 +222,15 @@ def _ask_storage(ctx: Any, inputs: Any) -> None:
 def _check(ctx: Any, inputs: Any) -> None:
     """Flag what `compare` would refuse."""
     try:
-        Fields(ctx.params.get("run_key") or "refinesam")
+        run, samples = Fields(ctx.params.get("run_key") or "refinesam"), samples_of(ctx)
         settings = settings_of(ctx.params)
-        check_samples(ctx.dataset, settings)
+        check_samples(samples, settings)
+        check_run(target_of(samples), run, settings)
         if settings.weights != "builtin" and _is_path(settings.weights) and not Path(settings.weights).is_file():
             raise ConfigError(f"There is no file {settings.weights}: give another, or a name.")
         if settings.masks_dir and writable_parent(Path(settings.masks_dir)) is None:
             raise ConfigError(f"The folder {settings.masks_dir} cannot be written to: choose another.")
-        if not ctx.target_view().count():
+        if not samples.count():
             raise ConfigError("There are no samples here: choose others, or clear the filters.")
     except RefineSAMError as error:
         flag(inputs, "problem", "This cannot run yet", str(error))

@@ -12,7 +12,8 @@ from refinesam import RefineSAMError
 
 from ..evaluation import evaluate
 from ..ranking import rank
-from ..schema import Fields, read_settings
+from ..runs import read_settings
+from ..schema import Fields
 from ..views import save_views
 from .forms import DatasetOperator, choose_run, flag, samples_of
 from .progress import run_reporting
@@ -75,7 +76,7 @@ class Evaluate(DatasetOperator):
                 lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress, **limits),
             )
             if ctx.params.get("save_views", True):
-                save_views(ctx.dataset, run_key=run_key)
+                save_views(samples, run_key=run_key)
         except RefineSAMError as error:
             yield ctx.ops.notify(str(error), variant="error")
             raise

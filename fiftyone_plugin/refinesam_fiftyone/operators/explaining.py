@@ -11,6 +11,7 @@ from refinesam import ConfigError
 
 from ..explain import data_uri, explain, prompt_of_label
 from ..rows import read_rows
+from ..samples import target_of
 from .forms import DatasetOperator, choose_run
 
 __all__ = ["Explain", "chosen_object"]
@@ -49,7 +50,7 @@ class Explain(DatasetOperator):
         """Find the object and draw it."""
         run_key = ctx.params["run_key"]
         sample_id, prompt_id = chosen_object(ctx, run_key)
-        found = explain(ctx.dataset, run_key=run_key, prompt_id=prompt_id, sample_id=sample_id)
+        found = explain(ctx.view, run_key=run_key, prompt_id=prompt_id, sample_id=sample_id)
         return {"picture": data_uri(found.picture), "facts": found.facts, "prompt_id": prompt_id, "id": found.sample_id}
 
     def resolve_output(self, ctx: Any) -> Any:
@@ -80,12 +81,12 @@ def chosen_object(ctx: Any, run_key: str) -> tuple[str | None, str]:
     if ctx.params.get("prompt_id"):
         return ctx.params.get("sample_id"), ctx.params["prompt_id"]
     for label in ctx.selected_labels:
-        prompt_id = prompt_of_label(ctx.dataset, run_key, label["label_id"], label["sample_id"])
+        prompt_id = prompt_of_label(ctx.view, run_key, label["label_id"], label["sample_id"])
         if prompt_id is None:
             raise ConfigError(f"The selected label belongs to no object of the run {run_key!r}: select another one.")
         return label["sample_id"], prompt_id
     samples = [ctx.current_sample] if ctx.current_sample else ctx.selected
-    return _worst(ctx.dataset.select(samples) if samples else ctx.view, run_key)
+    return _worst(target_of(ctx.view).select(samples) if samples else ctx.view, run_key)
 
 
 def _worst(samples: Any, run_key: str) -> tuple[str, str]:

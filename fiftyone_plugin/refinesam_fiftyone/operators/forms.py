@@ -10,7 +10,9 @@ from typing import Any, Final
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from ..schema import list_runs
+from ..runs import list_runs, progress
+from ..samples import target_of
+from ..schema import Fields
 
 __all__ = [
     "DatasetOperator",
@@ -47,20 +49,21 @@ class DatasetOperator(foo.Operator):
         raise NotImplementedError
 
 
-def label_fields(dataset: Any, kind: str) -> list[str]:
-    """Return the names of the dataset's fields of one kind, "Detections" or "Keypoints", without those of runs."""
-    runs = tuple(f"{key}_" for key in list_runs(dataset))
+def label_fields(samples: Any, kind: str) -> list[str]:
+    """Return the names of the samples' fields of one kind, "Detections" or "Keypoints", without those of runs."""
+    target = target_of(samples)
+    runs = {name for key in list_runs(target.root) for name in Fields(key).written}
     return [
         name
-        for name, field in dataset.get_field_schema().items()
-        if getattr(getattr(field, "document_type", None), "__name__", None) == kind and not name.startswith(runs)
+        for name, field in target.samples.get_field_schema().items()
+        if getattr(getattr(field, "document_type", None), "__name__", None) == kind and name not in runs
     ]
 
 
-def has_masks(dataset: Any, field: str) -> bool:
+def has_masks(samples: Any, field: str) -> bool:
     """Return whether a label with a mask is among the first `LOOKED_AT` samples that have labels in the field."""
     labels = f"{field}.detections"
-    found = dataset._aggregate(
+    found = target_of(samples).samples._aggregate(
         pipeline=[
             {"$match": {f"{labels}.0": {"$exists": True}}},
             {"$limit": LOOKED_AT},
@@ -73,13 +76,14 @@ def has_masks(dataset: Any, field: str) -> bool:
 
 
 def samples_of(ctx: Any) -> Any:
-    """Return the samples that the form's target names, whole: filters on labels in the App's view do not strip them."""
-    target = ctx.target_view()
-    if target is ctx.dataset:
-        return target
-    # In a view of patches several stand for one sample.
-    ids = target.values("sample_id" if target._is_patches else "id")
-    return ctx.dataset.select(list(dict.fromkeys(ids)), ordered=True)
+    """Return the samples that the form's target names, whole: filters on labels in the App's view do not strip them.
+
+    Of groups, those of the slice that the form's "slice" names, of all slices of images without one.
+    """
+    asked, slice_ = ctx.target_view(), ctx.params.get("slice")
+    if asked.media_type == "group" and slice_ in asked.group_slices:
+        asked = asked.select_group_slices(slice_)
+    return target_of(asked).view()
 
 
 def choose(inputs: Any, name: str, choices: Iterable[tuple[str, str]], *, radio: bool = False, **options: Any) -> Any:
@@ -98,7 +102,12 @@ def choose_run(ctx: Any, inputs: Any, *, label: str = "Run") -> str | None:
         return None
     choose(inputs, "run_key", [(key, key) for key in runs], label=label, default=runs[-1], required=True)
     chosen = ctx.params.get("run_key")
-    return chosen if chosen in runs else None
+    if chosen not in runs:
+        return None
+    done, total = progress(ctx.dataset, Fields(chosen))
+    if done < total:
+        inputs.view("partly", types.Notice(label=f"{done} of {total} samples of the dataset are compared."))
+    return str(chosen)
 
 
 def flag(inputs: Any, name: str, label: str, description: str) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from ..schema import Fields, delete_run
+from ..runs import Contents, contents, delete_run
+from ..schema import Fields
 from .forms import DatasetOperator, choose_run, flag
 from .progress import cancel, in_progress
 
-__all__ = ["Cancel", "DeleteRun"]
+__all__ = ["Cancel", "DeleteRun", "listed"]
 
 
 class Cancel(DatasetOperator):
@@ -56,14 +58,16 @@ class DeleteRun(DatasetOperator):
         return foo.OperatorConfig(
             name="delete_run",
             label="Delete a comparison",
-            description="Its fields, tags and saved views; mask files stay",
+            description="What it made: fields, attributes, tags, saved views and mask files; nothing else",
             icon="delete",
             dynamic=True,
         )
 
     def ask(self, ctx: Any, inputs: Any) -> None:
         """Add the form's fields."""
-        if choose_run(ctx, inputs) is not None:
+        run_key = choose_run(ctx, inputs)
+        if run_key is not None:
+            inputs.md(listed(contents(ctx.dataset, Fields(run_key))), name="contents")
             inputs.bool("sure", default=False, label="Yes, delete its masks and results", view=types.CheckboxView())
             if not ctx.params.get("sure"):
                 flag(inputs, "not_sure", "This cannot be undone", "Tick the box to delete the run.")
@@ -74,3 +78,21 @@ class DeleteRun(DatasetOperator):
         ctx.ops.clear_view()
         ctx.ops.reload_dataset()
         return {"run_key": ctx.params["run_key"]}
+
+
+def listed(found: Contents) -> str:
+    """Return in Markdown what deleting a run deletes, and what stays."""
+    lines = [
+        ("Fields", found.fields),
+        ("Attributes on other labels", found.attributes),
+        ("Saved views", found.views),
+        ("Tags of samples", found.tags),
+    ]
+    gone = [f"- {name}: {', '.join(f'`{one}`' for one in values)}" for name, values in lines if values]
+    if found.files:
+        folder = os.path.commonpath([file.parents[1] for file in found.files])
+        gone.append(f"- Mask files: {len(found.files)} in `{folder}`")
+    if found.added:
+        gone.append(f"- **With them, what was added to their labels**: {', '.join(f'`{one}`' for one in found.added)}")
+    text = "This is deleted:\n" + "\n".join(gone or ["- The record of the run"])
+    return text + ("\n\nThis stays:\n" + "\n".join(f"- {one}" for one in found.stays) if found.stays else "")

@@ -1,0 +1,300 @@
+"""A dataset's runs: how each begins, what it was made with, how far it is, what it made, and how it ends.
+
+One run has one set of settings for all of its samples, so that its numbers mean one thing. Other settings replace all
+of its answers or none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal
+
+from refinesam import ConfigError
+
+from .files import folder_of, remove, split_files
+from .record import attributes_of, check_free, declare, made, missing, moved
+from .samples import Place, Target, target_of
+from .schema import FAILURES, VIEW_DESCRIPTIONS, VIEW_TITLES, Fields, Settings
+from .scoring import score_kinds
+
+__all__ = [
+    "Contents",
+    "begin_run",
+    "check_run",
+    "contents",
+    "declare_label_fields",
+    "delete_run",
+    "forget_scores",
+    "list_runs",
+    "present_truth",
+    "progress",
+    "read_settings",
+    "register_run",
+    "run_of",
+    "view_state",
+]
+
+_KIND: Final = "refinesam"
+
+
+def register_run(dataset: Any, run: Fields, settings: Settings, **more: Any) -> None:
+    """Note a run and its settings in the dataset, in place of earlier settings of the same key.
+
+    Args:
+        dataset: that has the run.
+        run: its names.
+        settings: what it was asked to do.
+        **more: what else is known of it, by name; what was known before stays.
+    """
+    known = run.key in list_runs(dataset)
+    if not known and dataset.has_run(run.key):
+        raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
+    kept = {"record": 1, **(_config(dataset, run) if known else {}), **more}
+    config = dataset.init_run(kind=_KIND, **{**kept, "settings": settings.to_dict()})
+    if known:
+        dataset.update_run_config(run.key, config)
+    else:
+        dataset.register_run(run.key, config)
+
+
+def _config(dataset: Any, run: Fields) -> dict[str, Any]:
+    kept = dataset.get_run_info(run.key).config.serialize()
+    return {name: kept[name] for name in ("record", "frames", "asked", "folders") if name in kept}
+
+
+def list_runs(dataset: Any) -> list[str]:
+    """Return the keys of the dataset's runs of refinesam."""
+    return list(dataset.list_runs(kind=_KIND))
+
+
+def read_settings(dataset: Any, run: Fields) -> Settings:
+    """Return what a run was asked to do.
+
+    Raises:
+        ConfigError: the dataset has no such run.
+    """
+    known = list_runs(dataset)
+    if run.key not in known:
+        raise ConfigError(f"The dataset has no run {run.key!r}; it has {', '.join(known) or 'none'}: compare first.")
+    kept = dataset.get_run_info(run.key).config.settings
+    # A setting of a later version that is unknown here is left out.
+    return Settings(**{one.name: kept[one.name] for one in fields(Settings) if one.name in kept})
+
+
+def run_of(samples: Any, run_key: str) -> tuple[Target, Fields, Settings]:
+    """Return where a run's samples are, its names and its settings.
+
+    Raises:
+        ConfigError: no samples, no such run, or one of frames where samples were given, or the other way round.
+    """
+    run, target = Fields(run_key), target_of(samples)
+    settings = read_settings(target.root, run)
+    _check_place(target, run)
+    return target, run, settings
+
+
+def present_truth(target: Target, settings: Settings) -> str | None:
+    """Return the ground truth field that a run names, None if it names none or the dataset no longer has it."""
+    name = settings.truth_field
+    return name if name is not None and target.field(f"{name}.detections") is not None else None
+
+
+def _check_place(target: Target, run: Fields) -> None:
+    frames = bool(_config(target.root, run).get("frames"))
+    if frames and not target.frames:
+        raise ConfigError(
+            f"The run {run.key!r} is one of videos' frames: give a view of them, dataset.to_frames(...), or open one "
+            "of the run's saved views."
+        )
+    if target.frames and not frames:
+        raise ConfigError(f"The run {run.key!r} is one of samples, not of frames: choose another key for the frames.")
+
+
+def declare_label_fields(samples: Any, run: Fields) -> None:
+    """Declare the fields that comparing writes, so that the App can filter by them before anything is written."""
+    declare(target_of(samples), run, run.kinds)
+
+
+def check_run(target: Target, run: Fields, settings: Settings, asked: str | None = None) -> None:
+    """Raise ConfigError if comparing would write over something that is not the run's, or change a part of it.
+
+    Args:
+        target: the samples to compare.
+        run: names of the fields.
+        settings: of the comparison.
+        asked: digest of the settings, the model and the refinement; None if that is not known yet.
+    """
+    root = target.root
+    if run.key not in list_runs(root):
+        if root.has_run(run.key):
+            raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
+    else:
+        _check_place(target, run)
+        changed = _changed(root, run, settings, asked)
+        others = _done_elsewhere(target, run) if changed else 0
+        if others:
+            raise ConfigError(
+                f"The run {run.key!r} has {others} other samples that were compared with other settings "
+                f"({', '.join(changed.values())}): choose another name for the run, compare all of its samples at "
+                "once, or delete it first."
+            )
+    check_free(target, run, run.kinds | (score_kinds(run, settings.truth_field) if settings.truth_field else {}))
+
+
+def _changed(dataset: Any, run: Fields, settings: Settings, asked: str | None) -> dict[str, str]:
+    """Return which settings differ from the run's, in words; that ground truth is named at last is no difference."""
+    old, new = read_settings(dataset, run).to_dict(), settings.to_dict()
+    if old["truth_field"] is None and settings.prompts != "random-2":
+        old["truth_field"] = new["truth_field"]
+    found = {name: f"{name}: {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name]}
+    known = _config(dataset, run).get("asked")
+    if not found and None not in (known, asked) and known != asked:
+        found["model"] = "another model, or another version of refinement"
+    return found
+
+
+def _done_elsewhere(target: Target, run: Fields) -> int:
+    if target.field(run.digest) is None:
+        return 0
+    return len(set(target.samples.exists(run.digest).values("id")) - set(target.ids))
+
+
+def begin_run(target: Target, run: Fields, settings: Settings, asked: str) -> None:
+    """Note a run's settings, declare its fields, and clear what answers other settings; `check_run` says if it may.
+
+    Args:
+        target: the samples to compare.
+        run: names of the fields.
+        settings: of the comparison.
+        asked: digest of the settings, the model and the refinement.
+    """
+    check_run(target, run, settings, asked)
+    root, known = target.root, run.key in list_runs(target.root)
+    changed = _changed(root, run, settings, asked) if known else {}
+    if changed:
+        forget_scores(target, run)
+    if changed.keys() - ({"truth_field"} if settings.prompts != "random-2" else set()):
+        _forget_answers(target, run)
+    elif known and missing(target, run, run.written):
+        # What was deleted or renamed cannot be told from what was never answered, so all is answered again.
+        target.clear([name for name in (run.digest,) if name in made(target, run)])
+    elif not known:
+        # Of a run that was deleted since a view of frames was made.
+        target.delete([name for name in made(target, run) if "." not in name])
+    declare(target, run, run.kinds)
+    folders = list(_config(root, run).get("folders") or []) if known else []
+    if settings.masks_dir and (folder := str(folder_of(root, run, settings.masks_dir))) not in folders:
+        folders.append(folder)
+    register_run(root, run, settings, frames=target.frames, asked=asked, folders=folders)
+
+
+def _forget_answers(target: Target, run: Fields) -> None:
+    own = set(made(target, run))
+    target.clear([name for name in run.written if name in own])
+    for failure in FAILURES:
+        target.samples.untag_samples(run.failure_tag(failure))
+    alone, _ = split_files(target, run, _config(target.root, run).get("folders") or ())
+    remove(alone)
+
+
+def forget_scores(place: Place, run: Fields) -> None:
+    """Delete what evaluation wrote: sums, attributes of both masks, and those on the ground truth's labels."""
+    own = made(place, run)
+    comparing = run.kinds.keys() | {run.rank}
+    place.delete([path for path in own if path not in comparing])
+
+
+def progress(dataset: Any, run: Fields) -> tuple[int, int]:
+    """Return how many samples (or frames) a run has compared, and how many there are.
+
+    All, if somebody deleted the field that tells.
+    """
+    place = _place(dataset, run)
+    samples, prefix = (dataset, "frames.") if place.frames else (target_of(dataset).samples, "")
+    total = samples.count("frames" if place.frames else None)
+    return (total if place.field(run.digest) is None else samples.count(f"{prefix}{run.digest}")), total
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What there is of a run.
+
+    Attributes:
+        fields: that hold its answers and scores.
+        attributes: on labels of other fields, by their paths.
+        views: saved views.
+        tags: of samples.
+        files: of masks.
+        added: attributes that somebody else put onto the run's own labels; they go with those.
+        stays: what looks like the run's and is not deleted, and why.
+    """
+
+    fields: list[str]
+    attributes: list[str]
+    views: list[str]
+    tags: list[str]
+    files: list[Any] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
+
+
+def contents(dataset: Any, run: Fields) -> Contents:
+    """Return what `delete_run` deletes, and what it leaves although it could be taken for the run's.
+
+    Raises:
+        ConfigError: no such run.
+    """
+    settings = read_settings(dataset, run)
+    place, folders = _place(dataset, run), _config(dataset, run).get("folders") or ()
+    own = made(place, run)
+    names = [path for path in own if "." not in path]
+    attributes = [path for path in own if path.partition(".")[0] not in names]
+    files, shared = split_files(place, run, folders)
+    states = {name: view_state(dataset, run, name) for name in map(run.view_name, VIEW_TITLES)}
+    views = [name for name, state in states.items() if state == "own"]
+    stays = [
+        f"`{path}`: made as `{old}`, and renamed or copied since"
+        for path, old in moved(place, run).items()
+        if "." not in path
+    ]
+    candidates = {*run.written, *run.sums, run.rank}
+    stays += [f"`{name}`: this run did not make it" for name in place.schema() if name in candidates - set(own)]
+    stays += [f"the view `{name}`: this run did not save it" for name, state in states.items() if state == "other"]
+    if shared:
+        stays.append(f"{len(shared)} mask files that other labels use, too")
+    if settings.masks_dir and not folders:
+        stays.append(f"mask files in `{settings.masks_dir}`: an earlier version wrote them, and noted none")
+    known = [] if place.frames else place.texts("tags")
+    tags = [tag for tag in map(run.failure_tag, FAILURES) if tag in known]
+    return Contents(names, attributes, views, tags, files, attributes_of(place, run, names), stays)
+
+
+def view_state(dataset: Any, run: Fields, name: str) -> Literal["own", "other", "none"]:
+    """Say whether a saved view of that name is there, and whether the run saved it."""
+    if not dataset.has_saved_view(name):
+        return "none"
+    description = dataset.get_saved_view_info(name)["description"]
+    own = {run.view_name(bucket): text for bucket, text in VIEW_DESCRIPTIONS.items()}
+    return "own" if description == own.get(name) else "other"
+
+
+def _place(dataset: Any, run: Fields) -> Place:
+    return Place(dataset, bool(_config(dataset, run).get("frames")))
+
+
+def delete_run(dataset: Any, run: Fields) -> Contents:
+    """Delete exactly what a run made, and its record; return what that was.
+
+    Raises:
+        ConfigError: no such run.
+    """
+    found = contents(dataset, run)
+    _place(dataset, run).delete([*found.fields, *found.attributes])
+    for tag in found.tags:
+        dataset.untag_samples(tag)
+    for name in found.views:
+        dataset.delete_saved_view(name)
+    # Last of all what can be found without the record.
+    remove(found.files)
+    dataset.delete_run(run.key)
+    return found
