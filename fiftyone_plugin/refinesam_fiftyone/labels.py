@@ -14,6 +14,7 @@ from typing import Any, Final
 import cv2
 import fiftyone as fo
 import numpy as np
+from fiftyone.utils.image import read as read_file
 from numpy.typing import NDArray
 
 from refinesam import ImageError, Prompt, PromptError, replacing
@@ -140,17 +141,22 @@ def placed_mask(
         size = max(1, round((x + width) * columns) - left), max(1, round((y + height) * rows) - top)
         part = cv2.resize(part.view(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(np.bool_)
     cut = part[max(0, -top) : max(0, rows - top), max(0, -left) : max(0, columns - left)]
-    return max(0, top), max(0, left), cut
+    # A mask may be stored without any pixel, or have none in the image.
+    return (max(0, top), max(0, left), cut) if cut.any() else (0, 0, np.zeros((0, 0), np.bool_))
 
 
 def _stored_mask(mask: NDArray[Any] | None, mask_path: str | None) -> Mask | None:
     if mask is None and mask_path:
-        mask = cv2.imread(mask_path, cv2.IMREAD_GRAYSCALE)
-        if mask is None:
-            raise ImageError(f"Cannot read the mask {Path(mask_path).name}: restore it, or run again.")
+        try:
+            # As FiftyOne reads it: any depth; of a colour image its first channel counts.
+            mask = read_file(mask_path, flag=cv2.IMREAD_UNCHANGED)
+        except OSError:
+            raise ImageError(f"Cannot read the mask {Path(mask_path).name}: restore it, or run again.") from None
     if mask is None:
         return None
     array = np.asarray(mask)
+    if array.ndim == 3:
+        array = array[..., 0]
     if array.ndim != 2 or not array.size:
         raise ImageError(f"A detection's mask has shape {array.shape}: it must have two axes and pixels.")
     return np.ascontiguousarray(array > 0)
