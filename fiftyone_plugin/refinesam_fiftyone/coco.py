@@ -160,7 +160,7 @@ def coco_ap(samples: Any, run_key: str = "refinesam", *, class_agnostic: bool | 
 
 def _with_crowds(sample: StoredSample, truth: str, crowds: Any) -> Iterator[tuple[StoredLabel, int]]:
     for one in sample.labels[truth]:
-        if one.region is not None:
+        if one.region is not None and one.region.area:
             yield one, int(bool(crowds[one.position])) if crowds else 0
 
 

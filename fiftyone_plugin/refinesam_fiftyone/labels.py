@@ -149,14 +149,13 @@ def _stored_mask(mask: NDArray[Any] | None, mask_path: str | None) -> Mask | Non
     if mask is None and mask_path:
         try:
             # As FiftyOne reads it: any depth; of a colour image its first channel counts.
-            mask = read_file(mask_path, flag=cv2.IMREAD_UNCHANGED)
+            mask = np.asarray(read_file(mask_path, flag=cv2.IMREAD_UNCHANGED))
         except OSError:
             raise ImageError(f"Cannot read the mask {Path(mask_path).name}: restore it, or run again.") from None
+        mask = mask if mask.ndim == 2 else mask[..., 0]
     if mask is None:
         return None
     array = np.asarray(mask)
-    if array.ndim == 3:
-        array = array[..., 0]
     if array.ndim != 2 or not array.size:
         raise ImageError(f"A detection's mask has shape {array.shape}: it must have two axes and pixels.")
     return np.ascontiguousarray(array > 0)

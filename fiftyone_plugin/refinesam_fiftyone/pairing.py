@@ -36,9 +36,9 @@ def prompt_path(settings: Settings) -> str | None:
 def pair(sample: StoredSample, run: Fields, settings: Settings) -> dict[str, StoredLabel]:
     """Return prompt id -> the ground truth label it asked for; prompts without one are left out.
 
-    Ground truth without a mask is never paired.
+    Ground truth without a mask, or with one without a pixel, is never paired.
     """
-    truths = [one for one in sample.labels[settings.truth_field or ""] if one.region is not None]
+    truths = [one for one in sample.labels[settings.truth_field or ""] if one.region is not None and one.region.area]
     prompt_ids = [one.prompt_id for one in sample.labels[run.baseline] if one.prompt_id is not None]
     if settings.prompts == "everything":
         return _by_masks(sample, run, truths)

@@ -150,8 +150,11 @@ def _note_problems(sample: StoredSample, run: Fields, settings: Settings, found:
         if one.problem is not None:
             found.failures[one.prompt_id or one.id] = ("unreadable_mask", one.problem)
     bare = sum(one.region is None and one.problem is None for one in truths)
-    if bare:
-        reason = f"{bare} of {len(truths)} ground truth labels have no mask, so nothing can be compared with them."
+    empty = sum(one.region is not None and not one.region.area for one in truths)
+    if bare or empty:
+        counts = {"no mask": bare, "no pixel in the image": empty}
+        said = " and ".join(f"{count} of {len(truths)} have {what}" for what, count in counts.items() if count)
+        reason = f"Of the ground truth labels {said}, so nothing can be compared with them."
         found.failures[sample.id] = ("no_truth", reason)
 
 
@@ -209,7 +212,7 @@ def _missed(
     reached = {one.get("truth_id") for one in scores.values()}
     missed = {}
     for truth in sample.labels[settings.truth_field or ""]:
-        if truth.id in reached or truth.region is None:
+        if truth.id in reached or truth.region is None or not truth.region.area:
             continue
         base, amr = (best_overlap(truth.region, sample.labels[name]) for name in (run.baseline, run.amr))
         missed[truth.id] = {

@@ -195,6 +195,38 @@ def test_a_mask_damaged_in_the_database_costs_only_its_sample(own):
     assert "compare again" in view.values(f"{RUN.failures}.classifications.reason")[0][0]
 
 
+@pytest.mark.parametrize("layer", [TRUTH_FIELD, RUN.baseline, RUN.amr, RUN.rejected])
+@pytest.mark.parametrize("prompts", ["boxes", "everything"])
+def test_a_mask_without_a_pixel_costs_only_itself(own, layer, prompts):
+    register_run(own.dataset, RUN, Settings(prompts, TRUTH_FIELD if prompts == "boxes" else None, TRUTH_FIELD))
+    before = evaluate(own.dataset)
+    sample = own.dataset.first()
+    ious = {one.prompt_id: (one.base_iou, one.amr_iou) for one in sample[RUN.amr].detections}
+    chosen = {"helped", "no_change"}
+    for label in sample[layer].detections:
+        if own.expected[label.id if layer == TRUTH_FIELD else label.prompt_id].kind in chosen:
+            label.mask = np.zeros((7, 5), bool)
+    sample.save()
+
+    found = evaluate(own.dataset)
+
+    sample = own.dataset.first()
+    for label in sample[RUN.amr].detections:
+        one = own.expected[label.prompt_id]
+        if one.kind not in chosen:
+            assert (label.base_iou, label.amr_iou) == ious[label.prompt_id]
+        elif layer == TRUTH_FIELD:
+            assert label.bucket is None
+        elif layer != RUN.rejected:
+            assert {RUN.baseline: label.base_iou, RUN.amr: label.amr_iou}[layer] == 0
+    gone = 2 if layer == TRUTH_FIELD else 0
+    assert (found.objects, found.unpaired) == (before.objects - gone, before.unpaired + gone)
+    assert found.failures == ({"no_truth": 1} if gone else {})
+    if gone:
+        assert "2 of 12 have no pixel" in sample[RUN.failures].classifications[0].reason
+    assert coco_ap(own.dataset, class_agnostic=True).loc["amr", "ap"] > 0
+
+
 def test_sizes_of_images_are_found_and_a_missing_one_costs_only_itself(tmp_path):
     planted = plant("bare", tmp_path, samples=3, metadata=False)
     (tmp_path / "bare" / "image_1.png").unlink()

@@ -19,6 +19,7 @@ from refinesam_fiftyone.labels import (
     keypoint_from_points,
     label_id,
     mask_from_detection,
+    placed_mask,
     prompt_from_box,
     prompt_from_keypoint,
 )
@@ -56,6 +57,29 @@ def test_a_missing_or_broken_mask_file_says_so(tmp_path):
     (tmp_path / "gone.png").write_bytes(b"not a picture")
     with pytest.raises(ImageError, match=r"gone\.png"):
         mask_from_detection(detection, (4, 4))
+
+
+@pytest.mark.parametrize("kind", ["16 bit", "RGB", "RGBA", "0 and 1"])
+def test_mask_files_are_read_as_fiftyone_reads_them(tmp_path, kind):
+    mask = np.random.default_rng(2).random((9, 7)) < 0.4
+    file = {
+        "16 bit": mask.astype(np.uint16) * 200,
+        # OpenCV writes blue first: the object is red, the rest blue.
+        "RGB": np.stack([~mask, np.zeros_like(mask), mask], axis=2).astype(np.uint8) * 255,
+        "RGBA": np.stack([mask, mask, mask, np.ones_like(mask)], axis=2).astype(np.uint8) * 255,
+        "0 and 1": mask.astype(np.uint8),
+    }[kind]
+    assert cv2.imwrite(str(tmp_path / "mask.png"), file)
+    detection = fo.Detection(bounding_box=[0, 0, 1, 1], mask_path=str(tmp_path / "mask.png"))
+    assert np.array_equal(mask_from_detection(detection, mask.shape), mask)
+    theirs = detection.get_mask()
+    assert np.array_equal((theirs if theirs.ndim == 2 else theirs[..., 0]) > 0, mask)
+
+
+def test_a_stored_mask_without_a_pixel_is_empty():
+    for box, mask in (([0.2, 0.2, 0.5, 0.5], np.zeros((5, 5), bool)), ([1.2, 0.2, 0.5, 0.5], np.ones((5, 5), bool))):
+        top, left, part = placed_mask(box, (10, 10), mask=mask)
+        assert (top, left, part.shape) == (0, 0, (0, 0))
 
 
 def test_an_empty_mask_keeps_its_place():

@@ -37,7 +37,9 @@ def made(dataset, tmp_path):
 
 def every_action(dataset, folder: Path) -> dict[str, str]:
     """Do everything that can be done with a run; returns what was refused, and why. Anything else is an error."""
-    prompt_id = next((dataset.first()[name].detections[0].id for name in ("truth", "gold") if dataset.has_field(name)), "")
+    prompt_id = next(
+        (dataset.first()[name].detections[0].id for name in ("truth", "gold") if dataset.has_field(name)), ""
+    )
     actions = {
         "rows": lambda: read_rows(dataset, RUN.key),
         "explain": lambda: explain(dataset, run_key=RUN.key, prompt_id=prompt_id),
