@@ -16,7 +16,7 @@ class Shown:
     """The panel as the App keeps it: its state, its data, its layout, and the view that it asked for."""
 
     def __init__(self, samples: Any) -> None:
-        self.dataset = samples._dataset
+        self.dataset = samples._root_dataset
         self.view = samples.view()
         self.state: dict[str, Any] = {}
         self.data: dict[str, Any] = {}

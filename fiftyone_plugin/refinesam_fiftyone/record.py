@@ -15,7 +15,7 @@ import fiftyone as fo
 from refinesam import ConfigError
 
 from .legacy import legacy_paths
-from .samples import Place
+from .samples import Place, Target
 from .schema import Fields
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "moved",
     "renamed_truth",
     "require",
+    "stale",
 ]
 
 _MARK: Final = "refinesam"
@@ -47,6 +48,15 @@ def moved(place: Place, run: Fields) -> dict[str, str]:
     """Return path -> the path the run made it at, of what was renamed or copied since: the user's."""
     schema, own = place.schema(), set(made(place, run))
     return {path: mark for path, mark in _marks(schema, run).items() if path not in own}
+
+
+def stale(target: Target, run: Fields) -> list[str]:
+    """Return what a view of frames still has of a run that was deleted since the view was made."""
+    if not target.frames:
+        return []
+    there, marks = target.schema(), _marks(target.samples._dataset.get_field_schema(flat=True), run)
+    gone = [path for path in marks if path not in there]
+    return [path for path in gone if path.partition(".")[0] not in gone or "." not in path]
 
 
 def _marks(schema: Mapping[str, Any], run: Fields) -> dict[str, str]:

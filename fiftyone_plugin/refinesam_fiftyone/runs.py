@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from refinesam import ConfigError
 
 from .files import folder_of, remove, split_files
-from .record import attributes_of, check_free, declare, made, missing, moved
+from .record import attributes_of, check_free, declare, made, missing, moved, stale
 from .samples import Place, Target, target_of
 from .schema import FAILURES, VIEW_DESCRIPTIONS, VIEW_TITLES, Fields, Settings
 from .scoring import score_kinds
@@ -179,8 +179,7 @@ def begin_run(target: Target, run: Fields, settings: Settings, asked: str) -> No
         # What was deleted or renamed cannot be told from what was never answered, so all is answered again.
         target.clear([name for name in (run.digest,) if name in made(target, run)])
     elif not known:
-        # Of a run that was deleted since a view of frames was made.
-        target.delete([name for name in made(target, run) if "." not in name])
+        target.delete(stale(target, run))
     declare(target, run, run.kinds)
     folders = list(_config(root, run).get("folders") or []) if known else []
     if settings.masks_dir and (folder := str(folder_of(root, run, settings.masks_dir))) not in folders:
@@ -290,8 +289,9 @@ def delete_run(dataset: Any, run: Fields) -> Contents:
     """
     found = contents(dataset, run)
     _place(dataset, run).delete([*found.fields, *found.attributes])
-    for tag in found.tags:
-        dataset.untag_samples(tag)
+    if found.tags:
+        # Of all slices of groups.
+        target_of(dataset).samples.untag_samples(found.tags)
     for name in found.views:
         dataset.delete_saved_view(name)
     # Last of all what can be found without the record.
