@@ -316,6 +316,10 @@ def _shown_for(ctx: Any) -> str:
     parts = [ctx.dataset_name, *(ctx.request_params.get(name) or None for name in names)]
     if ctx.dataset is not None:
         name = "last_modified_at"
-        newest = ctx.dataset._sample_collection.find_one(sort=[(name, -1)], projection=[name])
-        parts.append(newest and newest.get(name))
+        collections = [ctx.dataset._sample_collection]
+        if ctx.dataset._has_frame_fields():
+            collections.append(ctx.dataset._frame_collection)
+        for collection in collections:
+            newest = collection.find_one(sort=[(name, -1)], projection=[name])
+            parts.append(newest and newest.get(name))
     return json.dumps(parts, sort_keys=True, default=str)

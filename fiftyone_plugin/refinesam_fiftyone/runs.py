@@ -24,6 +24,7 @@ __all__ = [
     "contents",
     "declare_label_fields",
     "delete_run",
+    "differences",
     "forget_scores",
     "list_runs",
     "present_truth",
@@ -130,7 +131,7 @@ def check_run(target: Target, run: Fields, settings: Settings, asked: str | None
             raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
     else:
         _check_place(target, run)
-        changed = _changed(root, run, settings, asked)
+        changed = differences(root, run, settings, asked)
         others = _done_elsewhere(target, run) if changed else 0
         if others:
             raise ConfigError(
@@ -141,7 +142,7 @@ def check_run(target: Target, run: Fields, settings: Settings, asked: str | None
     check_free(target, run, run.kinds | (score_kinds(run, settings.truth_field) if settings.truth_field else {}))
 
 
-def _changed(dataset: Any, run: Fields, settings: Settings, asked: str | None) -> dict[str, str]:
+def differences(dataset: Any, run: Fields, settings: Settings, asked: str | None = None) -> dict[str, str]:
     """Return which settings differ from the run's, in words; that ground truth is named at last is no difference."""
     old, new = read_settings(dataset, run).to_dict(), settings.to_dict()
     if old["truth_field"] is None and settings.prompts != "random-2":
@@ -170,7 +171,7 @@ def begin_run(target: Target, run: Fields, settings: Settings, asked: str) -> No
     """
     check_run(target, run, settings, asked)
     root, known = target.root, run.key in list_runs(target.root)
-    changed = _changed(root, run, settings, asked) if known else {}
+    changed = differences(root, run, settings, asked) if known else {}
     if changed:
         forget_scores(target, run)
     if changed.keys() - ({"truth_field"} if settings.prompts != "random-2" else set()):

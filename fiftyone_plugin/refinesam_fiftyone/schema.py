@@ -41,7 +41,14 @@ Bucket = Literal["amr_helped", "amr_hurt", "no_change", "both_failed"]
 BUCKETS: Final[tuple[Bucket, ...]] = get_args(Bucket)
 # What a prompt or a sample may fail of: the label in the run's failures, and the end of the sample's tag.
 Failure = Literal[
-    "missing_file", "unreadable_image", "no_prompts", "bad_prompt", "no_truth", "not_stored", "unreadable_mask"
+    "missing_file",
+    "unreadable_image",
+    "no_prompts",
+    "bad_prompt",
+    "no_truth",
+    "not_stored",
+    "unreadable_mask",
+    "outdated",
 ]
 FAILURES: Final[tuple[Failure, ...]] = get_args(Failure)
 # The masks of one prompt, each in a field of its own.

@@ -12,7 +12,8 @@ import fiftyone as fo
 
 from refinesam import boundary_iou, size_of
 
-from .pairing import best_overlap, pair
+from .pairing import best_overlap, pair, prompt_path
+from .prompting import source_field
 from .regions import Region, StoredLabel, StoredSample, iou
 from .schema import Bucket, Failure, Fields, Settings
 
@@ -117,6 +118,7 @@ def judge(sample: StoredSample, run: Fields, settings: Settings, thresholds: Thr
     if sample.failure is not None:
         found.failures[sample.id] = sample.failure
         return found
+    _note_outdated(sample, run, settings, found)
     _note_problems(sample, run, settings, found)
     truth_of = pair(sample, run, settings)
     amr = {one.prompt_id: one for one in sample.labels[run.amr]}
@@ -142,6 +144,19 @@ def judge(sample: StoredSample, run: Fields, settings: Settings, thresholds: Thr
     _set_truth(sample, run, settings, scores, missed if counted else {}, found)
     _sum_up(run, [*(one for one in scores.values() if "bucket" in one), *counted], found)
     return found
+
+
+def _note_outdated(sample: StoredSample, run: Fields, settings: Settings, found: Judgement) -> None:
+    """Note prompts whose own label is gone, as all are once ground truth was imported again: their pairs are unknown."""
+    source = source_field(settings)
+    if source is None:
+        return
+    path = prompt_path(settings)
+    asked = {str(one.id) for one in (sample.labels[source] if path is None else sample.others[path] or ())}
+    for one in sample.labels[run.baseline]:
+        if one.prompt_id is not None and one.prompt_id not in asked:
+            reason = f"The label in {source!r} that this prompt was made from is gone: compare again."
+            found.failures[one.prompt_id] = ("outdated", reason)
 
 
 def _note_problems(sample: StoredSample, run: Fields, settings: Settings, found: Judgement) -> None:

@@ -13,10 +13,11 @@ from refinesam import ConfigError, RefineSAMError
 
 from ..compare import Comparison, check_samples, compare
 from ..evaluation import evaluate
-from ..runs import check_run, list_runs
+from ..runs import check_run, differences, list_runs, progress
 from ..samples import target_of
 from ..schema import Fields, Settings
 from ..views import save_views
+from .evaluating import told
 from .forms import DatasetOperator, choose, flag, has_masks, label_fields, samples_of, writable_parent
 from .progress import run_reporting, shown_progress
 
@@ -92,13 +93,14 @@ class Compare(DatasetOperator):
                 ),
             )
             if settings.truth_field and ctx.params.get("evaluate_after", True) and not done.stopped:
-                yield from run_reporting(
+                found = yield from run_reporting(
                     ctx,
                     run_key,
                     "Evaluating",
                     lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress),
                 )
                 save_views(samples, run_key=run_key)
+                yield told(ctx, found)
         except RefineSAMError as error:
             yield ctx.ops.notify(str(error), variant="error")
             raise
@@ -230,10 +232,20 @@ def _check(ctx: Any, inputs: Any) -> None:
             raise ConfigError(f"There is no file {settings.weights}: give another, or a name.")
         if settings.masks_dir and writable_parent(Path(settings.masks_dir)) is None:
             raise ConfigError(f"The folder {settings.masks_dir} cannot be written to: choose another.")
+        if run.key in list_runs(ctx.dataset):
+            _say_what_is_there(ctx, inputs, run, settings)
         if not samples.count():
             raise ConfigError("There are no samples here: choose others, or clear the filters.")
     except RefineSAMError as error:
         flag(inputs, "problem", "This cannot run yet", str(error))
+
+
+def _say_what_is_there(ctx: Any, inputs: Any, run: Fields, settings: Settings) -> None:
+    (done, total), changed = progress(ctx.dataset, run), differences(ctx.dataset, run, settings)
+    label = f"The run {run.key} has compared {done} of {total} samples."
+    if changed:
+        label += f" Its answers are replaced, since settings differ: {'; '.join(changed.values())}."
+    inputs.view("there", types.Notice(label=label))
 
 
 def _is_path(weights: str) -> bool:

@@ -10,7 +10,7 @@ from fiftyone.operators import types
 
 from refinesam import RefineSAMError
 
-from ..evaluation import evaluate
+from ..evaluation import Evaluation, evaluate
 from ..ranking import rank
 from ..runs import read_settings
 from ..schema import Fields
@@ -18,7 +18,7 @@ from ..views import save_views
 from .forms import DatasetOperator, choose_run, flag, samples_of
 from .progress import run_reporting
 
-__all__ = ["Evaluate", "Rank"]
+__all__ = ["Evaluate", "Rank", "told"]
 
 
 class Evaluate(DatasetOperator):
@@ -69,7 +69,7 @@ class Evaluate(DatasetOperator):
         samples, run_key = samples_of(ctx), ctx.params["run_key"]
         limits = {name: ctx.params[name] for name in ("failed_below", "changed_by") if ctx.params.get(name) is not None}
         try:
-            yield from run_reporting(
+            found = yield from run_reporting(
                 ctx,
                 run_key,
                 "Evaluating",
@@ -77,11 +77,27 @@ class Evaluate(DatasetOperator):
             )
             if ctx.params.get("save_views", True):
                 save_views(samples, run_key=run_key)
+            yield told(ctx, found)
         except RefineSAMError as error:
             yield ctx.ops.notify(str(error), variant="error")
             raise
         yield ctx.trigger("reload_dataset")
         yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
+
+
+def told(ctx: Any, found: Evaluation) -> Any:
+    """Return what tells the user in the App how much was evaluated, and what could not be."""
+    label = f"{found.objects} objects in {found.samples - found.not_compared} samples were evaluated"
+    left = {
+        "samples are not compared yet": found.not_compared,
+        "masks have no ground truth": found.unpaired,
+        "of the ground truth have no mask": found.missed,
+        **{f"failed ({name.replace('_', ' ')})": count for name, count in found.failures.items()},
+    }
+    label += "".join(f"; {count} {what}" for what, count in left.items() if count)
+    if "outdated" in found.failures:
+        label += ". Labels that prompts were made from are gone: compare again"
+    return ctx.ops.notify(f"{label}.", variant="warning" if found.failures or not found.objects else "success")
 
 
 class Rank(DatasetOperator):
