@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from refinesam import ImageError, Prompt, PromptError, replacing
 
 __all__ = [
+    "NOT_SEEN",
+    "SIGNS",
     "detection_from_mask",
     "holes_in",
     "keypoint_from_points",
@@ -35,6 +37,8 @@ Mask = NDArray[np.bool_]
 
 # Where a Keypoint's signs may stand, one per point: 1 or True on the object, 0, -1 or False not on it.
 SIGNS: Final = ("signs", "labels")
+# Lists of a Keypoint, one value per point, in which 0 says that a point was not seen.
+NOT_SEEN: Final = ("confidence", "visible")
 # A box whose mask differs by no more than this in size is the rounded frame of the mask's own pixels.
 ROUNDING_PX: Final = 1.0
 
@@ -65,10 +69,11 @@ def prompt_from_box(bounding_box: Sequence[float], image_hw: tuple[int, int]) ->
 
 
 def prompt_from_keypoint(keypoint: fo.Keypoint, image_hw: tuple[int, int]) -> Prompt:
-    """Return the clicks, in pixels, of a Keypoint; hidden points (NaN) are left out.
+    """Return the clicks, in pixels, of a Keypoint; points that were not seen are left out.
 
-    The list attribute "signs" (or "labels") says of each point whether it is on the object (1, True) or not (0, -1,
-    False); without one all are on it.
+    Not seen are, as in the files of COCO and YOLO: NaN, exactly (0, 0), and points whose "confidence" or "visible" is
+    0. A point at exactly 1 lies in the last pixel. The list attribute "signs" (or "labels") says of each point whether
+    it is on the object (1, True) or not (0, -1, False); without one all are on it.
 
     Raises:
         PromptError: signs that fit the points in no way, no point, or one outside the image.
@@ -82,13 +87,27 @@ def prompt_from_keypoint(keypoint: fo.Keypoint, image_hw: tuple[int, int]) -> Pr
         positive = labels.astype(np.float64) > 0
     except (TypeError, ValueError):
         raise PromptError(f"The keypoint's signs are {list(labels)}; give 1 (on the object) or 0.") from None
-    seen = np.isfinite(points).all(axis=1)
+    seen = _seen(keypoint, points)
     rows, columns = image_hw
     if not seen.any():
-        raise PromptError("The keypoint has no visible point: click on the object.")
-    prompt = Prompt(points=points[seen] * (columns, rows), labels=positive[seen].astype(int))
+        raise PromptError(
+            f"The keypoint has no visible point: none of its {len(points)} is seen, for NaN, (0, 0), confidence 0 and "
+            "visible 0 mean that a point is not. Click on the object."
+        )
+    size = np.array([columns, rows])
+    pixels = np.where(points == 1, size - 0.5, points * size)
+    prompt = Prompt(points=pixels[seen], labels=positive[seen].astype(int))
     prompt.check_inside(image_hw)
     return prompt
+
+
+def _seen(keypoint: fo.Keypoint, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    seen: NDArray[np.bool_] = np.isfinite(points).all(axis=1) & (points != 0).any(axis=1)
+    for name in NOT_SEEN:
+        values = keypoint[name] if keypoint.has_attribute(name) else None
+        if isinstance(values, list) and len(values) == len(points):
+            seen &= np.array([value is None or value != 0 for value in values], np.bool_)
+    return seen
 
 
 def mask_from_detection(detection: fo.Detection, image_hw: tuple[int, int]) -> Mask | None:

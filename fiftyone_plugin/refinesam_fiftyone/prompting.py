@@ -13,7 +13,7 @@ import numpy as np
 
 from refinesam import ImageError, Prompt, PromptError
 
-from .labels import mask_from_detection, prompt_from_box, prompt_from_keypoint
+from .labels import NOT_SEEN, SIGNS, mask_from_detection, prompt_from_box, prompt_from_keypoint
 from .schema import Failure, Settings
 
 __all__ = ["Asked", "ask", "random_clicks", "source_digest", "source_field"]
@@ -104,7 +104,7 @@ def source_digest(labels: Sequence[Any]) -> str:
 def _parts(label: Any) -> Iterator[bytes]:
     yield repr((str(label.id), label.label)).encode()
     if isinstance(label, fo.Keypoint):
-        yield repr((label.points, [label[n] for n in ("signs", "labels") if label.has_attribute(n)])).encode()
+        yield repr((label.points, [label[n] for n in (*SIGNS, *NOT_SEEN) if label.has_attribute(n)])).encode()
         return
     yield repr(label.bounding_box).encode()
     if label.mask is not None:

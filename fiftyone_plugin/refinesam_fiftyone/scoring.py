@@ -147,7 +147,7 @@ def judge(sample: StoredSample, run: Fields, settings: Settings, thresholds: Thr
 
 
 def _note_outdated(sample: StoredSample, run: Fields, settings: Settings, found: Judgement) -> None:
-    """Note prompts whose own label is gone, as all are once ground truth was imported again: their pairs are unknown."""
+    """Note prompts whose own label is gone, as all are once ground truth was imported again: who knows its pair?"""
     source = source_field(settings)
     if source is None:
         return

@@ -20,6 +20,7 @@ from fiftyone_flat import BOXES, HW, fill, session, truth, write_image
 from refinesam import AMRConfig, ConfigError, DatasetError, Prompt, Session, read_image
 from refinesam_fiftyone.answers import SampleResult
 from refinesam_fiftyone.compare import compare
+from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.labels import mask_from_detection, prompt_from_box
 from refinesam_fiftyone.runs import declare_label_fields, list_runs, read_settings
 from refinesam_fiftyone.samples import target_of
@@ -156,6 +157,27 @@ def test_keypoints_with_signs_are_prompts(dataset, tmp_path):
     sample.reload()
     assert [label.label for label in sample[RUN.amr].detections] == ["a"]
     assert "positive" in sample[RUN.failures].classifications[0].reason
+
+
+def test_keypoints_as_yolo_exports_them(dataset, tmp_path):
+    """Points that were not seen are no clicks in the corner; a later confidence is another prompt."""
+    fill(dataset, tmp_path, 1)
+    sample = dataset.first()
+    unseen = fo.Keypoint(label="b", points=[(0.0, 0.0), (0.0, 0.0)], confidence=[0.0, 0.0])
+    points = [(15 / 64, 15 / 48), (0.0, 0.0), (1.0, 1.0)]
+    asked = fo.Keypoint(label="a", points=points, confidence=[0.9, 0.1, 0.0], signs=[1, 1, 1])
+    sample["clicks"] = fo.Keypoints(keypoints=[asked, unseen])
+    sample.save()
+    settings, model = Settings("keypoints", prompt_field="clicks", truth_field="truth"), session()
+    done = compare(dataset, settings, session=model)
+    assert model.model.decoded[0].points.tolist() == [[15, 15]]
+    assert (done.prompts, done.failures) == (1, {"bad_prompt": 1})
+    sample.reload()
+    assert "none of its 2 is seen" in sample[RUN.failures].classifications[0].reason
+    assert evaluate(dataset).objects == 1
+    sample["clicks"].keypoints[0].confidence = [0.9, 0.1, 0.5]
+    sample.save()
+    assert compare(dataset, settings, session=model).done == 1
 
 
 def test_everything_needs_no_prompts(dataset, tmp_path):

@@ -179,11 +179,34 @@ def test_keypoints_without_signs_are_on_the_object_and_hidden_points_are_left_ou
 
 
 @pytest.mark.parametrize(
+    "hidden",
+    [
+        {"points": [(0.5, 0.5), (0.0, 0.0)]},
+        {"points": [(0.5, 0.5), (0.0, math.nan)]},
+        {"points": [(0.5, 0.5), (0.2, 0.2)], "confidence": [0.9, 0.0]},
+        {"points": [(0.5, 0.5), (0.2, 0.2)], "confidence": [math.nan, 0]},
+        {"points": [(0.5, 0.5), (0.2, 0.2)], "visible": [2, 0]},
+    ],
+)
+def test_points_that_mean_not_seen_are_left_out(hidden):
+    """As YOLO and COCO export them."""
+    prompt = prompt_from_keypoint(fo.Keypoint(**hidden), (10, 10))
+    assert prompt.points.tolist() == [[5, 5]] and prompt.labels.tolist() == [1]
+
+
+def test_points_on_the_border_are_in_the_outermost_pixels():
+    keypoint = fo.Keypoint(points=[(1.0, 0.5), (0.5, 1.0), (1.0, 1.0), (0.0, 0.5), (0.5, 0.0)], confidence=[0.1] * 5)
+    prompt = prompt_from_keypoint(keypoint, (10, 20))
+    assert np.floor(prompt.points).tolist() == [[19, 5], [10, 9], [19, 9], [0, 5], [10, 0]]
+
+
+@pytest.mark.parametrize(
     ("keypoint", "says"),
     [
         (fo.Keypoint(points=[]), "no visible"),
         (fo.Keypoint(), "no visible point"),
         (fo.Keypoint(points=[(math.nan, math.nan)]), "no visible point"),
+        (fo.Keypoint(points=[(0.0, 0.0), (0.5, 0.5)], confidence=[0.9, 0.0]), "none of its 2 is seen"),
         (fo.Keypoint(points=[(0.5, 0.5)], signs=[1, 0]), "one for each"),
         (fo.Keypoint(points=[(0.5, 0.5)], signs=["yes"]), "signs"),
         (fo.Keypoint(points=[(1.5, 0.5)]), "outside"),

@@ -1,4 +1,4 @@
-"""A run on parts of a dataset: one set of settings for all, no silent zeros, nothing of what was replaced, told as such."""
+"""A run on parts of a dataset: one set of settings for all, no silent zeros, nothing left of what was replaced."""
 
 from __future__ import annotations
 
