@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -34,6 +35,7 @@ class CocoExport:
         annotations: in it.
         empty: masks without a pixel, which COCO has no place for.
         unreadable: masks that cannot be read.
+        folder: that the images' names in the document are relative to: what an importer is told as the images' folder.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class CocoExport:
     annotations: int
     empty: int
     unreadable: int
+    folder: Path
 
 
 @dataclass
@@ -51,11 +54,12 @@ class _Document:
     annotations: list[dict[str, Any]] = field(default_factory=list)
     categories: dict[str, int] = field(default_factory=dict)
 
-    def add_image(self, sample: StoredSample) -> int:
+    def add_image(self, sample: StoredSample, folder: Path | None = None) -> int:
         height, width = sample.image_hw
         number = len(self.images) + 1
-        # The sample's id too: files in different folders may share a name.
-        name = Path(sample.filepath).name
+        # Files in different folders may share a name.
+        path = Path(sample.filepath)
+        name = (path.relative_to(folder) if folder else path).as_posix()
         self.images.append({"id": number, "file_name": name, "height": height, "width": width, "sample_id": sample.id})
         return number
 
@@ -75,29 +79,38 @@ class _Document:
 
 
 def export_coco(
-    samples: Any, path: str | Path, *, run_key: str = "refinesam", masks: Literal["baseline", "amr"] = "amr"
+    samples: Any,
+    path: str | Path,
+    *,
+    run_key: str = "refinesam",
+    masks: Literal["baseline", "amr"] = "amr",
+    rel_dir: str | Path | None = None,
 ) -> CocoExport:
     """Write a run's masks, of either kind, as a COCO document: RLE masks, with predicted IoU as score and prompt ids.
+
+    Images are named by their paths below a folder, which FiftyOne's importer takes as `data_path`.
 
     Args:
         samples: a dataset or view; its label filters are not looked at.
         path: of the file, replaced if it exists.
         run_key: of a run that `compare` made.
         masks: "baseline" or "amr".
+        rel_dir: the folder that images' names are relative to; None: the innermost that holds all of them.
 
     Raises:
-        ConfigError: no such run, or other masks.
+        ConfigError: no such run, other masks, or an image outside the folder.
     """
     if masks not in ("baseline", "amr"):
         raise ConfigError(f"masks is {masks!r}; choose baseline or amr.")
     target, run, _ = run_of(samples, run_key)
     require(target, run, [run.masks(masks)])
+    folder = _folder(target.view().values("filepath"), rel_dir)
     document, empty, unreadable = _Document(), 0, 0
     for batch in read_samples(target, target.ids, [run.masks(masks)]):
         for sample in batch:
             if sample.failure is not None:
                 continue
-            image = document.add_image(sample)
+            image = document.add_image(sample, folder)
             for one in sample.labels[run.masks(masks)]:
                 if one.region is None:
                     unreadable += 1
@@ -106,7 +119,18 @@ def export_coco(
                 else:
                     document.add(sample, image, one, one.predicted_iou)["prompt_id"] = one.prompt_id
     write_json(path, document.to_dict())
-    return CocoExport(Path(path), len(document.images), len(document.annotations), empty, unreadable)
+    return CocoExport(Path(path), len(document.images), len(document.annotations), empty, unreadable, folder)
+
+
+def _folder(paths: Sequence[str], rel_dir: str | Path | None) -> Path:
+    """Return the folder that all files lie in, the given one or the innermost."""
+    if rel_dir is None:
+        return Path(os.path.commonpath([Path(one).parent for one in paths])) if paths else Path()
+    folder = Path(rel_dir).absolute()
+    outside = [one for one in paths if not Path(one).is_relative_to(folder)]
+    if outside:
+        raise ConfigError(f"{len(outside)} images do not lie in {folder}, such as {outside[0]}: give a folder above.")
+    return folder
 
 
 def coco_ap(samples: Any, run_key: str = "refinesam", *, class_agnostic: bool | None = None) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from refinesam import AMRConfig, ConfigError, DatasetError, Item, RefineSAMError
 
 from .answers import SampleResult, failed_sample, sample_result
 from .files import folder_of
-from .prompting import Asked, ask, file_stamp, source_digest, source_field
+from .prompting import Asked, ask, file_digest, file_stamp, source_digest, source_field
 from .runs import begin_run, check_run
 from .samples import Target, target_of
 from .schema import Fields, Settings, check_whole
@@ -179,14 +179,24 @@ class _Work:
     def do(self, ids: Sequence[str]) -> None:
         """Answer and store a batch of samples."""
         selected = [name for name in (source_field(self.settings), self.run.digest) if name]
-        pending = []
+        pending, moved = [], {}
         for sample in self.target.select(ids).select_fields(selected):
             labels = self._labels(sample)
-            digest = self._digest(sample, labels)
-            if self.resume and sample[self.run.digest] == digest:
+            asked, path = self._digest_of(labels), Path(sample.filepath)
+            kept, stamp = sample[self.run.digest] or "", file_stamp(path)
+            done = self.resume and kept.startswith(f"{asked}-")
+            if done and kept.endswith(f":{stamp}"):
+                self.counts["skipped"] += 1
+                continue
+            digest = f"{asked}-{file_digest(path)}:{stamp}"
+            if done and kept.partition(":")[0] == digest.partition(":")[0]:
+                # The same file, written or put elsewhere since.
+                moved[sample.id] = digest
                 self.counts["skipped"] += 1
             else:
                 pending.append((sample.id, sample.filepath, labels, digest))
+        if moved:
+            self.target.set_values(self.run.digest, moved)
         results = [self._result(*one) for one in self._read(pending)]
         for result in store(self.target, self.run, results):
             self.counts["done"] += 1
@@ -224,10 +234,10 @@ class _Work:
             del settings["truth_field"]  # Asked for by the evaluation alone.
         return sorted(settings.items()), repr(self._config), self.session.model.fingerprint
 
-    def _digest(self, sample: Any, labels: list[Any] | None) -> str:
-        source = "" if labels is None else source_digest(labels)
-        parts = (*self._asked, file_stamp(Path(sample.filepath)), source)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+    def _digest_of(self, labels: list[Any] | None) -> str:
+        """Digest of what a sample's answers hang on beside its image."""
+        source = "" if labels is None else source_digest(labels, self.settings)
+        return hashlib.blake2b(repr((*self._asked, source)).encode(), digest_size=16).hexdigest()
 
     def _read(self, pending: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         """Yield the samples with their pixels, or what is wrong with them; a few files are read ahead."""

@@ -16,7 +16,7 @@ from refinesam import ImageError, Prompt, PromptError
 from .labels import NOT_SEEN, SIGNS, mask_from_detection, prompt_from_box, prompt_from_keypoint
 from .schema import Failure, Settings
 
-__all__ = ["Asked", "ask", "random_clicks", "source_digest", "source_field"]
+__all__ = ["Asked", "ask", "file_digest", "file_stamp", "random_clicks", "source_digest", "source_field"]
 
 CLICKS: Final = 2
 
@@ -91,32 +91,44 @@ def random_clicks(mask: np.ndarray[Any, np.dtype[np.bool_]], prompt_id: str, see
     return Prompt(points=np.stack([columns, rows], axis=1) + 0.5)
 
 
-def source_digest(labels: Sequence[Any]) -> str:
-    """Return a digest that changes when a label that prompts are made from does."""
+def source_digest(labels: Sequence[Any], settings: Settings) -> str:
+    """Return a digest that changes when what prompts are made from does, wherever its files lie."""
     digest = hashlib.blake2b(digest_size=16)
     for label in labels:
-        for part in _parts(label):
+        for part in _parts(label, settings):
             digest.update(part)
             digest.update(b"\0")
     return digest.hexdigest()
 
 
-def _parts(label: Any) -> Iterator[bytes]:
+def _parts(label: Any, settings: Settings) -> Iterator[bytes]:
     yield repr((str(label.id), label.label)).encode()
     if isinstance(label, fo.Keypoint):
         yield repr((label.points, [label[n] for n in (*SIGNS, *NOT_SEEN) if label.has_attribute(n)])).encode()
         return
     yield repr(label.bounding_box).encode()
+    if settings.prompts != "random-2":
+        return
     if label.mask is not None:
         yield np.packbits(np.asarray(label.mask) > 0).tobytes()
     elif label.mask_path:
-        yield file_stamp(Path(label.mask_path)).encode()
+        yield file_digest(Path(label.mask_path)).encode()
+
+
+def file_digest(path: Path) -> str:
+    """Return a digest of what a file holds; empty for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
 
 
 def file_stamp(path: Path) -> str:
-    """Return a text that changes when a file does, by its size and time; empty for a missing one."""
+    """Return a text that changes when a file is written or moved, quicker to get than its digest; empty for none."""
     try:
         found = path.stat()
     except OSError:
         return ""
-    return f"{found.st_size} {found.st_mtime_ns}"
+    text = f"{path} {found.st_size} {found.st_mtime_ns}"
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,6 +273,28 @@ def test_what_changed_is_done_again(dataset, tmp_path, change):
         sample["truth"].detections[0].mask = np.eye(12, 24, dtype=bool)
         sample.save()
     assert compare(dataset, settings, session=session()).done == (3 if change == "settings" else 1)
+
+
+@pytest.mark.parametrize("prompts", ["boxes", "random-2"])
+def test_unchanged_files_elsewhere_are_not_encoded_again(dataset, tmp_path, prompts):
+    fill(dataset, tmp_path, 3)
+    for index, sample in enumerate(dataset):
+        for number, label in enumerate(sample["truth"].detections):
+            label.export_mask(str(tmp_path / f"mask_{index}_{number}.png"), update=True)
+        sample.save()
+    settings = Settings(prompts, prompt_field="truth" if prompts == "boxes" else None, truth_field="truth")
+    compare(dataset, settings, session=session())
+    (tmp_path / "moved").mkdir()
+    for sample in dataset:
+        for label in sample["truth"].detections:
+            label.mask_path = shutil.copy(label.mask_path, str(tmp_path / "moved"))
+        sample.filepath = shutil.copy(sample.filepath, str(tmp_path / "moved"))
+        sample.save()
+    write_image(Path(dataset.first().filepath), 40)
+    model = session()
+    again = compare(dataset, settings, session=model)
+    assert (again.done, again.skipped, model.model.encoded) == (1, 2, 1)
+    assert compare(dataset, settings, session=model).skipped == 3
 
 
 def test_label_filters_of_a_view_do_not_limit_the_prompts(dataset, tmp_path):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import fiftyone as fo
 import numpy as np
 import pandas as pd
 import pytest
 from fiftyone import ViewField as F
 from pycocotools.coco import COCO
 
+from fiftyone_flat import BOXES, HW, fill, session
 from fiftyone_planted import TRUTH_FIELD, plant
 from refinesam import ConfigError, MissingExtraError, decode_rle
+from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.export import compare_datasets, export_coco, export_rows, tag_for_relabelling
+from refinesam_fiftyone.labels import mask_from_detection
 from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.schema import Fields, Settings
 
@@ -77,6 +81,43 @@ def test_coco_documents_hold_the_masks(judged, tmp_path, masks):
         assert images[one["image_id"]]["file_name"] == f"image_{expected.sample}.png"
         assert 0 <= one["score"] <= 1
     assert len(COCO(str(tmp_path / "masks.json")).getAnnIds()) == found.annotations
+
+
+# Of pycocotools, with a numpy that is newer than it is.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("rel_dir", [None, "."])
+def test_fiftyones_importer_reads_the_document_back_from_sub_folders(tmp_path, dataset, rel_dir):
+    """Train and test have an image of the same name each, as many datasets do."""
+    for part in ("train/a", "test/a", "test/b"):
+        folder = tmp_path / "images" / part
+        folder.mkdir(parents=True)
+        fill(dataset, folder, 2)
+    compare(dataset, BOXES, session=session())
+    wanted = None if rel_dir is None else tmp_path
+    found = export_coco(dataset, tmp_path / "masks.json", rel_dir=wanted)
+    assert found.folder == (wanted or tmp_path / "images") and found.images == 6
+    imported = fo.Dataset.from_dir(
+        dataset_type=fo.types.COCODetectionDataset,
+        data_path=str(found.folder),
+        labels_path=str(found.path),
+        label_types="segmentations",
+        include_id=True,
+    )
+    originals = {one.filepath: one for one in dataset}
+    assert sorted(imported.values("filepath")) == sorted(originals)
+    name = imported.get_field_schema(embedded_doc_type=fo.Detections).keys()
+    for sample in imported:
+        theirs = sample[next(iter(name))].detections
+        ours = originals[sample.filepath]["refinesam_amr"].detections
+        assert [one.label for one in theirs] == [one.label for one in ours]
+        for one, other in zip(theirs, ours, strict=True):
+            assert np.array_equal(mask_from_detection(one, HW), mask_from_detection(other, HW))
+    imported.delete()
+
+
+def test_an_image_outside_the_folder_is_refused(judged, tmp_path):
+    with pytest.raises(ConfigError, match="give a folder above"):
+        export_coco(judged.dataset, tmp_path / "masks.json", rel_dir=tmp_path)
 
 
 def test_other_masks_are_refused(judged, tmp_path):
