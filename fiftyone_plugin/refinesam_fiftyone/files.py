@@ -57,11 +57,11 @@ def split_files(place: Place, run: Fields, folders: Sequence[str]) -> tuple[list
     ]
     if not files:
         return [], []
-    used = _used_elsewhere(place, run, tuple(f"{folder}/" for folder in own))
+    used = _used_elsewhere(place, run, "|".join(re.escape(f"{folder}/") for folder in own))
     return [one for one in files if str(one) not in used], [one for one in files if str(one) in used]
 
 
-def _used_elsewhere(place: Place, run: Fields, starts: tuple[str, ...]) -> set[str]:
+def _used_elsewhere(place: Place, run: Fields, pattern: str) -> set[str]:
     used: set[str] = set()
     for name in fo.list_datasets():
         dataset = fo.load_dataset(name)
@@ -70,7 +70,7 @@ def _used_elsewhere(place: Place, run: Fields, starts: tuple[str, ...]) -> set[s
             kept = own if other.frames == place.frames else set()
             for path in other.schema():
                 if path.rpartition(".")[2] in _PATHS and path.partition(".")[0] not in kept:
-                    used |= {one for one in other.texts(path) if one.startswith(starts)}
+                    used |= other.texts(path, f"({pattern})")
     return used
 
 

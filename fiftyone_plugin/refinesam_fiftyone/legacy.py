@@ -7,7 +7,6 @@ same moment as a field that only they can have made.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -21,7 +20,7 @@ from .scoring import score_kinds, truth_scores
 
 __all__ = ["legacy_paths"]
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
+_DIGEST: Final = "^[0-9a-f]{32}$"
 # Declaring a run's fields took some seconds on a busy machine.
 _TOGETHER: Final = timedelta(seconds=30)
 
@@ -29,9 +28,8 @@ _TOGETHER: Final = timedelta(seconds=30)
 def legacy_paths(place: Place, run: Fields) -> set[str]:
     """Return the fields and attributes that the run made."""
     schema = place.schema()
-    digests = place.root.distinct(run.digest) if isinstance(schema.get(run.digest), fo.StringField) else []
     found: set[str] = set()
-    if digests and all(_DIGEST.fullmatch(one) for one in digests):
+    if _has_digests(place, run, schema):
         lists = _label_fields(place, run, schema)
         found |= {run.digest, *(path for path in lists if _with(schema, path, run.digest))}
     found |= {path for path in run.kinds | score_kinds(run, None) if path in schema and path.partition(".")[0] in found}
@@ -48,6 +46,16 @@ def legacy_paths(place: Place, run: Fields) -> set[str]:
         if path.count(".") == 2 and kind is not None and isinstance(field, kind) and _with(schema, path, anchor):
             found.add(path)
     return found
+
+
+def _has_digests(place: Place, run: Fields, schema: Mapping[str, Any]) -> bool:
+    """Whether some samples have a digest, and nothing else is in its field."""
+    if not isinstance(schema.get(run.digest), fo.StringField):
+        return False
+    others = {run.digest: {"$ne": None, "$not": {"$regex": _DIGEST}}}
+    return (
+        place.collection.find_one(others) is None and place.collection.find_one({run.digest: {"$ne": None}}) is not None
+    )
 
 
 def _with(schema: Mapping[str, Any], path: str, anchor: str) -> bool:

@@ -110,8 +110,8 @@ def check_free(place: Place, run: Fields, kinds: Mapping[str, type[Any]]) -> Non
         told = [path for path in taken + changed if not {path.partition(".")[0]} & ({*taken} - {path})]
         raise ConfigError(
             f"The run {run.key!r} would write {', '.join(told)}, which the dataset has already and the run did not "
-            "make. Choose another name for the run, or rename what is there: dataset.rename_sample_field"
-            f"({told[0]!r}, ...)."
+            "make. Choose another name for the run, or rename what is there: "
+            f"dataset.rename_{'frame' if place.frames else 'sample'}_field({told[0]!r}, ...)."
         )
 
 
@@ -128,8 +128,12 @@ def declare(place: Place, run: Fields, kinds: Mapping[str, type[Any]]) -> None:
     _adopt(place, run)
     check_free(place, run, kinds)
     wanted = {path: kind for path, kind in kinds.items() if place.field(path) is None}
-    if wanted:
-        place.declare(wanted, {path: _info(run, path) for path in wanted})
+    try:
+        if wanted:
+            place.declare(wanted, {path: _info(run, path) for path in wanted})
+    except ValueError as error:
+        # A field that somebody made read-only takes no attributes.
+        raise ConfigError(f"The run {run.key!r} cannot write what it has to: {error}") from error
 
 
 def _info(run: Fields, path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A dataset's runs: how each begins, what it was made with, how far it is, what it made, and how it ends.
+"""A dataset's runs: how each begins, what it was made with, how far it is.
 
 One run has one set of settings for all of its samples, so that its numbers mean one thing. Other settings replace all
 of its answers or none.
@@ -6,27 +6,27 @@ of its answers or none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, Final, Literal
 
 from refinesam import ConfigError
 
 from .files import folder_of, remove, split_files
-from .record import attributes_of, check_free, declare, made, missing, moved, stale
+from .record import check_free, declare, made, missing, stale
 from .samples import Place, Target, target_of
-from .schema import FAILURES, VIEW_DESCRIPTIONS, VIEW_TITLES, Fields, Settings
+from .schema import FAILURES, VIEW_DESCRIPTIONS, Fields, Settings
 from .scoring import score_kinds
 
 __all__ = [
-    "Contents",
     "begin_run",
     "check_run",
-    "contents",
+    "config_of",
     "declare_label_fields",
-    "delete_run",
     "differences",
     "forget_scores",
     "list_runs",
+    "made_as",
+    "place_of",
     "present_truth",
     "progress",
     "read_settings",
@@ -50,7 +50,7 @@ def register_run(dataset: Any, run: Fields, settings: Settings, **more: Any) -> 
     known = run.key in list_runs(dataset)
     if not known and dataset.has_run(run.key):
         raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
-    kept = {"record": 1, **(_config(dataset, run) if known else {}), **more}
+    kept = {"record": 1, "key": run.key, **(config_of(dataset, run) if known else {}), **more}
     config = dataset.init_run(kind=_KIND, **{**kept, "settings": settings.to_dict()})
     if known:
         dataset.update_run_config(run.key, config)
@@ -58,9 +58,10 @@ def register_run(dataset: Any, run: Fields, settings: Settings, **more: Any) -> 
         dataset.register_run(run.key, config)
 
 
-def _config(dataset: Any, run: Fields) -> dict[str, Any]:
+def config_of(dataset: Any, run: Fields) -> dict[str, Any]:
+    """Return what is noted of a run beside its settings."""
     kept = dataset.get_run_info(run.key).config.serialize()
-    return {name: kept[name] for name in ("record", "frames", "asked", "folders") if name in kept}
+    return {name: kept[name] for name in ("record", "key", "frames", "asked", "folders") if name in kept}
 
 
 def list_runs(dataset: Any) -> list[str]:
@@ -100,8 +101,19 @@ def present_truth(target: Target, settings: Settings) -> str | None:
     return name if name is not None and target.field(f"{name}.detections") is not None else None
 
 
+def made_as(dataset: Any, run: Fields) -> Fields:
+    """Return the names that a run was made with; FiftyOne can rename the record of a run, not its fields."""
+    return Fields(config_of(dataset, run).get("key") or run.key)
+
+
 def _check_place(target: Target, run: Fields) -> None:
-    frames = bool(_config(target.root, run).get("frames"))
+    key = made_as(target.root, run).key
+    if key != run.key:
+        raise ConfigError(
+            f"The run {run.key!r} was {key!r} when it was made, and its fields are named so: rename it back, "
+            f"dataset.rename_run({run.key!r}, {key!r}), or delete it."
+        )
+    frames = bool(config_of(target.root, run).get("frames"))
     if frames and not target.frames:
         raise ConfigError(
             f"The run {run.key!r} is one of videos' frames: give a view of them, dataset.to_frames(...), or open one "
@@ -148,7 +160,7 @@ def differences(dataset: Any, run: Fields, settings: Settings, asked: str | None
     if old["truth_field"] is None and settings.prompts != "random-2":
         old["truth_field"] = new["truth_field"]
     found = {name: f"{name}: {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name]}
-    known = _config(dataset, run).get("asked")
+    known = config_of(dataset, run).get("asked")
     if not found and None not in (known, asked) and known != asked:
         found["model"] = "another model, or another version of refinement"
     return found
@@ -182,7 +194,7 @@ def begin_run(target: Target, run: Fields, settings: Settings, asked: str) -> No
     elif not known:
         target.delete(stale(target, run))
     declare(target, run, run.kinds)
-    folders = list(_config(root, run).get("folders") or []) if known else []
+    folders = list(config_of(root, run).get("folders") or []) if known else []
     if settings.masks_dir and (folder := str(folder_of(root, run, settings.masks_dir))) not in folders:
         folders.append(folder)
     register_run(root, run, settings, frames=target.frames, asked=asked, folders=folders)
@@ -193,7 +205,7 @@ def _forget_answers(target: Target, run: Fields) -> None:
     target.clear([name for name in run.written if name in own])
     for failure in FAILURES:
         target.samples.untag_samples(run.failure_tag(failure))
-    alone, _ = split_files(target, run, _config(target.root, run).get("folders") or ())
+    alone, _ = split_files(target, run, config_of(target.root, run).get("folders") or ())
     remove(alone)
 
 
@@ -209,64 +221,10 @@ def progress(dataset: Any, run: Fields) -> tuple[int, int]:
 
     All, if somebody deleted the field that tells.
     """
-    place = _place(dataset, run)
+    place = place_of(dataset, run)
     samples, prefix = (dataset, "frames.") if place.frames else (target_of(dataset).samples, "")
     total = samples.count("frames" if place.frames else None)
     return (total if place.field(run.digest) is None else samples.count(f"{prefix}{run.digest}")), total
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What there is of a run.
-
-    Attributes:
-        fields: that hold its answers and scores.
-        attributes: on labels of other fields, by their paths.
-        views: saved views.
-        tags: of samples.
-        files: of masks.
-        added: attributes that somebody else put onto the run's own labels; they go with those.
-        stays: what looks like the run's and is not deleted, and why.
-    """
-
-    fields: list[str]
-    attributes: list[str]
-    views: list[str]
-    tags: list[str]
-    files: list[Any] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-    stays: list[str] = field(default_factory=list)
-
-
-def contents(dataset: Any, run: Fields) -> Contents:
-    """Return what `delete_run` deletes, and what it leaves although it could be taken for the run's.
-
-    Raises:
-        ConfigError: no such run.
-    """
-    settings = read_settings(dataset, run)
-    place, folders = _place(dataset, run), _config(dataset, run).get("folders") or ()
-    own = made(place, run)
-    names = [path for path in own if "." not in path]
-    attributes = [path for path in own if path.partition(".")[0] not in names]
-    files, shared = split_files(place, run, folders)
-    states = {name: view_state(dataset, run, name) for name in map(run.view_name, VIEW_TITLES)}
-    views = [name for name, state in states.items() if state == "own"]
-    stays = [
-        f"`{path}`: made as `{old}`, and renamed or copied since"
-        for path, old in moved(place, run).items()
-        if "." not in path
-    ]
-    candidates = {*run.written, *run.sums, run.rank}
-    stays += [f"`{name}`: this run did not make it" for name in place.schema() if name in candidates - set(own)]
-    stays += [f"the view `{name}`: this run did not save it" for name, state in states.items() if state == "other"]
-    if shared:
-        stays.append(f"{len(shared)} mask files that other labels use, too")
-    if settings.masks_dir and not folders:
-        stays.append(f"mask files in `{settings.masks_dir}`: an earlier version wrote them, and noted none")
-    known = [] if place.frames else place.texts("tags")
-    tags = [tag for tag in map(run.failure_tag, FAILURES) if tag in known]
-    return Contents(names, attributes, views, tags, files, attributes_of(place, run, names), stays)
 
 
 def view_state(dataset: Any, run: Fields, name: str) -> Literal["own", "other", "none"]:
@@ -278,24 +236,6 @@ def view_state(dataset: Any, run: Fields, name: str) -> Literal["own", "other", 
     return "own" if description == own.get(name) else "other"
 
 
-def _place(dataset: Any, run: Fields) -> Place:
-    return Place(dataset, bool(_config(dataset, run).get("frames")))
-
-
-def delete_run(dataset: Any, run: Fields) -> Contents:
-    """Delete exactly what a run made, and its record; return what that was.
-
-    Raises:
-        ConfigError: no such run.
-    """
-    found = contents(dataset, run)
-    _place(dataset, run).delete([*found.fields, *found.attributes])
-    if found.tags:
-        # Of all slices of groups.
-        target_of(dataset).samples.untag_samples(found.tags)
-    for name in found.views:
-        dataset.delete_saved_view(name)
-    # Last of all what can be found without the record.
-    remove(found.files)
-    dataset.delete_run(run.key)
-    return found
+def place_of(dataset: Any, run: Fields) -> Place:
+    """Return the place of a run's fields."""
+    return Place(dataset, bool(config_of(dataset, run).get("frames")))

@@ -6,7 +6,8 @@ a view of frames is a dataset of its own, made for the view, whose fields must b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -44,14 +45,18 @@ class Place:
 
     def holds(self, paths: Iterable[str]) -> bool:
         """Return whether any document has a value at one of the paths, declared or not."""
-        collection = self.root._frame_collection if self.frames else self.root._sample_collection
         wanted = [{path: {"$exists": True}} for path in paths]
-        return bool(wanted) and collection.find_one({"$or": wanted}, {"_id": True}) is not None
+        return bool(wanted) and self.collection.find_one({"$or": wanted}, {"_id": True}) is not None
 
-    def texts(self, path: str) -> list[str]:
-        """Return the distinct texts at a path of all documents, of all slices of groups."""
-        collection = self.root._frame_collection if self.frames else self.root._sample_collection
-        return [one for one in collection.distinct(path) if isinstance(one, str)]
+    @property
+    def collection(self) -> Any:
+        """The documents in the database, of all slices of groups."""
+        return self.root._frame_collection if self.frames else self.root._sample_collection
+
+    def texts(self, path: str, pattern: str) -> set[str]:
+        """Return the texts at a path, of any document, that match a regular expression from their start on."""
+        matching = self.collection.find({path: {"$regex": f"^{pattern}"}}, {path: True, "_id": False})
+        return {one for document in matching for one in _texts(document) if re.match(pattern, one)}
 
     def declare(self, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any]) -> None:
         """Add fields and attributes, path -> kind, each with an info.
@@ -143,6 +148,15 @@ class Target(Place):
         super().clear(names)
         if self.frames and names:
             self.samples._dataset.clear_sample_fields(list(names))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts inside documents and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(one)
 
 
 def _merge(merge: Any, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any]) -> None:

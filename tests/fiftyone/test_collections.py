@@ -15,12 +15,13 @@ from fiftyone_panel import Shown
 from refinesam import ConfigError, DatasetError
 from refinesam_fiftyone.coco import coco_ap
 from refinesam_fiftyone.compare import compare
+from refinesam_fiftyone.deletion import delete_run
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.explain import explain
 from refinesam_fiftyone.export import export_coco, tag_for_relabelling
 from refinesam_fiftyone.ranking import rank
 from refinesam_fiftyone.rows import read_rows
-from refinesam_fiftyone.runs import delete_run, list_runs, progress
+from refinesam_fiftyone.runs import list_runs, progress
 from refinesam_fiftyone.schema import Fields
 from refinesam_fiftyone.views import bucket_view, save_views
 

@@ -14,10 +14,11 @@ from fiftyone_planted import TRUTH_FIELD, bucket_of, iou, plant
 from refinesam import ConfigError, Session, boundary_iou
 from refinesam_fiftyone.coco import coco_ap
 from refinesam_fiftyone.compare import compare
+from refinesam_fiftyone.deletion import delete_run
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.labels import detection_from_mask, label_id, mask_from_detection
 from refinesam_fiftyone.regions import read_samples
-from refinesam_fiftyone.runs import delete_run, register_run
+from refinesam_fiftyone.runs import register_run
 from refinesam_fiftyone.samples import target_of
 from refinesam_fiftyone.schema import Fields, Settings
 from refinesam_fiftyone.scoring import SCORES

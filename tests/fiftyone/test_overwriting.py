@@ -10,9 +10,10 @@ from fiftyone.operators.executor import ExecutionContext, ExecutionError, Execut
 from fiftyone_flat import BOXES, documents, fill, session
 from refinesam import ConfigError
 from refinesam_fiftyone.compare import compare
+from refinesam_fiftyone.deletion import delete_run
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.ranking import rank
-from refinesam_fiftyone.runs import delete_run, list_runs
+from refinesam_fiftyone.runs import list_runs
 from refinesam_fiftyone.schema import Fields
 
 KEY = "model"

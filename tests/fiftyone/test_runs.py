@@ -13,9 +13,10 @@ from fiftyone.operators.executor import ExecutionContext, Executor
 
 from fiftyone_flat import BOXES, documents, fill, session
 from refinesam_fiftyone.compare import compare
+from refinesam_fiftyone.deletion import contents, delete_run
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.ranking import rank
-from refinesam_fiftyone.runs import contents, delete_run, list_runs
+from refinesam_fiftyone.runs import list_runs
 from refinesam_fiftyone.schema import Fields
 from refinesam_fiftyone.views import save_views
 

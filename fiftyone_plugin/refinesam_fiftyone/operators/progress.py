@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Generator
 from typing import Any, Final, TypeVar
 
-__all__ = ["cancel", "in_progress", "run_reporting", "shown_progress"]
+__all__ = ["cancel", "forget", "in_progress", "run_reporting", "shown_progress"]
 
 Result = TypeVar("Result")
 OnProgress = Callable[[int, int], object]
@@ -73,6 +73,13 @@ def shown_progress(ctx: Any, progress: float, label: str) -> Any:
 def cancel(ctx: Any, run_key: str) -> None:
     """Ask whoever compares under this key, in whichever process, to stop after the current batch."""
     ctx.store(_STORE).set(_cancel_key(run_key), uuid.uuid4().hex)
+
+
+def forget(ctx: Any, run_key: str) -> None:
+    """Forget what was kept of a run that is deleted; one in progress stops."""
+    store = ctx.store(_STORE)
+    for key in (_cancel_key(run_key), _progress_key(run_key)):
+        store.delete(key)
 
 
 def in_progress(ctx: Any) -> dict[str, str]:

@@ -8,10 +8,10 @@ from typing import Any
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from ..runs import Contents, contents, delete_run
+from ..deletion import Contents, contents, delete_run
 from ..schema import Fields
 from .forms import DatasetOperator, choose_run, flag
-from .progress import cancel, in_progress
+from .progress import cancel, forget, in_progress
 
 __all__ = ["Cancel", "DeleteRun", "listed"]
 
@@ -75,6 +75,7 @@ class DeleteRun(DatasetOperator):
     def execute(self, ctx: Any) -> dict[str, Any]:
         """Delete it."""
         delete_run(ctx.dataset, Fields(ctx.params["run_key"]))
+        forget(ctx, ctx.params["run_key"])
         ctx.ops.clear_view()
         ctx.ops.reload_dataset()
         return {"run_key": ctx.params["run_key"]}

@@ -1,0 +1,90 @@
+"""What there is of a run, and its end: exactly what it made is deleted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import remove, split_files
+from .record import attributes_of, made, moved
+from .runs import config_of, made_as, place_of, read_settings, view_state
+from .samples import target_of
+from .schema import FAILURES, VIEW_TITLES, Fields
+
+__all__ = ["Contents", "contents", "delete_run"]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What there is of a run.
+
+    Attributes:
+        fields: that hold its answers and scores.
+        attributes: on labels of other fields, by their paths.
+        views: saved views.
+        tags: of samples.
+        files: of masks.
+        added: attributes that somebody else put onto the run's own labels; they go with those.
+        stays: what looks like the run's and is not deleted, and why.
+    """
+
+    fields: list[str]
+    attributes: list[str]
+    views: list[str]
+    tags: list[str]
+    files: list[Path] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
+
+
+def contents(dataset: Any, run: Fields) -> Contents:
+    """Return what `delete_run` deletes, and what it leaves although it could be taken for the run's.
+
+    Raises:
+        ConfigError: no such run.
+    """
+    settings = read_settings(dataset, run)
+    place, folders = place_of(dataset, run), config_of(dataset, run).get("folders") or ()
+    run = made_as(dataset, run)
+    own = made(place, run)
+    names = [path for path in own if "." not in path]
+    attributes = [path for path in own if path.partition(".")[0] not in names]
+    files, shared = split_files(place, run, folders)
+    states = {name: view_state(dataset, run, name) for name in map(run.view_name, VIEW_TITLES)}
+    views = [name for name, state in states.items() if state == "own"]
+    stays = [
+        f"`{path}`: made as `{old}`, and renamed or copied since"
+        for path, old in moved(place, run).items()
+        if "." not in path
+    ]
+    candidates = {*run.written, *run.sums, run.rank}
+    stays += [f"`{name}`: this run did not make it" for name in place.schema() if name in candidates - set(own)]
+    stays += [f"the view `{name}`: this run did not save it" for name, state in states.items() if state == "other"]
+    if shared:
+        stays.append(f"{len(shared)} mask files that other labels use, too")
+    if settings.masks_dir and not folders:
+        stays.append(f"mask files in `{settings.masks_dir}`: an earlier version wrote them, and noted none")
+    known = set() if place.frames else place.texts("tags", re.escape(f"{run.key}:"))
+    tags = [tag for tag in map(run.failure_tag, FAILURES) if tag in known]
+    return Contents(names, attributes, views, tags, files, attributes_of(place, run, names), stays)
+
+
+def delete_run(dataset: Any, run: Fields) -> Contents:
+    """Delete exactly what a run made, and its record; return what that was.
+
+    Raises:
+        ConfigError: no such run.
+    """
+    found = contents(dataset, run)
+    place_of(dataset, run).delete([*found.fields, *found.attributes])
+    if found.tags:
+        # Of all slices of groups.
+        target_of(dataset).samples.untag_samples(found.tags)
+    for name in found.views:
+        dataset.delete_saved_view(name)
+    # Last of all what can be found without the record.
+    remove(found.files)
+    dataset.delete_run(run.key)
+    return found
