@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import remove, split_files
+from .others import count_others
 from .record import attributes_of, made, moved
 from .runs import config_of, made_as, place_of, read_settings, view_state
 from .samples import target_of
@@ -26,7 +27,7 @@ class Contents:
         views: saved views.
         tags: of samples.
         files: of masks.
-        added: attributes that somebody else put onto the run's own labels; they go with those.
+        added: what somebody else put into the run's own fields, in words: attributes and labels; they go with those.
         stays: what looks like the run's and is not deleted, and why.
     """
 
@@ -68,7 +69,11 @@ def contents(dataset: Any, run: Fields) -> Contents:
         stays.append(f"mask files in `{settings.masks_dir}`: an earlier version wrote them, and noted none")
     known = set() if place.frames else place.texts("tags", re.escape(f"{run.key}:"))
     tags = [tag for tag in map(run.failure_tag, FAILURES) if tag in known]
-    return Contents(names, attributes, views, tags, files, attributes_of(place, run, names), stays)
+    added = [f"`{path}`" for path in attributes_of(place, run, names)]
+    if not place.frames:
+        counts = count_others(target_of(dataset), run)
+        added += [f"{count} labels in `{name}`" for name, count in counts.items() if name in names]
+    return Contents(names, attributes, views, tags, files, added, stays)
 
 
 def delete_run(dataset: Any, run: Fields) -> Contents:

@@ -17,7 +17,7 @@ from refinesam import ConfigError
 
 from .labels import label_id
 from .pairing import prompt_path
-from .record import declare, renamed_truth, require
+from .record import check_free, declare, renamed_truth, require
 from .regions import read_samples
 from .runs import run_of
 from .samples import Target
@@ -25,7 +25,7 @@ from .schema import Failure, Fields, Settings
 from .scoring import Judgement, Thresholds, judge, score_kinds
 from .storing_values import store_values
 
-__all__ = ["Evaluation", "evaluate", "list_failures"]
+__all__ = ["Evaluation", "check_evaluation", "evaluate", "list_failures"]
 
 # Samples read and written at a time: their masks are in memory together.
 BATCH: Final = 32
@@ -81,7 +81,7 @@ def evaluate(
     _check_share("changed_by", changed_by)
     thresholds = Thresholds(float(failed_below), float(changed_by))
     target, run, settings = run_of(samples, run_key)
-    _check_fields(target, run, settings)
+    check_evaluation(target, run, settings)
     # Where answers are listed that could not be judged, and the other layers: made anew, if somebody deleted them.
     declare(target, run, _without(run.kinds, run.digest) | score_kinds(run, settings.truth_field))
     ids = _compared(target, run)
@@ -132,8 +132,11 @@ def _check_share(name: str, value: object) -> None:
         raise ConfigError(f"{name} is {value!r}; give a number from 0 to 1.")
 
 
-def _check_fields(target: Target, run: Fields, settings: Settings) -> None:
-    """Raise ConfigError for what evaluation cannot do without; it can do without the other layers."""
+def check_evaluation(target: Target, run: Fields, settings: Settings) -> None:
+    """Raise ConfigError for what evaluation cannot do without, and for names that are the user's by now.
+
+    It can do without the layers of rejected candidates, points and failures.
+    """
     require(target, run, (run.baseline, run.amr))
     if settings.truth_field is None:
         raise ConfigError(
@@ -152,6 +155,7 @@ def _check_fields(target: Target, run: Fields, settings: Settings) -> None:
                 f"The dataset no longer has the {what} field {name!r} of the run {run.key!r}. {hint} again and name "
                 "the field."
             )
+    check_free(target, run, run.kinds | score_kinds(run, settings.truth_field))
 
 
 def list_failures(target: Target, run: Fields, found: Mapping[str, Mapping[str, tuple[Failure, str]]]) -> None:

@@ -52,10 +52,9 @@ def _has_digests(place: Place, run: Fields, schema: Mapping[str, Any]) -> bool:
     """Whether some samples have a digest, and nothing else is in its field."""
     if not isinstance(schema.get(run.digest), fo.StringField):
         return False
+    found = place.collection.find_one
     others = {run.digest: {"$ne": None, "$not": {"$regex": _DIGEST}}}
-    return (
-        place.collection.find_one(others) is None and place.collection.find_one({run.digest: {"$ne": None}}) is not None
-    )
+    return found(others) is None and found({run.digest: {"$ne": None}}) is not None
 
 
 def _with(schema: Mapping[str, Any], path: str, anchor: str) -> bool:

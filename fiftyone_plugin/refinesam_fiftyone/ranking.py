@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from refinesam import ConfigError
 
-from .record import declare, require
+from .record import check_free, declare, require
 from .regions import StoredSample, read_samples
 from .rows import read_rows
 from .runs import run_of
@@ -28,7 +28,7 @@ from .schema import Fields
 from .scoring import disagreement
 from .storing_values import store_values
 
-__all__ = ["SIGNALS", "RankingQuality", "add_signals", "rank", "rank_rows", "ranking_quality"]
+__all__ = ["SIGNALS", "RankingQuality", "add_signals", "check_ranking", "rank", "rank_rows", "ranking_quality"]
 
 SIGNALS: Final = ("low_predicted_iou", "predicted_gain", "disagreement", "pieces", "holes", "raggedness")
 SUSPICION: Final = "suspicion"
@@ -74,9 +74,8 @@ def rank(samples: Any, *, run_key: str = "refinesam", by: str = SUSPICION) -> pd
     """
     _check_signal(by)
     target, run, _ = run_of(samples, run_key)
-    require(target, run, (run.baseline, run.amr))
-    labels = {f"{name}.detections.disagreement": fo.FloatField for name in (run.baseline, run.amr)}
-    declare(target, run, {**labels, run.rank: fo.IntField})
+    check_ranking(target, run)
+    declare(target, run, _kinds(run))
     whole = target.view()
     rows = _answered(read_rows(whole, run_key))
     lacking = rows[rows["disagreement"].isna()]["sample_id"].unique().tolist()
@@ -88,6 +87,17 @@ def rank(samples: Any, *, run_key: str = "refinesam", by: str = SUSPICION) -> pd
     order = rows["sample_id"].drop_duplicates().tolist()
     target.set_values(run.rank, {sample_id: place for place, sample_id in enumerate(order, start=1)})
     return rows
+
+
+def check_ranking(target: Target, run: Fields) -> None:
+    """Raise ConfigError for what ranking cannot do without, and for names that are the user's by now."""
+    require(target, run, (run.baseline, run.amr))
+    check_free(target, run, _kinds(run))
+
+
+def _kinds(run: Fields) -> dict[str, type[Any]]:
+    labels = {f"{name}.detections.disagreement": fo.FloatField for name in (run.baseline, run.amr)}
+    return {**labels, run.rank: fo.IntField}
 
 
 def _check_signal(by: str) -> None:

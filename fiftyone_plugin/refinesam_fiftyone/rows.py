@@ -103,6 +103,8 @@ def read_rows(samples: Any, run_key: str = "refinesam") -> pd.DataFrame:
     firsts = _flat(view, f"{run.baseline}.detections", _OF_BASELINE)
     refined = _flat(view, f"{run.amr}.detections", _OF_AMR)
     rows = firsts.merge(refined, on=["sample_id", "filepath", "prompt_id"], how="inner")
+    # Labels that somebody drew into the run's fields are none of its answers.
+    rows = rows[rows["prompt_id"].notna()].reset_index(drop=True)
     truths = _truths(view, run, settings)
     if len(truths):
         classes = truths.set_index("truth_id")["label"]

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from refinesam import ConfigError
 
 from .files import folder_of, remove, split_files
+from .others import keep_others
 from .record import check_free, declare, made, missing, stale
 from .samples import Place, Target, target_of
 from .schema import FAILURES, VIEW_DESCRIPTIONS, Fields, Settings
@@ -202,7 +203,9 @@ def begin_run(target: Target, run: Fields, settings: Settings, asked: str) -> No
 
 def _forget_answers(target: Target, run: Fields) -> None:
     own = set(made(target, run))
-    target.clear([name for name in run.written if name in own])
+    names = [name for name in run.written if name in own]
+    kept = keep_others(target, run, names)
+    target.clear([name for name in names if name not in kept])
     for failure in FAILURES:
         target.samples.untag_samples(run.failure_tag(failure))
     alone, _ = split_files(target, run, config_of(target.root, run).get("folders") or ())

@@ -126,7 +126,7 @@ def judge(sample: StoredSample, run: Fields, settings: Settings, thresholds: Thr
     scores: dict[str | None, dict[str, Any]] = {}
     for one in sample.labels[run.baseline]:
         refined = amr.get(one.prompt_id)
-        if one.region is None or refined is None or refined.region is None:
+        if one.prompt_id is None or one.region is None or refined is None or refined.region is None:
             continue
         scores[one.prompt_id] = {"disagreement": disagreement(one.region, refined.region)}
         truth = truth_of.get(one.prompt_id or "")

@@ -12,8 +12,9 @@ from mongoengine.errors import MongoEngineException
 from pymongo.errors import PyMongoError
 
 from .answers import SampleResult, failed_sample
+from .others import labels_of_others, tags_of
 from .samples import Target
-from .schema import FAILURES, Fields
+from .schema import FAILURES, ROLES, Fields, Role
 
 __all__ = ["store"]
 
@@ -52,16 +53,28 @@ def store(target: Target, run: Fields, results: Sequence[SampleResult]) -> Itera
 
 
 def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None:
+    ids = [one.sample_id for one in results]
+    tags, others = tags_of(target, run, ids), labels_of_others(target, run, ids)
+
+    def with_others(name: str, sample_id: str, labels: Sequence[Any]) -> list[Any]:
+        for label in labels:
+            label.tags = tags.get(label.id, [])
+        return [*labels, *others.get(name, {}).get(sample_id, ())]
+
+    def masks(role: Role) -> dict[str, Any]:
+        name = run.masks(role)
+        found = {one.sample_id: with_others(name, one.sample_id, getattr(one, role)) for one in results}
+        return {sample_id: fo.Detections(detections=labels) for sample_id, labels in found.items()}
+
+    points = {one.sample_id: with_others(run.points, one.sample_id, one.points) for one in results}
     columns: dict[str, dict[str, Any]] = {
-        run.baseline: {one.sample_id: fo.Detections(detections=one.baseline) for one in results},
-        run.amr: {one.sample_id: fo.Detections(detections=one.amr) for one in results},
-        run.rejected: {one.sample_id: fo.Detections(detections=one.rejected) for one in results},
-        run.points: {one.sample_id: fo.Keypoints(keypoints=one.points) for one in results},
+        **{run.masks(role): masks(role) for role in ROLES},
+        run.points: {sample_id: fo.Keypoints(keypoints=labels) for sample_id, labels in points.items()},
         run.failures: {one.sample_id: fo.Classifications(classifications=one.failures) for one in results},
     }
     for name, values in columns.items():
         target.set_values(name, values)
-    target.samples.select([one.sample_id for one in results]).untag_samples([run.failure_tag(one) for one in FAILURES])
+    target.samples.select(ids).untag_samples([run.failure_tag(one) for one in FAILURES])
     for failure in {label.label for one in results for label in one.failures}:
         tagged = [one.sample_id for one in results if any(label.label == failure for label in one.failures)]
         target.samples.select(tagged).tag_samples(run.failure_tag(failure))

@@ -78,6 +78,9 @@ def test_what_came_after_the_run_is_the_users_too(dataset, tmp_path):
         evaluate(dataset, run_key=KEY)
     with pytest.raises(ConfigError, match="model_rank"):
         rank(dataset, run_key=KEY)
+    for name, field in (("evaluate", "model_objects"), ("rank", "model_rank")):
+        with pytest.raises(ExecutionError, match=field):
+            foo.execute_operator(f"@refinesam/amr/{name}", dataset=dataset, params={"run_key": KEY})
     with pytest.raises(ConfigError, match="model_objects"):
         compare(dataset, BOXES, run_key=KEY, session=session())
     delete_run(dataset, Fields(KEY))

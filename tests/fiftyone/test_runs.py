@@ -12,10 +12,12 @@ import pytest
 from fiftyone.operators.executor import ExecutionContext, Executor
 
 from fiftyone_flat import BOXES, documents, fill, session
+from refinesam import ConfigError
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.deletion import contents, delete_run
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.ranking import rank
+from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.runs import list_runs
 from refinesam_fiftyone.schema import Fields
 from refinesam_fiftyone.views import save_views
@@ -139,13 +141,57 @@ def test_the_form_lists_what_is_deleted_before_it_is(dataset, tmp_path):
     run_all(dataset, replace(BOXES, masks="files", masks_dir=str(tmp_path / "masks")))
     dataset.set_values(f"{RUN.amr}.detections.checked", [[True, True]] * 2)
     dataset.add_dynamic_sample_fields(fields=[RUN.amr])
+    drawn = dataset.first()
+    drawn[RUN.rejected].detections.append(fo.Detection(label="mine", bounding_box=[0, 0, 1, 1]))
+    drawn.save()
     text = form("delete_run", dataset, {"run_key": KEY})["contents"]["default"]
     listed = set(text.replace(",", " ").replace("`", " ").split())
     expected = contents(dataset, RUN)
     assert {*expected.fields, *expected.attributes} <= listed
     assert f"Mask files: {len(expected.files)} in" in text and len(expected.files) >= 8
-    assert expected.added == [f"{RUN.amr}.detections.checked"] and expected.added[0] in listed
+    assert expected.added == [f"`{RUN.amr}.detections.checked`", f"1 labels in `{RUN.rejected}`"]
+    assert all(one in text for one in expected.added)
     assert not {"boxes_reviewed", "boxes_2023", "truth.detections.boxes_owner"} & listed
+
+
+@pytest.mark.parametrize("change", ["one sample", "all settings"])
+def test_what_was_drawn_into_the_runs_fields_outlives_new_answers(dataset, tmp_path, change):
+    fill(dataset, tmp_path, 2)
+    run_all(dataset)
+    sample = dataset.first()
+    for name in (RUN.baseline, RUN.amr):
+        mask = np.ones((4, 4), bool)
+        sample[name].detections.append(fo.Detection(label="mine", bounding_box=[0, 0, 0.1, 0.1], mask=mask))
+    if change == "one sample":
+        sample[RUN.amr].detections[1].tags = ["check"]
+        sample["truth"].detections[0].bounding_box = [0.1, 0.1, 0.3, 0.2]
+    sample.save()
+    settings = BOXES if change == "one sample" else replace(BOXES, amr="fast")
+    done = compare(dataset, settings, run_key=KEY, session=session())
+    assert done.done == (1 if change == "one sample" else 2)
+    found = evaluate(dataset, run_key=KEY)
+    assert (found.objects, found.unpaired, len(read_rows(dataset, KEY))) == (4, 0, 4)
+    for name in (RUN.baseline, RUN.amr):
+        labels = dataset.first()[name].detections
+        assert [one.label for one in labels] == ["cat", "dog", "mine"] and labels[-1].mask.shape == (4, 4)
+    tags = [one.tags for one in dataset.first()[RUN.amr].detections]
+    assert tags == ([[], ["check"], []] if change == "one sample" else [[], [], []])
+
+
+def test_a_run_whose_record_was_renamed_says_so_and_is_deleted(dataset, tmp_path):
+    fill(dataset, tmp_path, 1)
+    names = schema(dataset)
+    run_all(dataset)
+    dataset.rename_run(KEY, "final")
+    for act in (
+        lambda: read_rows(dataset, "final"),
+        lambda: evaluate(dataset, run_key="final"),
+        lambda: compare(dataset, BOXES, run_key="final", session=session()),
+    ):
+        with pytest.raises(ConfigError, match="rename it back"):
+            act()
+    delete_run(dataset, Fields("final"))
+    assert (schema(dataset), list_runs(dataset), dataset.list_saved_views()) == (names, [], [])
 
 
 def masks_of(dataset, name: str) -> list[Path]:

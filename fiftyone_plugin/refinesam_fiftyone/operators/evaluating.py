@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fiftyone.operators as foo
@@ -10,10 +10,11 @@ from fiftyone.operators import types
 
 from refinesam import RefineSAMError
 
-from ..evaluation import Evaluation, evaluate
-from ..ranking import rank
-from ..runs import read_settings
-from ..schema import Fields
+from ..evaluation import Evaluation, check_evaluation, evaluate
+from ..ranking import check_ranking, rank
+from ..runs import read_settings, run_of
+from ..samples import Target
+from ..schema import Fields, Settings
 from ..views import save_views
 from .forms import DatasetOperator, choose_run, flag, samples_of
 from .progress import run_reporting
@@ -46,6 +47,8 @@ class Evaluate(DatasetOperator):
         if run_key is not None and read_settings(ctx.dataset, Fields(run_key)).truth_field is None:
             hint = "Compare again with a field of ground truth masks, or use 'Rank masks without ground truth'."
             flag(inputs, "no_truth", "This run has no ground truth", hint)
+        elif run_key is not None:
+            _flag_problem(ctx, inputs, run_key, check_evaluation)
         inputs.float(
             "failed_below",
             min=0,
@@ -85,6 +88,13 @@ class Evaluate(DatasetOperator):
         yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
 
 
+def _flag_problem(ctx: Any, inputs: Any, run_key: str, check: Callable[[Target, Fields, Settings], None]) -> None:
+    try:
+        check(*run_of(samples_of(ctx), run_key))
+    except RefineSAMError as error:
+        flag(inputs, "problem", "This cannot run yet", str(error))
+
+
 def told(ctx: Any, found: Evaluation) -> Any:
     """Return what tells the user in the App how much was evaluated, and what could not be."""
     label = f"{found.objects} objects in {found.samples - found.not_compared} samples were evaluated"
@@ -120,7 +130,9 @@ class Rank(DatasetOperator):
     def ask(self, ctx: Any, inputs: Any) -> None:
         """Add the form's fields."""
         inputs.view_target(ctx, action_description="Rank")
-        choose_run(ctx, inputs)
+        run_key = choose_run(ctx, inputs)
+        if run_key is not None:
+            _flag_problem(ctx, inputs, run_key, lambda target, run, _: check_ranking(target, run))
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         """Rank, and show the worst first."""

@@ -94,6 +94,6 @@ def listed(found: Contents) -> str:
         folder = os.path.commonpath([file.parents[1] for file in found.files])
         gone.append(f"- Mask files: {len(found.files)} in `{folder}`")
     if found.added:
-        gone.append(f"- **With them, what was added to their labels**: {', '.join(f'`{one}`' for one in found.added)}")
+        gone.append(f"- **With them, what was added to these fields**: {', '.join(found.added)}")
     text = "This is deleted:\n" + "\n".join(gone or ["- The record of the run"])
     return text + ("\n\nThis stays:\n" + "\n".join(f"- {one}" for one in found.stays) if found.stays else "")
