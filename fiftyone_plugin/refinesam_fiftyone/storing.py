@@ -59,7 +59,8 @@ def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None
     def with_others(name: str, sample_id: str, labels: Sequence[Any]) -> list[Any]:
         for label in labels:
             label.tags = tags.get(label.id, [])
-        return [*labels, *others.get(name, {}).get(sample_id, ())]
+        new = {label.id for label in labels}
+        return [*labels, *(one for one in others.get(name, {}).get(sample_id, ()) if one.id not in new)]
 
     def masks(role: Role) -> dict[str, Any]:
         name = run.masks(role)
