@@ -140,6 +140,16 @@ class _ProjectHandler(_Handler):
                     return self.answer(200, prediction)
         return self.answer(404, {"detail": "Not found."})
 
+    def do_DELETE(self) -> None:
+        if self.begin() is None:
+            return None
+        for item in self.server.tasks:
+            for prediction in list(item["predictions"]):
+                if self.path == f"/api/predictions/{prediction['id']}/":
+                    item["predictions"].remove(prediction)
+                    return self.answer(204, b"")
+        return self.answer(404, {"detail": "Not found."})
+
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         if path not in ("/api/version", "/api/projects/1", "/api/ml", "/api/current-user/whoami"):

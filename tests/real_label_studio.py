@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -222,18 +223,23 @@ class Backend:
 
 @contextlib.contextmanager
 def backend(
-    server: LabelStudio, cache: Path, session: Session | None = None, port: int = 0, **app: Any
+    server: LabelStudio,
+    cache: Path,
+    session: Session | None = None,
+    port: int = 0,
+    service: Mapping[str, Any] = MappingProxyType({}),
+    **app: Any,
 ) -> Iterator[Backend]:
     """Serve the app with the built-in weights, or a session that has them; images come by a personal access token."""
     session = session or refinesam.load("builtin")
     access = LabelStudioServer(server.url, server.personal_token, timeout_s=PATIENCE_S)
     images = ImageAccess(access, FileCache(cache))
-    service = Service(
+    made = Service(
         lambda: session,
         lambda value, task_id: image_for_task(value, images, task_id),
-        options=ServiceOptions(everything=EVERYTHING),
+        **{"options": ServiceOptions(everything=EVERYTHING), **service},
     )
-    with contextlib.closing(access), serving(partial(create_app, service, **app), port) as url:
+    with contextlib.closing(access), serving(partial(create_app, made, **app), port) as url:
         yield Backend(url, session, CountedEncoder(session), access)
 
 

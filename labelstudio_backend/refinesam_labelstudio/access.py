@@ -167,13 +167,30 @@ class LabelStudioServer:
         content: object = None,
         repeatable: bool = True,
     ) -> dict[str, Any]:
-        def attempt() -> dict[str, Any]:
+        def read(response: httpx.Response) -> dict[str, Any]:
+            return json_object(response, repeatable)
+
+        return self._call(method, path, read, params=params, content=content, repeatable=repeatable)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[httpx.Response], Result],
+        *,
+        params: Mapping[str, str | int] | None = None,
+        content: object = None,
+        repeatable: bool = True,
+    ) -> Result:
+        """Send a request until it is answered, with a token that is renewed where it expired, and read the answer."""
+
+        def attempt() -> Result:
             header = self._authorization()
             request = self._client.build_request(method, self.url + path, params=params, json=content)
             response = self._send(request, header, repeatable=repeatable)
             if response.status_code == 401 and (renewed := self._authorization(rejected=header)) != header:
                 response = self._send(request, renewed, repeatable=repeatable)
-            return json_object(response, repeatable)
+            return read(response)
 
         return self._retrying(attempt)
 

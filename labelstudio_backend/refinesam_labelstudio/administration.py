@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 from refinesam_labelstudio.access import LabelStudioServer
 from refinesam_labelstudio.responses import ServerError, check_status
 
@@ -30,6 +32,15 @@ class ProjectServer(LabelStudioServer):
         """
         self._object("PATCH", f"/api/predictions/{int(prediction_id)}/", content=dict(row))
 
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete a stored prediction; ServerError if the server can't be reached or refuses."""
+
+        def read(response: httpx.Response) -> None:
+            if response.status_code != 404:  # gone already
+                check_status(response)
+
+        self._call("DELETE", f"/api/predictions/{int(prediction_id)}/", read)
+
     def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
         """Return the models that a project is connected to, each with "url", "state" and "is_interactive".
 
@@ -39,14 +50,11 @@ class ProjectServer(LabelStudioServer):
             ServerError: not reached, refused, or no list.
         """
 
-        def attempt() -> list[dict[str, Any]]:
-            params = {"project": int(project_id)}
-            request = self._client.build_request("GET", f"{self.url}/api/ml", params=params)
-            response = self._send(request, self._authorization())
+        def read(response: httpx.Response) -> list[dict[str, Any]]:
             check_status(response)
             content = response.json()
             if not isinstance(content, list):
                 raise ServerError(f"{self.url}/api/ml answered with no list: is it Label Studio 1.x?")
             return content
 
-        return self._retrying(attempt)
+        return self._call("GET", "/api/ml", read, params={"project": int(project_id)})

@@ -29,15 +29,20 @@ class Answer:
 
     Attributes:
         regions: as Label Studio takes them, checked against the labeling config.
-        score: mean predicted IoU of the masks, 0 without any.
+        score: mean predicted IoU of the masks, None without any.
         problems: why something is missing, one sentence each.
         unprompted: nothing is asked for yet, so that there is time to encode the images.
     """
 
     regions: tuple[dict[str, Any], ...] = ()
-    score: float = 0.0
+    score: float | None = None
     problems: tuple[str, ...] = ()
     unprompted: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the model looked and this is what it found, if only that there is nothing."""
+        return bool(self.regions) or not (self.unprompted or self.problems)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +100,7 @@ class Answerer:
                     continue
                 regions += made
                 scores += [_score(prediction)] if made else []
-        return Answer(tuple(regions), float(np.mean(scores)) if scores else 0.0, tuple(problems))
+        return Answer(tuple(regions), float(np.mean(scores)) if scores else None, tuple(problems))
 
     def images(self, task: Mapping[str, Any]) -> list[object]:
         """Return what a task's data says of the images of the labeling config that it has."""

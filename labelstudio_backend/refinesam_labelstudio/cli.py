@@ -205,9 +205,15 @@ def _log() -> None:
 
 
 def _print_summary(done: Preannotation) -> None:
-    table = Table("tasks", "stored", "kept", "empty", "failed", "seconds")
-    numbers = (done.tasks, done.stored, done.kept, len(done.empty), len(done.failed), done.seconds)
+    table = Table("tasks", "stored", "of these nothing found", "kept", "nothing asked", "failed", "repaired", "seconds")
+    lists = (done.unprompted, done.failed, done.repaired)
+    numbers = (done.tasks, done.stored, len(done.empty), done.kept, *map(len, lists), done.seconds)
     table.add_row(*map(str, numbers))
     console.print(table)
+    if done.unprompted:
+        console.print(
+            f'{len(done.unprompted)} tasks have no box and no click to answer, and "everything" is off: mark objects '
+            "in them, or turn it on in the extra params."
+        )
     for task_id, reason in done.failed.items():
         console.print(f"Task {task_id}: {reason}", markup=False, highlight=False, soft_wrap=True)

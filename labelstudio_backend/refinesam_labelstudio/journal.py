@@ -14,8 +14,8 @@ from refinesam import ConfigError
 
 __all__ = ["Journal", "State"]
 
-# sending: handed to the server, whose answer isn't in yet; empty: nothing was found; failed: see the reason.
-State = Literal["sending", "stored", "empty", "failed"]
+# sending: handed to the server, whose answer isn't in yet; failed: see the reason.
+State = Literal["sending", "stored", "failed"]
 
 
 class Journal:

@@ -58,10 +58,10 @@ class RefineSAM(LabelStudioMLBase):  # type: ignore[misc,unused-ignore]
 
     def predict(
         self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        """Answer tasks: one prediction for each, in order; see `Service.predict`."""
+    ) -> list[dict[str, Any] | list[Any]]:
+        """Answer tasks: one prediction or [] for each, in order; see `Service.predict`."""
         body = {**_body(), "tasks": list(tasks), "params": {"context": context}}
-        results: list[dict[str, Any]] = service().predict(body)["results"]
+        results: list[dict[str, Any] | list[Any]] = service().predict(body)["results"]
         return results
 
     def set_extra_params(self, extra_params: object) -> None:

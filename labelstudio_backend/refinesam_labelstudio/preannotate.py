@@ -1,7 +1,9 @@
 """`preannotate`: predictions for every task of a project, through the API; it may be killed and started again.
 
-What is done is what the server has: a task with a prediction of the same model version is left alone. The journal adds
-what the server can't know, which tasks came out empty and which were just being sent when the process was killed.
+What is done is what the server has: a task with an answer of the same model version is left alone. That nothing was
+found is an answer, an empty prediction without a score. An empty one with a score is none: earlier versions stored such
+for images that they couldn't read, and it is repaired. The journal adds what the server can't know, which tasks were
+just being sent when the process was killed.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,10 @@ class Preannotation:
         tasks: how many there were.
         stored: tasks that got a prediction, or a new one in place of an earlier one.
         kept: tasks that had one already.
-        empty: ids of tasks in which nothing was found.
+        empty: ids of tasks, among the stored, in which nothing was found.
+        unprompted: ids of tasks that ask for nothing: without a box or a click, where "everything" is off.
         failed: why a task has no prediction, by its id.
+        repaired: ids of tasks that had an empty prediction which answered nothing; it was replaced, or deleted.
         problems: what is missing from the prediction of a task that has one, by its id.
         seconds: the run took.
     """
@@ -53,7 +57,9 @@ class Preannotation:
     stored: int = 0
     kept: int = 0
     empty: list[int] = field(default_factory=list)
+    unprompted: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    repaired: list[int] = field(default_factory=list)
     problems: dict[int, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -86,7 +92,8 @@ def preannotate(
         on_progress: is called with the tasks done and all tasks, after each.
 
     Returns:
-        What was done. A task that can't be answered is in `failed` and is tried again by the next run.
+        What was done. A task that can't be answered is in `failed`, one that asks for nothing in `unprompted`; the next
+        run tries both again.
 
     Raises:
         ServerError: Label Studio can't be reached for long, or refuses; start again later, nothing is lost.
@@ -129,22 +136,25 @@ class _Run:
         rows: list[dict[str, Any]] = []
         replaced: dict[int, int] = {}
         for task in tasks:
-            task_id, own = int(task["id"]), list(self._own(task))
-            done = bool(own) or self.journal.state(task_id) == "empty"
-            if done and not self.overwrite_own:
-                self.report.kept += bool(own)
-                self.report.empty += [] if own else [task_id]
-            elif (row := self._answered(task, task_id, bool(own))) is not None:
+            task_id, own = int(task["id"]), self._own(task)
+            answers = [item for item in own if _is_answer(item)]
+            if answers and not self.overwrite_own:
+                self.report.kept += 1
+            elif (row := self._answered(task, task_id)) is not None:
                 rows.append(row)
                 if own:
-                    replaced[task_id] = own[-1]
+                    replaced[task_id] = int((answers or own)[-1]["id"])
+            elif not answers:
+                self._remove(own)
+            if own and not answers:
+                self.report.repaired.append(task_id)
             self.report.tasks += 1
             on_task()
         self._replace(rows, replaced)
         self._store([row for row in rows if row["task"] not in replaced])
 
-    def _answered(self, task: Mapping[str, Any], task_id: int, replaces: bool) -> dict[str, Any] | None:
-        """Return the row of a task; None if nothing was found, or it failed, which is noted."""
+    def _answered(self, task: Mapping[str, Any], task_id: int) -> dict[str, Any] | None:
+        """Return the row of a task; None if it asks for nothing, or failed, which is noted."""
         others = [item for item in task.get("predictions") or [] if not self._is_own(item)]
         try:
             # Its own earlier boxes must not be taken for somebody's prompts.
@@ -161,17 +171,23 @@ class _Run:
             _logger.exception("Task %s:", task_id)
             self._fail(task_id, f"{type(error).__name__}: {error}")
             return None
-        if answer.problems and not answer.regions:
+        if answer.unprompted:
+            self.report.unprompted.append(task_id)
+            return None
+        if not answer.done:
             self._fail(task_id, " ".join(answer.problems))
             return None
         if answer.problems:
             self.report.problems[task_id] = list(answer.problems)
-        if not answer.regions and not replaces:
+        if not answer.regions:
             self.report.empty.append(task_id)
-            self.journal.note("empty", [task_id])
-            return None
         version = self.report.model_version
         return {"task": task_id, "result": list(answer.regions), "score": answer.score, "model_version": version}
+
+    def _remove(self, empty: Sequence[Mapping[str, Any]]) -> None:
+        """Delete empty predictions of ours, which kept Label Studio from asking for the task again."""
+        for prediction in empty:
+            self.server.delete_prediction(int(prediction["id"]))
 
     def _fail(self, task_id: int, reason: str) -> None:
         _logger.warning("Task %s: %s", task_id, reason)
@@ -227,16 +243,20 @@ class _Run:
 
     def _has_own(self, task_id: int) -> bool:
         try:
-            return any(self._own(self.server.get_task(task_id)))
+            return bool(self._own(self.server.get_task(task_id)))
         except ServerError as error:
             if error.status == 404:  # deleted meanwhile
                 return False
             raise
 
-    def _own(self, task: Mapping[str, Any]) -> Iterator[int]:
-        """Yield the ids of a task's predictions of this version, the oldest first."""
-        found = [int(item["id"]) for item in task.get("predictions") or [] if self._is_own(item)]
-        return iter(sorted(found))
+    def _own(self, task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return a task's predictions of this version, the oldest first."""
+        found = [item for item in task.get("predictions") or [] if self._is_own(item)]
+        return sorted(found, key=lambda item: int(item["id"]))
 
     def _is_own(self, prediction: Mapping[str, Any]) -> bool:
         return prediction.get("model_version") == self.report.model_version
+
+
+def _is_answer(prediction: Mapping[str, Any]) -> bool:
+    return bool(prediction.get("result")) or prediction.get("score") is None

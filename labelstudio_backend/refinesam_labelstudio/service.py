@@ -34,7 +34,7 @@ BATCH_S = 80.0
 MOST_PROJECTS = 10_000
 MOST_PREFETCHED = 64
 LOADING = "loading"
-LATE = "the batch takes longer than Label Studio waits, so it is left empty: select fewer tasks, or use `preannotate`."
+LATE = "the batch takes longer than Label Studio waits, so it is left out: retrieve it again, or use `preannotate`."
 
 _logger = logging.getLogger(__name__)
 _DEFAULT_OPTIONS = ServiceOptions()
@@ -72,8 +72,8 @@ class Service:
             read_image: takes what a task's data says of its image and the task's id, and returns (H, W, 3) uint8 RGB.
             options: of projects whose extra params don't say otherwise.
             on_event: is told what the webhook hears; None drops it.
-            batch_s: seconds after which a batch's remaining tasks are answered empty: the server gives up at 100, and
-                would lose the others too.
+            batch_s: seconds after which a batch's remaining tasks are left for the next: the server gives up at 100,
+                and would lose the others too.
             predict_wait_s: seconds that a prediction waits for weights that are still loading.
         """
         self._options, self._on_event = options, on_event
@@ -133,8 +133,9 @@ class Service:
         task without any is segmented as a whole.
 
         Returns:
-            {"results": [{"result": [...], "score": ..., "model_version": ...}, ...]}, one for each task, in order. A
-            task that can't be answered has an empty result; the log says why.
+            {"results": [{"result": [...], "score": ..., "model_version": ...}, ...]}, one for each task, in order. In
+            their place, a task of a batch that can't be answered, comes too late or asks for nothing has []: Label
+            Studio then stores no prediction of it and asks again the next time. The log says why.
 
         Raises:
             ConfigError: no list of tasks, or no labeling config that can be answered.
@@ -149,7 +150,7 @@ class Service:
         session, weights = self._session(self._predict_wait_s)
         version = project.options.version(weights)
         answerer = Answerer(session, self._read_image, _parsed(project.label_config), project.options)
-        results = []
+        results: list[dict[str, Any] | list[Any]] = []
         for task in tasks:
             late = time.monotonic() > deadline
             answer = Answer(problems=(LATE,)) if late else _guarded(answerer, task, context)
@@ -158,7 +159,9 @@ class Service:
                     self.prefetch(value, _task_id(task))
             for problem in answer.problems:
                 _logger.warning("Task %s: %s", _task_id(task), problem)
-            results.append({"result": list(answer.regions), "score": answer.score, "model_version": version})
+            done = answer.done or context is not None
+            row = {"result": list(answer.regions), "score": answer.score, "model_version": version}
+            results.append(row if done else [])
         return {"results": results, "model_version": version}
 
     def versions(self) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+import refinesam
 from fake_label_studio import LEGACY, PERSONAL
-from fake_project import FakeProject, data_uri, project, task
+from fake_project import FakeProject, box, data_uri, project, task
 from fakes import FloodModel
 from refinesam import ConfigError, Session
 from refinesam_labelstudio import preannotate as module
@@ -45,13 +46,19 @@ def run_alone(url: str, folder: str) -> None:
     print(json.dumps(report.as_json()))
 
 
-def run(server: ProjectServer, folder: Path, **settings: Any) -> Preannotation:
+def run(
+    server: ProjectServer,
+    folder: Path,
+    options: ServiceOptions | None = None,
+    session: Session | None = None,
+    **settings: Any,
+) -> Preannotation:
     access = ImageAccess(server, FileCache(folder / "images"))
     answerer = Answerer(
-        Session(FloodModel()),
+        session or Session(FloodModel()),
         lambda value, task_id: image_for_task(value, access, task_id),
         LabelingConfig.parse(server.project(1)["label_config"]),
-        ServiceOptions(everything=None),
+        options or ServiceOptions(everything=None),
     )
     try:
         return preannotate(server, 1, answerer, VERSION, folder / "journal.jsonl", **settings)
@@ -110,9 +117,47 @@ def test_overwriting_replaces_in_place(studio: FakeProject, tmp_path: Path) -> N
 def test_own_boxes_are_no_prompts(studio: FakeProject, tmp_path: Path) -> None:
     own = studio.tasks[0]["predictions"][0]
     own["model_version"] = VERSION
+    before = list(own["result"])
     report = run(server_of(studio), tmp_path, overwrite_own=True)
-    assert own["result"] == []  # nothing but its own earlier box marked an object
-    assert report.stored == 5
+    assert report.unprompted == [1]  # nothing but its own earlier box marked an object
+    assert report.stored == 4
+    assert own["result"] == before
+
+
+def test_only_an_answer_is_done(studio: FakeProject, tmp_path: Path) -> None:
+    """Empty predictions that an earlier version stored for whatever it could not answer, and one that is an answer."""
+    broken = "data:image/png;base64,bm90IGFuIGltYWdl"
+    studio.tasks[1]["data"]["image"] = broken
+    studio.tasks[2]["predictions"] = []
+    for item in studio.tasks[:4]:
+        score = None if item["id"] == 4 else 0.0
+        row = {"id": 100 + item["id"], "model_version": VERSION, "result": [], "score": score}
+        item["predictions"].append(row)
+    report = run(server_of(studio), tmp_path)
+    assert (report.stored, report.kept, report.unprompted, list(report.failed)) == (2, 1, [3], [2])
+    assert report.repaired == [1, 2, 3]
+    assert studio.predictions(VERSION) == {1: 1, 4: 1, 5: 1}
+    assert studio.tasks[0]["predictions"][-1]["id"] == 101  # in place
+    assert studio.tasks[0]["predictions"][-1]["result"]
+    studio.tasks[1]["data"]["image"] = data_uri(2)
+    studio.tasks[2]["predictions"] = [{"id": 3, "model_version": "boxes", "result": [box()]}]
+    again = run(server_of(studio), tmp_path)
+    assert (again.stored, again.kept, again.repaired) == (2, 3, [])
+    assert studio.predictions(VERSION) == each_once(studio)
+
+
+def test_nothing_found_is_done(studio: FakeProject, tmp_path: Path) -> None:
+    studio.tasks[0]["predictions"] = []
+    never: dict[str, Any] = {
+        "options": ServiceOptions(everything={"points_per_side": 1, "iou_threshold": 1.0}),
+        "session": refinesam.load("builtin", device="cpu"),
+    }
+    report = run(server_of(studio), tmp_path, **never)
+    assert (report.stored, report.empty, report.unprompted, report.failed) == (5, [1], [], {})
+    (row,) = studio.tasks[0]["predictions"]
+    assert (row["result"], row["score"]) == ([], None)
+    again = run(server_of(studio), tmp_path, **never)
+    assert (again.stored, again.kept, again.empty) == (0, 5, [])
 
 
 def test_broken_tasks_cost_only_themselves(studio: FakeProject, tmp_path: Path) -> None:
@@ -125,15 +170,15 @@ def test_broken_tasks_cost_only_themselves(studio: FakeProject, tmp_path: Path) 
     studio.refused = {6}
     report = run(server_of(studio), tmp_path)
     assert studio.predictions(VERSION) == {1: 1, 7: 1}
-    assert (report.tasks, report.stored, report.empty) == (7, 2, [5])
+    assert (report.tasks, report.stored, report.empty, report.unprompted) == (7, 2, [], [5])
     assert sorted(report.failed) == [2, 3, 4, 6]
     assert "status 404" in report.failed[4]
     assert "status 400" in report.failed[6]
-    # Mended, they are answered by the next run; what was found empty is not looked at again.
+    # Mended, they are answered by the next run.
     studio.refused = set()
     studio.tasks[1]["data"]["image"] = data_uri(2)
     again = run(server_of(studio), tmp_path)
-    assert (again.stored, again.kept, again.empty, sorted(again.failed)) == (2, 2, [5], [3, 4])
+    assert (again.stored, again.kept, again.unprompted, sorted(again.failed)) == (2, 2, [5], [3, 4])
 
 
 def test_a_lost_answer_doubles_nothing(studio: FakeProject, tmp_path: Path) -> None:
@@ -194,14 +239,14 @@ def test_a_torn_journal_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "journal.jsonl"
     with Journal.open(path, VERSION) as journal:
         journal.note("sending", [1, 2])
-        journal.note("empty", [3])
+        journal.note("failed", [3])
         journal.note("stored", [1])
     path.write_bytes(path.read_bytes() + b'{"version": "flood-1", "state": "sto')
     with Journal.open(path, VERSION) as journal:
-        assert [journal.state(number) for number in (1, 2, 3, 4)] == ["stored", "sending", "empty", None]
+        assert [journal.state(number) for number in (1, 2, 3, 4)] == ["stored", "sending", "failed", None]
         journal.note("failed", [4], "broken")
     with Journal.open(path, VERSION) as journal:
-        assert journal.tasks("failed") == [4]
+        assert journal.tasks("failed") == [3, 4]
     with Journal.open(path, "another version") as journal:
         assert journal.state(1) is None
 
@@ -211,7 +256,7 @@ def test_what_a_killed_run_sent_is_waited_for(studio: FakeProject, tmp_path: Pat
     with Journal.open(tmp_path / "journal.jsonl", VERSION) as journal:
         journal.note("sending", [1, 2])
     sender = server_of(studio)
-    rows = [{"task": number, "result": [], "score": 0.5, "model_version": VERSION} for number in (1, 2)]
+    rows = [{"task": number, "result": [], "score": None, "model_version": VERSION} for number in (1, 2)]
     request = threading.Thread(target=sender.import_predictions, args=(1, rows))
     request.start()
     while not studio.count("POST /api/projects/1/import/predictions"):
