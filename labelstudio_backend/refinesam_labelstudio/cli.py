@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import refinesam
@@ -33,6 +33,7 @@ from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
 from refinesam_labelstudio.learning import finetune_project, weights_for
 from refinesam_labelstudio.options import weights_version
 from refinesam_labelstudio.preannotate import Preannotation, preannotate
+from refinesam_labelstudio.progress import progress_of
 
 __all__ = ["app"]
 
@@ -99,7 +100,7 @@ def preannotate_project(
     overwrite_own: Annotated[
         bool, typer.Option("--overwrite-own", help="Make predictions of this model version anew.")
     ] = False,
-    chunk: Annotated[int, typer.Option(min=1, max=1000, help="Tasks that are stored together.")] = 20,
+    chunk: Annotated[int, typer.Option(min=1, max=1000, help="Most tasks that are stored together.")] = 20,
     report: Annotated[Path | None, typer.Option(help="Write what was done as JSON.")] = None,
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
@@ -121,9 +122,8 @@ def preannotate_project(
     session = refinesam.load(weights_for(weights), device=device)
     answerer = Answerer(session, image_reader(server, folder, local_root or ()), config, options)
     version = options.version(weights_version(session))
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=errors) as progress:
-        bar = progress.add_task(version, total=None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is answered is stored
+    with progress_of(version, errors) as on_progress:
         done = preannotate(
             server,
             project,
@@ -132,11 +132,14 @@ def preannotate_project(
             journal_path(folder, server.url, project),
             overwrite_own=overwrite_own,
             chunk=chunk,
-            on_progress=lambda count, total: progress.update(bar, completed=count, total=total),
+            on_progress=on_progress,
         )
     _print_summary(done)
     if report is not None:
         write_json(report, done.as_json(), indent=2)
+    if done.interrupted:
+        errors.print("Interrupted; what was answered is stored. Start the same command again for the rest.")
+        raise typer.Exit(130)
 
 
 @app.command()

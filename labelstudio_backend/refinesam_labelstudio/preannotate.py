@@ -8,6 +8,7 @@ just being sent when the process was killed.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -27,6 +28,7 @@ __all__ = ["Preannotation", "preannotate"]
 # Answers that say what is wrong with the rows, so that sending fewer of them finds the one at fault.
 REFUSALS = frozenset({400, 404, 409, 413, 422})
 STORE_ATTEMPTS = 5
+FLUSH_S = 10.0
 # Longest that a request may still be at work on the server after its sender is gone.
 SETTLE_S = 5.0
 
@@ -48,6 +50,7 @@ class Preannotation:
         failed: why a task has no prediction, by its id.
         repaired: ids of tasks that had an empty prediction which answered nothing; it was replaced, or deleted.
         problems: what is missing from the prediction of a task that has one, by its id.
+        interrupted: it was ended before all tasks were done; what was answered is stored.
         seconds: the run took.
     """
 
@@ -61,6 +64,7 @@ class Preannotation:
     failed: dict[int, str] = field(default_factory=dict)
     repaired: list[int] = field(default_factory=list)
     problems: dict[int, list[str]] = field(default_factory=dict)
+    interrupted: bool = False
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -77,6 +81,7 @@ def preannotate(
     *,
     overwrite_own: bool = False,
     chunk: int = 20,
+    flush_s: float = FLUSH_S,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Preannotation:
     """Store a prediction for each task of a project.
@@ -88,12 +93,13 @@ def preannotate(
         model_version: of the predictions; what has one of this version is done.
         journal_path: the journal of this server and project.
         overwrite_own: make predictions of this version anew and put them in the place of those that are there.
-        chunk: tasks that are read, answered and stored together; a killed run loses the work on so many.
+        chunk: most tasks that are stored together.
+        flush_s: seconds after which answers are stored, however few: what a killed run loses.
         on_progress: is called with the tasks done and all tasks, after each.
 
     Returns:
         What was done. A task that can't be answered is in `failed`, one that asks for nothing in `unprompted`; the next
-        run tries both again.
+        run tries both again. A KeyboardInterrupt ends the run: what is answered is stored, and the report says so.
 
     Raises:
         ServerError: Label Studio can't be reached for long, or refuses; start again later, nothing is lost.
@@ -103,26 +109,45 @@ def preannotate(
     report = Preannotation(project_id, model_version)
     total = int(server.project(project_id).get("task_number") or 0)
     with Journal.open(journal_path, model_version) as journal:
-        run = _Run(server, answerer, journal, report, overwrite_own)
-        run.settle()
-        for page in itertools.count(1):
-            tasks = server.tasks(project_id, page, page_size=chunk)
-            if not tasks:
-                break
-            run.chunk(tasks, lambda: on_progress(report.tasks, max(total, report.tasks)))
+        run = _Run(server, answerer, journal, report, overwrite_own, flush_s)
+        try:
+            run.settle()
+            for page in itertools.count(1):
+                tasks = server.tasks(project_id, page, page_size=chunk)
+                if not tasks:
+                    break
+                run.chunk(tasks, lambda: on_progress(report.tasks, max(total, report.tasks)))
+        except KeyboardInterrupt:
+            report.interrupted = True
+            run.flush()
+        except ServerError:
+            # An image may be out of reach while answers can still be stored.
+            with contextlib.suppress(ServerError):
+                run.flush()
+            raise
     report.seconds = round(time.monotonic() - started, 3)
     return report
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """One run over a project."""
+    """One run over a project.
+
+    Attributes:
+        rows: answers that aren't stored yet.
+        replaced: by task, the prediction whose place its row takes.
+        flushed: when answers were stored last.
+    """
 
     server: ProjectServer
     answerer: Answerer
     journal: Journal
     report: Preannotation
     overwrite_own: bool
+    flush_s: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    replaced: dict[int, int] = field(default_factory=dict)
+    flushed: float = field(default_factory=time.monotonic)
 
     def settle(self) -> None:
         """Wait for what a killed run had sent: the server may be about to store it."""
@@ -132,26 +157,32 @@ class _Run:
             self.journal.note("failed", set(sent) - arrived, "the run that sent it was killed before the server had it")
 
     def chunk(self, tasks: Sequence[Mapping[str, Any]], on_task: Callable[[], None]) -> None:
-        """Answer a page of tasks and store the answers together."""
-        rows: list[dict[str, Any]] = []
-        replaced: dict[int, int] = {}
+        """Answer a page of tasks and store the answers, together or whenever it takes long."""
         for task in tasks:
             task_id, own = int(task["id"]), self._own(task)
             answers = [item for item in own if _is_answer(item)]
             if answers and not self.overwrite_own:
                 self.report.kept += 1
             elif (row := self._answered(task, task_id)) is not None:
-                rows.append(row)
                 if own:
-                    replaced[task_id] = int((answers or own)[-1]["id"])
+                    self.replaced[task_id] = int((answers or own)[-1]["id"])
+                self.rows.append(row)
             elif not answers:
                 self._remove(own)
             if own and not answers:
                 self.report.repaired.append(task_id)
             self.report.tasks += 1
             on_task()
-        self._replace(rows, replaced)
-        self._store([row for row in rows if row["task"] not in replaced])
+            if time.monotonic() - self.flushed >= self.flush_s:
+                self.flush()
+        self.flush()
+
+    def flush(self) -> None:
+        """Store what is answered; what is handed to the server here is never handed to it again."""
+        rows, self.rows = self.rows, []
+        self._replace([row for row in rows if row["task"] in self.replaced])
+        self._store([row for row in rows if row["task"] not in self.replaced])
+        self.flushed = time.monotonic()
 
     def _answered(self, task: Mapping[str, Any], task_id: int) -> dict[str, Any] | None:
         """Return the row of a task; None if it asks for nothing, or failed, which is noted."""
@@ -194,10 +225,10 @@ class _Run:
         self.report.failed[task_id] = reason
         self.journal.note("failed", [task_id], reason)
 
-    def _replace(self, rows: Sequence[Mapping[str, Any]], replaced: Mapping[int, int]) -> None:
-        for row in (row for row in rows if row["task"] in replaced):
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
             content = {key: row[key] for key in ("result", "score", "model_version")}
-            self.server.update_prediction(replaced[row["task"]], content)
+            self.server.update_prediction(self.replaced[row["task"]], content)
             self.report.stored += 1
 
     def _store(self, rows: list[dict[str, Any]]) -> None:

@@ -28,6 +28,7 @@ from refinesam_labelstudio.journal import Journal
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.preannotate import Preannotation, preannotate
+from refinesam_labelstudio.progress import Pace
 from refinesam_labelstudio.responses import ServerError
 from refinesam_labelstudio.results import mask_from_region
 
@@ -297,6 +298,60 @@ def test_killed_and_restarted_nothing_is_lost_or_doubled(tmp_path: Path) -> None
         assert report["tasks"] == 200
         assert 0 < report["kept"] < 200
         assert report["stored"] + report["kept"] == 200
+
+
+def test_answers_are_stored_when_time_is_up(studio: FakeProject, tmp_path: Path) -> None:
+    run(server_of(studio), tmp_path, flush_s=0)
+    assert studio.count("POST /api/projects/1/import/predictions") == 5
+    assert studio.predictions(VERSION) == each_once(studio)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupted_run_stores_what_is_answered(studio: FakeProject, tmp_path: Path, overwrite: bool) -> None:
+    if overwrite:
+        for item in studio.tasks:
+            item["predictions"].append({"id": 100 + item["id"], "model_version": VERSION, "result": [], "score": None})
+
+    def on_progress(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    report = run(server_of(studio), tmp_path, on_progress=on_progress, overwrite_own=overwrite)
+    assert report.interrupted
+    assert (report.tasks, report.stored) == (3, 3)
+    answered = [
+        t["id"] for t in studio.tasks for p in t["predictions"] if p["model_version"] == VERSION and p["result"]
+    ]
+    assert answered == [1, 2, 3]
+    again = run(server_of(studio), tmp_path)
+    assert not again.interrupted
+    assert studio.predictions(VERSION) == each_once(studio)
+
+
+def test_an_image_server_that_is_down_costs_no_answer(studio: FakeProject, tmp_path: Path) -> None:
+    studio.tasks[2]["data"]["image"] = "/data/upload/1/a.png"
+    server = ProjectServer(studio.url, LEGACY, first_wait_s=0.001, attempts=1)
+    original = server.download
+
+    def down(*arguments: Any, **more: Any) -> Any:
+        studio.failing = [503]
+        return original(*arguments, **more)
+
+    server.download = down  # type: ignore[method-assign]
+    with pytest.raises(ServerError, match="503"):
+        run(server, tmp_path)
+    assert studio.predictions(VERSION) == {1: 1, 2: 1}
+
+
+def test_pace_is_that_of_the_most_recent_tasks() -> None:
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    for done in range(1, 101):  # kept, in no time
+        assert pace.after(done, 130) == ""
+    for done in range(101, 121):
+        now[0] += 15
+        text = pace.after(done, 130)
+    assert text == "4.0 tasks a minute, 2 minutes left"
 
 
 def imports(studio: FakeProject, since: int) -> int:

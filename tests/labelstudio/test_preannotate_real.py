@@ -6,10 +6,12 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +139,33 @@ def test_doctor(project: Project, backend: Backend) -> None:
     assert [(finding.check, finding.good) for finding in found] == [(check, True) for check in checks], found
     wrong = examine(url, "f" * 40, project_id=project.id)
     assert [finding.check for finding in wrong if not finding.good] == ["token"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_ended_command_has_stored_what_it_answered(project: Project, tmp_path: Path, sign: signal.Signals) -> None:
+    """The command itself; it is ended while it works on a task of a larger chunk."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "refinesam.cli", "labelstudio", "preannotate", f"--project={project.id}"]
+    command += [f"--folder={tmp_path}", f"--report={report}", "--device=cpu", "--refine"]
+    environment = {
+        **os.environ,
+        "LABEL_STUDIO_URL": project.server.url,
+        "LABEL_STUDIO_API_KEY": project.server.personal_token,
+    }
+    # The last image never comes, so that the run is at work on it when it is ended.
+    with closing(socket.create_server(("127.0.0.1", 0))) as never:
+        address = f"127.0.0.1:{never.getsockname()[1]}"
+        body = {"data": {"image": f"http://{address}/never.png"}}
+        project.server.call("PATCH", f"/api/tasks/{project.tasks['broken.png']}/", json=body)
+        process = subprocess.Popen([*command, f"--allow-host={address}"], env=environment, stdout=subprocess.DEVNULL)
+        never.settimeout(300)
+        connection, _ = never.accept()  # all other tasks are answered
+        process.send_signal(sign)
+        assert process.wait(60) == 130
+        connection.close()
+    assert json.loads(report.read_text())["stored"] == COUNT
+    found = [item for number in range(COUNT) for item in project.predictions(f"{number}.png")]
+    assert Counter(item["model_version"] == "boxes" for item in found) == {True: COUNT, False: COUNT}
 
 
 def test_killed_with_its_server_restarted_200_tasks_are_stored_once(label_studio: LabelStudio, tmp_path: Path) -> None:
