@@ -1,4 +1,4 @@
-"""`refinesam labelstudio ...`: serve, preannotate, doctor, configs, finetune."""
+"""`refinesam labelstudio ...`: serve, preannotate, doctor, configs, approve, finetune."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 import refinesam
 from refinesam import ConfigError, write_json
 from refinesam_labelstudio.answering import Answerer
+from refinesam_labelstudio.corrections import approve, project_folder, waiting
 from refinesam_labelstudio.doctor import examine
 from refinesam_labelstudio.environment import (
     DEFAULT_FOLDER,
@@ -174,6 +175,28 @@ def configs(
     typer.echo(EXAMPLES[kind], nl=False)
 
 
+@app.command("approve")
+def approve_collected(
+    project: ProjectOption,
+    task: Annotated[list[int] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
+    folder: FolderOption = DEFAULT_FOLDER,
+) -> None:
+    """Let collected annotations be trained on: lists what waits, where to look at it, and asks."""
+    collected = project_folder(annotations_folder(folder), project)
+    found = waiting(collected)
+    chosen = sorted(found) if task is None else task
+    table = Table("task", "masks", "labels", "look at it")
+    for task_id in chosen:
+        labels = found.get(task_id, [])
+        address = f"{os.environ.get(URL, '').rstrip('/')}/projects/{project}/data?task={task_id}"
+        table.add_row(str(task_id), str(len(labels)), ", ".join(sorted(set(labels))), address)
+    console.print(table)
+    if chosen and (yes or typer.confirm(f"Train on these {len(chosen)} tasks?")):
+        approve(collected, chosen)
+        console.print(f"Approved: {len(chosen)}. Train: refinesam labelstudio finetune --project {project}")
+
+
 @app.command()
 def finetune(
     project: ProjectOption,
@@ -186,7 +209,7 @@ def finetune(
     device: DeviceOption = "auto",
     folder: FolderOption = DEFAULT_FOLDER,
 ) -> None:
-    """Learn from the accepted annotations that `serve --learn` collected, and register a new model version."""
+    """Learn from the approved annotations that `serve --learn` collected, and register a new model version."""
     versions = finetune_project(
         annotations_folder(folder),
         project,

@@ -1,14 +1,16 @@
 """What annotators accepted, kept as COCO folders that `refinesam train finetune` reads.
 
-An event says only which task changed. What is kept comes from the server, so that nobody who can reach the webhook can
-teach the model something.
+An event says only which task may have changed. What is kept, and that something is gone, comes from the server, so that
+nobody who can reach the webhook can teach the model something or make it forget. What a model made and nobody changed
+is not kept, and nothing is trained on before somebody approved it: `approve`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from refinesam import DatasetError, RefineSAMError, coco_annotation, replacing, 
 from refinesam_labelstudio.access import LabelStudioServer
 from refinesam_labelstudio.answering import ReadImage
 from refinesam_labelstudio.labeling_config import LabelingConfig
-from refinesam_labelstudio.results import mask_from_region
+from refinesam_labelstudio.responses import ServerError
+from refinesam_labelstudio.results import is_unchanged, mask_from_region
 
-__all__ = ["Corrections", "masks_from_annotation", "project_folder"]
+__all__ = ["Corrections", "approve", "masks_from_annotation", "project_folder", "waiting", "write_dataset"]
 
 KEPT = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 # One of so many tasks is for validation, by its id, so that it stays where it is.
 VALIDATION_EVERY = 5
+APPROVED = "approved.json"
 
 _logger = logging.getLogger(__name__)
 
@@ -40,12 +44,14 @@ def masks_from_annotation(result: Sequence[Any], to_name: str) -> list[tuple[str
     """Return the masks of an image in an annotation, each with its label, "object" where it has none.
 
     Brushes, bitmasks and polygons are masks; rectangles and key points are not. Polygons that name one of the same
-    label as their parent are parts of it. What is malformed is left out and logged.
+    label as their parent are parts of it. What is malformed is left out and logged; an object of which nothing was
+    changed since a model made it is left out, too.
     """
     regions = [region for region in result if isinstance(region, Mapping) and region.get("to_name") == to_name]
     # A label from a Labels tag of its own is a second result of the same id.
     names = {region.get("id"): name for region in regions if (name := _label(region)) is not None}
     found: dict[Any, tuple[str, NDArray[np.bool_]]] = {}
+    changed: set[Any] = set()
     for region in regions:
         if str(region.get("type")).removesuffix("labels") not in ("brush", "bitmask", "polygon"):
             continue
@@ -56,11 +62,13 @@ def masks_from_annotation(result: Sequence[Any], to_name: str) -> list[tuple[str
             continue
         label = names.get(region.get("id"), "object")
         parent = found.get(region.get("parentID"))
+        if not is_unchanged(region, mask):
+            changed |= {region.get("id"), region.get("parentID")}
         if parent is not None and parent[0] == label and parent[1].shape == mask.shape:
             found[region["parentID"]] = label, parent[1] | mask
         else:
             found[region.get("id")] = label, mask
-    return [(label, mask) for label, mask in found.values() if mask.any()]
+    return [(label, mask) for region_id, (label, mask) in found.items() if mask.any() and region_id in changed]
 
 
 def _label(region: Mapping[str, Any]) -> str | None:
@@ -91,16 +99,27 @@ class Corrections:
             task = annotation.get("task")
             self.collect(int(task["id"] if isinstance(task, Mapping) else task))  # type: ignore[arg-type]
         elif action == "ANNOTATIONS_DELETED" and isinstance(body.get("annotations"), list):
-            gone = {item.get("id") for item in body["annotations"] if isinstance(item, Mapping)}
+            said = {item.get("id") for item in body["annotations"] if isinstance(item, Mapping)}
             for path in self._root.glob("project-*/tasks/*.json"):
-                if json.loads(path.read_text("utf-8"))["annotation"] in gone:
-                    self._forget(path)
+                if json.loads(path.read_text("utf-8"))["annotation"] in said:
+                    self._check(path)
+
+    def _check(self, record: Path) -> None:
+        """Look on the server whether what was kept of a task is gone."""
+        try:
+            self.collect(int(record.stem))
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            # The task is gone, if this token may still see its project.
+            self._server.project(int(record.parent.parent.name.rpartition("-")[2]))
+            self._forget(record)
 
     def collect(self, task_id: int) -> int:
         """Keep the newest accepted annotation of a task, in place of what was kept of it, and return its masks' number.
 
         Raises:
-            ServerError: Label Studio can't be reached or refuses.
+            ServerError: Label Studio can't be reached or refuses, or the task isn't there; nothing is changed.
             ConfigError: a labeling config without an image or a tag that takes masks.
             ImageError: the image can't be read.
         """
@@ -115,6 +134,9 @@ class Corrections:
         newest = max(accepted, key=lambda item: (str(item.get("updated_at") or ""), item.get("id") or 0))
         config = LabelingConfig.parse(self._server.project(project_id)["label_config"])
         images = list(self._images(task, task_id, newest.get("result") or [], config, folder))
+        if not images:
+            self._forget(record)
+            return 0
         write_json(record, {"annotation": newest.get("id"), "images": images})
         write_dataset(folder)
         return sum(len(image["objects"]) for image in images)
@@ -143,9 +165,49 @@ class Corrections:
             write_dataset(record.parent.parent)
 
 
+def waiting(folder: Path) -> dict[int, list[str]]:
+    """Return the labels of what was collected of each task of a project and isn't approved, or has changed since."""
+    approved = _approved(folder)
+    return {
+        task_id: [item["label"] for image in record["images"] for item in image["objects"]]
+        for task_id, record in _records(folder).items()
+        if approved.get(str(task_id)) != _seal(record)
+    }
+
+
+def approve(folder: Path, task_ids: Iterable[int]) -> None:
+    """Let a project's tasks be trained on, as they are now: one that changes later has to be approved again.
+
+    Raises:
+        DatasetError: a task of which nothing was collected.
+    """
+    records, approved = _records(folder), _approved(folder)
+    for task_id in task_ids:
+        if task_id not in records:
+            raise DatasetError(f"Nothing was collected of task {task_id}; there are {sorted(records)}.")
+        approved[str(task_id)] = _seal(records[task_id])
+    # Beside the records, which the backend may be writing at this moment.
+    write_json(folder / APPROVED, approved)
+    write_dataset(folder)
+
+
+def _approved(folder: Path) -> dict[str, str]:
+    path = folder / APPROVED
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
+def _records(folder: Path) -> dict[int, dict[str, Any]]:
+    return {int(path.stem): json.loads(path.read_text("utf-8")) for path in (folder / "tasks").glob("*.json")}
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def write_dataset(folder: Path) -> None:
-    """Write a project's `instances_train.json` and `instances_val.json` from the records of its tasks."""
-    records = {int(path.stem): json.loads(path.read_text("utf-8")) for path in (folder / "tasks").glob("*.json")}
+    """Write a project's `instances_train.json` and `instances_val.json` from the records that are approved."""
+    approved = _approved(folder)
+    records = {n: record for n, record in _records(folder).items() if approved.get(str(n)) == _seal(record)}
     labels = sorted({item["label"] for record in records.values() for i in record["images"] for item in i["objects"]})
     for split in ("train", "val"):
         document: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""From collected annotations to a new model version: a recipe for the core's finetuning, and the list of versions."""
+"""From approved annotations to a new model version: a recipe for the core's finetuning, and the list of versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from refinesam import ConfigError, DatasetError, RefineSAMError, replacing, write_json
-from refinesam_labelstudio.corrections import project_folder
+from refinesam_labelstudio.corrections import project_folder, waiting, write_dataset
 
 __all__ = ["finetune_project", "weights_for"]
 
@@ -51,7 +51,7 @@ def finetune_project(
     device: str = "auto",
     run: Callable[[Sequence[str]], int] = subprocess.call,
 ) -> Path:
-    """Finetune from a project's accepted annotations and register the result as its newest version.
+    """Finetune from a project's approved annotations and register the result as its newest version.
 
     The run is `refinesam train finetune`; one that was killed goes on where it was, when asked for with the same
     settings.
@@ -77,10 +77,16 @@ def finetune_project(
         RefineSAMError: the finetuning failed; it said why.
     """
     folder = project_folder(root, project_id)
+    write_dataset(folder)  # what was collected before approvals were asked for leaves it
     if not _has_objects(folder / "instances_train.json"):
+        if count := len(waiting(folder)):
+            raise DatasetError(
+                f"Nothing of {folder} is approved, {count} tasks wait for it: look at them and approve them with "
+                f"`refinesam labelstudio approve --project {int(project_id)}`."
+            )
         raise DatasetError(
             f"{folder} holds no accepted annotation to train on: run the backend with --learn, add its /webhook to the "
-            "project's webhooks, and submit some."
+            "project's webhooks, and submit some that correct the model's masks or are drawn by hand."
         )
     number, start = len(_versions(folder)) + 1, weights_for(weights)
     output = folder / "runs" / str(number)

@@ -6,6 +6,7 @@ A region is a plain dictionary, ready for JSON. Coordinates are percent of the i
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
 import uuid
@@ -21,7 +22,7 @@ from refinesam_labelstudio.brush import MAX_PIXELS, decode_brush_rle, encode_bru
 from refinesam_labelstudio.labeling_config import Kind, LabelingConfig, OutputTag
 from refinesam_labelstudio.outlines import TOLERANCE, mask_from_outline, outlines_from_mask
 
-__all__ = ["check_regions", "mask_from_region", "regions_from_mask"]
+__all__ = ["check_regions", "is_unchanged", "mask_from_region", "regions_from_mask"]
 
 PNG_PREFIX = "data:image/png;base64,"
 # The key in a region's value that tells its kind.
@@ -45,7 +46,8 @@ def regions_from_mask(
     Polygons are the exception: a mask of several parts becomes a region for each, the largest first, and the others
     name it as their `parentID`, so that the annotator's list shows them under it. Holes are cut open to the outline,
     see `outlines_from_mask`. Where labels stand in a Labels tag of their own, each region is followed by a second
-    result of the same id that carries the label, as Label Studio itself writes it.
+    result of the same id that carries the label, as Label Studio itself writes it. An id says what the mask was, see
+    `is_unchanged`.
 
     Args:
         mask: (H, W) bool.
@@ -73,7 +75,7 @@ def regions_from_mask(
         common["meta"] = dict(meta)
     regions: list[dict[str, Any]] = []
     for value in _values(mask, tag.kind, tolerance) if mask.any() else []:
-        own = {"id": uuid.uuid4().hex[:10], **common}
+        own = {**common, "id": uuid.uuid4().hex[:4] + _digest(mask_from_region({**common, "value": value}))}
         if regions:
             own["parentID"] = regions[0]["id"]
         labelled = {} if label is None or tag.takes(None) else {"labels" if tag.labels_from else tag.type: [label]}
@@ -82,6 +84,19 @@ def regions_from_mask(
         if tag.labels_from and labelled:
             regions.append({**own, "from_name": tag.labels_from, "type": "labels", "value": {**value, **labelled}})
     return regions
+
+
+def is_unchanged(region: Mapping[str, Any], mask: NDArray[np.bool_]) -> bool:
+    """Whether a region's mask is as a model gave it, and nobody changed it.
+
+    Label Studio says so of what it took from a prediction, but not of a smart tool's accepted answer. The id of a
+    region of ours ends with a digest of its mask, and stays with it in the editor.
+    """
+    return region.get("origin") == "prediction" or str(region.get("id"))[4:] == _digest(mask)
+
+
+def _digest(mask: NDArray[np.bool_]) -> str:
+    return hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=3, key=str(mask.shape).encode()).hexdigest()
 
 
 def _values(mask: NDArray[np.bool_], kind: Kind, tolerance: float) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from chromium import CHROMIUM, FLAGS
 from real_label_studio import EMAIL, PASSWORD, PATIENCE_S, Backend, LabelStudio, Project
 from refinesam import Prompt, Session
 from refinesam_labelstudio.labeling_config import EXAMPLES
-from refinesam_labelstudio.results import mask_from_region
+from refinesam_labelstudio.results import is_unchanged, mask_from_region
 
 # With REFINESAM_SCREENSHOTS=docs/labelstudio the pictures of the documentation are taken anew.
 SCREENSHOTS = os.environ.get("REFINESAM_SCREENSHOTS")
@@ -149,6 +149,8 @@ def prompt_of(regions: list[dict[str, Any]], image_hw: tuple[int, int]) -> Promp
 def submitted(project: Project, task_id: int) -> list[np.ndarray]:
     """The masks of the only annotation, oldest first; it holds nothing else."""
     (annotation,) = project.server.call("GET", f"/api/tasks/{task_id}")["annotations"]
+    # Nobody painted on them.
+    assert all(is_unchanged(region, mask_from_region(region)) for region in annotation["result"])
     assert {(region["type"], region["from_name"]) for region in annotation["result"]} == {("brushlabels", "mask")}
     return [mask_from_region(region) for region in annotation["result"]]
 

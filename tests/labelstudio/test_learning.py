@@ -17,7 +17,7 @@ from fake_label_studio import LEGACY
 from fake_project import FakeProject, box, project
 from refinesam import ConfigError, DatasetError, RefineSAMError
 from refinesam_labelstudio.administration import ProjectServer
-from refinesam_labelstudio.corrections import Corrections, masks_from_annotation, project_folder
+from refinesam_labelstudio.corrections import Corrections, approve, masks_from_annotation, project_folder, waiting
 from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.labeling_config import OutputTag
 from refinesam_labelstudio.learning import finetune_project, weights_for
@@ -32,9 +32,12 @@ def disc(x: int, y: int, radius: int) -> np.ndarray:
 
 
 def regions(mask: np.ndarray, kind: Any = "brush", label: str = "Object", **more: Any) -> list[dict[str, Any]]:
-    return regions_from_mask(
-        mask, OutputTag(kind, "mask", "image", ("Object", "Other"), **more), label, HW, tolerance=0
-    )
+    """Regions that somebody drew: their ids are none of ours."""
+    tag = OutputTag(kind, "mask", "image", ("Object", "Other"), **more)
+    made = regions_from_mask(mask, tag, label, HW, tolerance=0)
+    renamed = {region["id"]: f"{kind}-{label}-{number}" for number, region in enumerate(made)}
+    parents = [{"parentID": renamed[region["parentID"]]} if "parentID" in region else {} for region in made]
+    return [{**region, "id": renamed[region["id"]], **parent} for region, parent in zip(made, parents, strict=True)]
 
 
 @pytest.fixture
@@ -65,7 +68,9 @@ def created(task_id: int, action: str = "ANNOTATION_CREATED") -> tuple[str, dict
 
 
 def documents(tmp_path: Path) -> dict[str, Any]:
+    """What is trained on, after all that waits is approved."""
     folder = project_folder(tmp_path / "data", 1)
+    approve(folder, waiting(folder))
     return {split: json.loads((folder / f"instances_{split}.json").read_text()) for split in ("train", "val")}
 
 
@@ -99,11 +104,68 @@ def test_the_newest_annotation_counts_once(studio: FakeProject, corrections: Cor
 def test_deleted_annotations_are_forgotten(studio: FakeProject, corrections: Corrections, tmp_path: Path) -> None:
     for task_id in (1, 2):
         corrections.on_event(*created(task_id))
-    corrections.on_event("ANNOTATIONS_DELETED", {"annotations": [{"id": 71}]})
+    deleted = "ANNOTATIONS_DELETED", {"annotations": [{"id": 71}]}
+    corrections.on_event(*deleted)  # it is not, the server says
+    assert [image["file_name"] for image in documents(tmp_path)["train"]["images"]] == ["1-0.png", "2-0.png"]
+    studio.failing = [503]
+    corrections.on_event(*deleted)
+    assert len(documents(tmp_path)["train"]["images"]) == 2
+    studio.tasks[0]["annotations"] = []
+    corrections.on_event(*deleted)
     assert [image["file_name"] for image in documents(tmp_path)["train"]["images"]] == ["2-0.png"]
     studio.tasks[1]["annotations"] = []
     assert corrections.collect(2) == 0
     assert documents(tmp_path)["train"]["images"] == []
+
+
+def test_annotations_of_a_deleted_task_are_forgotten(
+    studio: FakeProject, corrections: Corrections, tmp_path: Path
+) -> None:
+    corrections.on_event(*created(1))
+    del studio.tasks[0]
+    corrections.on_event("ANNOTATIONS_DELETED", {"annotations": [{"id": 71}]})
+    assert documents(tmp_path)["train"]["images"] == []
+
+
+@pytest.mark.parametrize("kind", ["brush", "bitmask", "polygon"])
+def test_what_nobody_changed_is_not_collected(
+    studio: FakeProject, corrections: Corrections, tmp_path: Path, kind: str
+) -> None:
+    tag = OutputTag(kind, "mask", "image", ("Object",))  # type: ignore[arg-type]
+    two = disc(12, 24, 8) | disc(48, 24, 7)
+    ours = json.loads(json.dumps(regions_from_mask(two, tag, "Object", HW)))
+    others = [{**region, "origin": "prediction"} for region in regions(disc(20, 20, 5))]
+    studio.tasks[0]["annotations"][0]["result"] = ours + others
+    assert corrections.collect(1) == 0
+    assert waiting(project_folder(tmp_path / "data", 1)) == {}
+    other = regions_from_mask(disc(12, 24, 9) | disc(48, 24, 7), tag, "Object", HW)[0]["value"]
+    studio.tasks[0]["annotations"][0]["result"] = [{**ours[0], "value": other}, *ours[1:], *others]
+    assert corrections.collect(1) == 1  # a corrected object is collected whole
+    (item,) = documents(tmp_path)["train"]["annotations"]
+    assert item["area"] > two.sum()
+
+
+def test_nothing_is_trained_on_before_it_is_approved(
+    studio: FakeProject, corrections: Corrections, tmp_path: Path
+) -> None:
+    folder = project_folder(tmp_path / "data", 1)
+    for task_id in (1, 2):
+        corrections.on_event(*created(task_id))
+    assert waiting(folder) == {1: ["Object"], 2: ["Object"]}
+    assert json.loads((folder / "instances_train.json").read_text())["images"] == []
+    with pytest.raises(DatasetError, match="2 tasks wait .* approve --project 1"):
+        finetune_project(tmp_path / "data", 1)
+    with pytest.raises(DatasetError, match="Nothing was collected of task 3"):
+        approve(folder, [3])
+    approve(folder, [2])
+    names = [image["file_name"] for image in json.loads((folder / "instances_train.json").read_text())["images"]]
+    assert names == ["2-0.png"]
+    corrections.on_event(*created(2, "ANNOTATION_UPDATED"))  # nothing of it was changed
+    assert list(waiting(folder)) == [1]
+    studio.tasks[1]["annotations"][0]["result"] = regions(disc(40, 20, 8))
+    corrections.on_event(*created(2, "ANNOTATION_UPDATED"))
+    assert list(waiting(folder)) == [1, 2]
+    assert json.loads((folder / "instances_train.json").read_text())["images"] == []
 
 
 def test_only_what_the_server_has_is_kept(
@@ -142,6 +204,7 @@ def test_finetuning_makes_a_version(studio: FakeProject, corrections: Correction
     """The core's own command, on the CPU, for two steps from the built-in weights."""
     for task_id in range(1, 6):
         corrections.on_event(*created(task_id))
+    documents(tmp_path)
     settings: dict[str, Any] = {"steps": 2, "batch_size": 1, "device": "cpu"}
     versions = finetune_project(tmp_path / "data", 1, **settings)
     made = weights_for(str(versions))
@@ -152,6 +215,7 @@ def test_finetuning_makes_a_version(studio: FakeProject, corrections: Correction
 
 def test_versions_add_up(studio: FakeProject, corrections: Corrections, tmp_path: Path) -> None:
     corrections.on_event(*created(1))
+    documents(tmp_path)
     asked: list[list[str]] = []
 
     def run(command: Sequence[str]) -> int:
@@ -173,6 +237,7 @@ def test_finetuning_says_what_is_missing(studio: FakeProject, corrections: Corre
     with pytest.raises(DatasetError, match="no accepted annotation"):
         finetune_project(tmp_path / "data", 1)
     corrections.on_event(*created(1))
+    documents(tmp_path)
     with pytest.raises(RefineSAMError, match="exit code 3"):
         finetune_project(tmp_path / "data", 1, run=lambda command: 3)
     assert not (project_folder(tmp_path / "data", 1) / "versions.json").exists()

@@ -50,6 +50,11 @@ def healthy(url: str) -> bool:
         return False
 
 
+def approved(folder: Path, project_id: int) -> int:
+    command = [sys.executable, "-m", "refinesam.cli", "labelstudio", "approve", f"--project={project_id}", "--yes"]
+    return subprocess.call([*command, f"--folder={folder}"])
+
+
 def test_an_accepted_annotation_becomes_training_data(label_studio: LabelStudio, tmp_path: Path) -> None:
     project = label_studio.project(EXAMPLES["brush"], {"one.png": png(data.coins()[:120, :120])})
     port = free_port()
@@ -69,15 +74,32 @@ def test_an_accepted_annotation_becomes_training_data(label_studio: LabelStudio,
         mask[30:70, 28:68] = True
         mask[45:50, 40:45] = False
         tag = LabelingConfig.parse(EXAMPLES["brush"]).output_for("Object")
-        regions = regions_from_mask(mask, tag, "Object", (120, 120))
+        (region,) = regions_from_mask(mask, tag, "Object", (120, 120))
         task = project.tasks["one.png"]
-        label_studio.call("POST", f"/api/tasks/{task}/annotations/", json={"result": regions})
+        address = f"/api/tasks/{task}/annotations/"
+        made = label_studio.call("POST", address, json={"result": [{**region, "id": "drawn"}]})["id"]
         until(lambda: any(tmp_path.rglob("instances_train.json")), process)
         (path,) = tmp_path.rglob("instances_train.json")
+        assert json.loads(path.read_text())["annotations"] == []
+        # Anybody may send this, and it isn't true.
+        said = {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": made}], "project": {"id": project.id}}
+        assert httpx.post(f"{url}/webhook", json=said).json() == {"status": "accepted"}
+        assert approved(tmp_path, project.id) == 0
         document = json.loads(path.read_text())
         (annotation,), (image,) = document["annotations"], document["images"]
         assert np.array_equal(decode_rle(annotation["segmentation"]), mask)
         assert (path.parent / "images" / image["file_name"]).is_file()
+        # This is.
+        label_studio.client.request("DELETE", f"/api/annotations/{made}/")
+        until(lambda: json.loads(path.read_text())["annotations"] == [], process)
+        # An answer that is accepted as it came teaches nothing.
+        label_studio.call("POST", address, json={"result": [region]})
+        corrected = {**region, "value": regions_from_mask(~mask, tag, "Object", (120, 120))[0]["value"]}
+        label_studio.call("POST", address, json={"result": [region, corrected]})
+        until(lambda: list(path.parent.glob("tasks/*.json")), process)
+        assert approved(tmp_path, project.id) == 0
+        (annotation,) = json.loads(path.read_text())["annotations"]
+        assert np.array_equal(decode_rle(annotation["segmentation"]), ~mask)
     finally:
         process.terminate()
         process.wait(20)
