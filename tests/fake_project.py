@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import socket
 import threading
 import time
@@ -51,6 +50,7 @@ class FakeProject(FakeLabelStudio):
         refused: tasks whose predictions make the server refuse a request.
         label_config: the project's. backends: models that it is connected to.
         legacy_enabled: whether a legacy token is taken.
+        settings: of the project, what it shows.
     """
 
     def __init__(self, tasks: int = 5) -> None:
@@ -63,6 +63,7 @@ class FakeProject(FakeLabelStudio):
         self.label_config = EXAMPLES["brush"]
         self.backends: list[dict[str, Any]] = []
         self.legacy_enabled = True
+        self.settings: dict[str, Any] = {"model_version": "", "show_collab_predictions": True}
         self.start = 0
 
     def knows(self, authorization: str | None) -> bool:
@@ -133,6 +134,9 @@ class _ProjectHandler(_Handler):
         if begun is None:
             return None
         path, _, content = begun
+        if path == "/api/projects/1":
+            self.server.settings.update(content)
+            return self.answer(200, self.server.settings)
         for item in self.server.tasks:
             for prediction in item["predictions"]:
                 if path == f"/api/predictions/{prediction['id']}/":
@@ -166,7 +170,7 @@ class _ProjectHandler(_Handler):
         if path == "/api/current-user/whoami":
             return self.answer(200, {"id": 1, "email": "annotator@example.org"})
         project = {"id": 1, "label_config": self.server.label_config, "task_number": len(self.server.tasks)}
-        return self.answer(200, json.loads(json.dumps(project)))
+        return self.answer(200, {**project, **self.server.settings})
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class ProjectServer(LabelStudioServer):
         """
         self._object("PATCH", f"/api/predictions/{int(prediction_id)}/", content=dict(row))
 
+    def update_project(self, project_id: int, changes: Mapping[str, Any]) -> None:
+        """Change settings of a project; ServerError if the server can't be reached or refuses."""
+        self._object("PATCH", f"/api/projects/{int(project_id)}", content=dict(changes))
+
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete a stored prediction; ServerError if the server can't be reached or refuses."""
 

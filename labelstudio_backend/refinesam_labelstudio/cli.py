@@ -15,6 +15,7 @@ from rich.table import Table
 
 import refinesam
 from refinesam import ConfigError, write_json
+from refinesam_labelstudio.agreement import compare_versions, options_of, show_version
 from refinesam_labelstudio.answering import Answerer
 from refinesam_labelstudio.corrections import approve, project_folder, waiting
 from refinesam_labelstudio.doctor import examine
@@ -103,6 +104,10 @@ def preannotate_project(
     ] = False,
     chunk: Annotated[int, typer.Option(min=1, max=1000, help="Most tasks that are stored together.")] = 20,
     report: Annotated[Path | None, typer.Option(help="Write what was done as JSON.")] = None,
+    show: Annotated[
+        bool | None,
+        typer.Option(help="Let the project show these predictions. Default: unless somebody chose others."),
+    ] = None,
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
     refine: RefineOption = False,
@@ -113,16 +118,23 @@ def preannotate_project(
 ) -> None:
     """Store a prediction for every task of a project; may be ended and started again at any time.
 
+    Without --refine and --extra-params, the extra params of the project's connection hold, so that both give the same
+    model version.
+
     LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY say where and as whom.
     """
     _log()
-    options = options_from(refine, extra_params)
+    given = options_from(refine, extra_params)
     server = required_label_studio(allow_host or ())
+    connections = server.ml_backends(project)
+    options = given if refine or extra_params else options_of(connections)
     config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
     config.output_for(options.label, options.output)
     session = refinesam.load(weights_for(weights), device=device)
     answerer = Answerer(session, image_reader(server, folder, local_root or ()), config, options)
     version = options.version(weights_version(session))
+    if difference := compare_versions(connections, version):
+        errors.print(difference, markup=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is answered is stored
     with progress_of(version, errors) as on_progress:
         done = preannotate(
@@ -136,6 +148,8 @@ def preannotate_project(
             on_progress=on_progress,
         )
     _print_summary(done)
+    if done.stored or done.kept:
+        console.print(show_version(server, project, version, connections, show), markup=False, soft_wrap=True)
     if report is not None:
         write_json(report, done.as_json(), indent=2)
     if done.interrupted:

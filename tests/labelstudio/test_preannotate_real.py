@@ -141,6 +141,47 @@ def test_doctor(project: Project, backend: Backend) -> None:
     assert [finding.check for finding in wrong if not finding.good] == ["token"]
 
 
+def command_for(project: Project, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "refinesam.cli", "labelstudio", "preannotate", f"--project={project.id}"]
+    environment = {
+        **os.environ,
+        "LABEL_STUDIO_URL": project.server.url,
+        "LABEL_STUDIO_API_KEY": project.server.personal_token,
+    }
+    command += [f"--folder={folder}", "--device=cpu", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+
+def test_refined_predictions_reach_the_label_stream_and_the_data_manager(
+    project: Project, backend: Backend, tmp_path: Path
+) -> None:
+    call = project.server.call
+    project.attach(backend.url, extra_params={"everything": False})
+    version = call("GET", "/api/ml", params={"project": project.id})[0]["model_version"]
+    assert call("GET", f"/api/projects/{project.id}")["model_version"] == "refinesam"  # the connection's title
+    done = command_for(project, tmp_path, "--refine")
+    assert f"answers 'refinesam' as {version}, this command as {version}+amr" in " ".join(done.stderr.split())
+    assert call("GET", f"/api/projects/{project.id}")["model_version"] == f"{version}+amr"
+    task = call("GET", f"/api/projects/{project.id}/next/")
+    assert [item["model_version"] for item in task["predictions"]] == [f"{version}+amr"]
+    listed = call("GET", "/api/tasks", params={"project": project.id, "fields": "all"})["tasks"]
+    broken = project.tasks["broken.png"]
+    assert all((item["predictions_score"] is None) == (item["id"] == broken) for item in listed)
+
+
+def test_the_command_answers_as_the_connection_does(project: Project, backend: Backend, tmp_path: Path) -> None:
+    call = project.server.call
+    project.attach(backend.url, extra_params={"everything": False, "amr": "fast"})
+    connection = call("GET", "/api/ml", params={"project": project.id})[0]
+    assert "+amr(" in connection["model_version"]
+    done = command_for(project, tmp_path)
+    assert "answers" not in done.stderr
+    project.retrieve()
+    for number in range(COUNT):
+        versions = [item["model_version"] for item in project.predictions(f"{number}.png")]
+        assert sorted(versions) == sorted(["boxes", connection["model_version"]])
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_ended_command_has_stored_what_it_answered(project: Project, tmp_path: Path, sign: signal.Signals) -> None:
     """The command itself; it is ended while it works on a task of a larger chunk."""
