@@ -36,6 +36,8 @@ PATIENCE_S = 300  # of waiting for something that will come; the machine may be 
 # Few clicks, since they take time, and low thresholds, so that they find something.
 EVERYTHING = {"points_per_side": 6, "iou_threshold": 0.3, "stability_threshold": 0.3}
 SETTINGS = {
+    # Its own would begin with "$" once in fifty times, and then not outlive a restart, nor would any token.
+    "SECRET_KEY": "a key for tests, since one that Label Studio makes may be lost when it restarts",
     "LABEL_STUDIO_USERNAME": EMAIL,
     "LABEL_STUDIO_PASSWORD": PASSWORD,
     "LABEL_STUDIO_USER_TOKEN": LEGACY_TOKEN,
@@ -70,12 +72,12 @@ class LabelStudio:
     personal_token: str = ""
     process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, **settings: str) -> None:
         """Start the server and wait until it answers; an error with the end of its log if it doesn't."""
         port = self.url.rpartition(":")[2]
         command = [str(PROGRAM), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", port]
         inherited = {name: os.environ[name] for name in os.environ if not name.startswith(("LABEL_STUDIO", "DJANGO"))}
-        environment = {**inherited, **SETTINGS, "LABEL_STUDIO_BASE_DATA_DIR": str(self.folder)}
+        environment = {**inherited, **SETTINGS, "LABEL_STUDIO_BASE_DATA_DIR": str(self.folder), **settings}
         with (self.folder / "server.log").open("ab") as log:
             # A group of its own, which ends as a whole.
             self.process = subprocess.Popen(

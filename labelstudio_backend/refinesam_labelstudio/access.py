@@ -222,8 +222,8 @@ class LabelStudioServer:
         response = self._send(request, None)
         if response.status_code in (400, 401, 403):
             raise ServerError(
-                f"{self.url} refuses the personal access token (status {response.status_code}): it was revoked or has "
-                'expired. Make another one under "Account & Settings".',
+                f"{self.url} refuses the personal access token (status {response.status_code}): {_reason(response)}. "
+                'Make another one under "Account & Settings".',
                 response.status_code,
             )
         access = json_object(response).get("access")
@@ -283,3 +283,14 @@ class LabelStudioServer:
             return
         peer = response.extensions["network_stream"].get_extra_info("server_addr")
         check_peer(host_of(url), str(peer[0]))
+
+
+def _reason(refusal: httpx.Response) -> str:
+    """Say why a personal access token is refused; it is asked for anew at each request, since no refusal is final."""
+    if "Token is invalid" not in refusal.text:
+        return "it was revoked or has expired"
+    # A generated key that begins with "$", one in fifty, is taken for a variable's name when it is read back.
+    return (
+        "it isn't signed with the server's present key. Label Studio loses its first key at its first restart where "
+        "that happens to begin with '$', and all tokens with it; SECRET_KEY in its environment prevents that"
+    )

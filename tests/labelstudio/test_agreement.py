@@ -1,4 +1,4 @@
-"""Which version a project shows after a run: a table over a small server; see test_preannotate_real for the real one."""
+"""Which version a project shows after a run, as a table over a small server; test_preannotate_real has the real one."""
 
 from __future__ import annotations
 
