@@ -154,7 +154,15 @@ class Answerer:
     def _regions(self, prediction: Prediction, label: str | None, name: str) -> list[dict[str, Any]]:
         tag = self.config.output_for(label, self.options.output, name)
         mask = prediction.mask
-        regions = regions_from_mask(mask, tag, label, (mask.shape[0], mask.shape[1]), _score(prediction))
+        regions = regions_from_mask(
+            mask,
+            tag,
+            label,
+            (mask.shape[0], mask.shape[1]),
+            _score(prediction),
+            tolerance=self.options.tolerance,
+            smallest_part=self.options.smallest_part,
+        )
         check_regions(regions, self.config)
         return regions
 

@@ -31,6 +31,8 @@ class ServiceOptions:
             image is encoded for the clicks to come.
         max_masks: most regions that segment-everything gives a task, the surest first.
         label: of what segment-everything finds; None means the first label of the output's tag.
+        tolerance: how far polygons may lie from the mask's outline, in pixels; None goes by image and mask.
+        smallest_part: of a polygon, in pixels; smaller ones and smaller holes are left out. None goes by the mask.
     """
 
     amr: AMRConfig | None = None
@@ -38,6 +40,8 @@ class ServiceOptions:
     everything: Mapping[str, float] | None = field(default_factory=lambda: MappingProxyType({}))
     max_masks: int = 100
     label: str | None = None
+    tolerance: float | None = None
+    smallest_part: int | None = None
 
     def updated(self, extra_params: object) -> ServiceOptions:
         """Return these options with what a project asks for in its extra params.
@@ -45,7 +49,7 @@ class ServiceOptions:
         Args:
             extra_params: an object, the same as JSON text, or nothing. "amr": true, false, "fast", "full", "paper" or
                 the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle"; "everything": true,
-                false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label".
+                false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label"; "tolerance"; "smallest_part".
 
         Raises:
             ConfigError: an unknown name, or a value of the wrong kind or out of range.
@@ -151,6 +155,12 @@ def _share(name: str, value: object) -> float:
     return value
 
 
+def _tolerance(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1000:
+        raise ConfigError('"tolerance" must be a number of pixels from 0 to 1000.')
+    return value
+
+
 def _label(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError('"label" must be the name of a label.')
@@ -164,5 +174,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "everything": _everything,
         "max_masks": lambda value: _whole("max_masks", value, 10_000),
         "label": _label,
+        "tolerance": _tolerance,
+        "smallest_part": lambda value: _whole("smallest_part", value, 2**31),
     }
 )

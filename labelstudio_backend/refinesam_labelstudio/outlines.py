@@ -16,13 +16,19 @@ from pycocotools import mask as coco_mask
 
 from refinesam import decode_rle, polygons_from_mask
 
-__all__ = ["TOLERANCE", "mask_from_outline", "outlines_from_mask"]
+__all__ = ["mask_from_outline", "outlines_from_mask"]
 
 Ring = NDArray[np.float64]
 
-# Pixels. Somewhat more than the steps of a slanted border, which then becomes a straight line: a disc of radius 400 has
-# 228 vertices with a tolerance of 1, and 64 with this one.
+# Pixels, the least. Somewhat more than the steps of a slanted border, which then becomes a straight line: a disc of
+# radius 400 has 228 vertices with a tolerance of 1, and 64 with this one.
 TOLERANCE = 1.25
+# Of the image's longer side: half a cell of the grid of 256 that masks are decoded on, by which they wave anyway.
+OF_IMAGE = 1 / 512
+# Of the square root of the mask's area, so that what is small in a large image keeps its form.
+OF_OBJECT = 1 / 100
+# Of the largest part's area; smaller parts are specks.
+OF_LARGEST = 1 / 100
 # Every vertex is an object in the annotator's browser, every part a row in its list.
 MAX_PARTS = 100
 MAX_HOLES = 100
@@ -32,7 +38,9 @@ MIN_IOU = 0.95
 logger = logging.getLogger(__name__)
 
 
-def outlines_from_mask(mask: NDArray[np.bool_], tolerance: float = TOLERANCE) -> list[Ring]:
+def outlines_from_mask(
+    mask: NDArray[np.bool_], tolerance: float | None = None, smallest_part: float | None = None
+) -> list[Ring]:
     """Return one ring for each connected part of a mask, the largest first.
 
     A ring can't have holes. So each hole is joined to the outline by a cut without width, there and back: the ring
@@ -41,17 +49,23 @@ def outlines_from_mask(mask: NDArray[np.bool_], tolerance: float = TOLERANCE) ->
     Args:
         mask: (H, W) bool.
         tolerance: how far a simplified outline may lie from the exact one, in pixels; half of it, or none, is used
-            where the mask would change by more than 5 %. Parts (but for the largest) and holes smaller than
-            (2 * tolerance)**2 pixels are left out. 0 keeps every pixel. Of more than 100 parts, or 100 holes in a part,
-            the largest stay, which is logged.
+            where the mask would change by more than 5 %. 0 keeps every pixel. None goes by the sizes of image and
+            mask: 1.25 pixels, more in images of more than 640.
+        smallest_part: pixels; smaller parts (but for the largest) and holes are left out. None goes by the mask:
+            (2 * tolerance)**2, and for parts a hundredth of the largest where that is more and the tolerance isn't 0.
+            Of more than 100 parts, or 100 holes in a part, the largest stay, which is logged.
     """
+    if tolerance is None:
+        tolerance = max(TOLERANCE, min(OF_IMAGE * max(mask.shape), OF_OBJECT * float(mask.sum()) ** 0.5))
     parts = [(_area(part.exterior), part) for part in polygons_from_mask(mask)]
     parts.sort(key=lambda item: -item[0])
-    smallest = (2 * tolerance) ** 2
-    parts = parts[:1] + [item for item in parts[1:] if item[0] >= smallest]
+    smallest_hole = (2 * tolerance) ** 2 if smallest_part is None else smallest_part
+    if smallest_part is None:
+        smallest_part = max(smallest_hole, OF_LARGEST * parts[0][0]) if tolerance > 0 and parts else 0
+    parts = parts[:1] + [item for item in parts[1:] if item[0] >= smallest_part]
     if len(parts) > MAX_PARTS:
         logger.warning("The mask has %d parts: the %d largest become polygons.", len(parts), MAX_PARTS)
-    return [_outline(part.exterior, part.holes, tolerance) for _, part in parts[:MAX_PARTS]]
+    return [_outline(part.exterior, part.holes, tolerance, smallest_hole) for _, part in parts[:MAX_PARTS]]
 
 
 def mask_from_outline(ring: Ring, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -61,8 +75,8 @@ def mask_from_outline(ring: Ring, image_hw: tuple[int, int]) -> NDArray[np.bool_
     return decode_rle(_filled(np.clip(ring, (-width, -height), (2 * width, 2 * height)), image_hw))
 
 
-def _outline(exterior: Ring, holes: Sequence[Ring], tolerance: float) -> Ring:
-    holes = sorted((hole for hole in holes if _area(hole) >= (2 * tolerance) ** 2), key=_area, reverse=True)
+def _outline(exterior: Ring, holes: Sequence[Ring], tolerance: float, smallest_hole: float) -> Ring:
+    holes = sorted((hole for hole in holes if _area(hole) >= smallest_hole), key=_area, reverse=True)
     if len(holes) > MAX_HOLES:
         logger.warning("A part of the mask has %d holes: the %d largest are cut out.", len(holes), MAX_HOLES)
         holes = holes[:MAX_HOLES]

@@ -20,7 +20,7 @@ from PIL import Image
 from refinesam import DatasetError
 from refinesam_labelstudio.brush import MAX_PIXELS, decode_brush_rle, encode_brush_rle
 from refinesam_labelstudio.labeling_config import Kind, LabelingConfig, OutputTag
-from refinesam_labelstudio.outlines import TOLERANCE, mask_from_outline, outlines_from_mask
+from refinesam_labelstudio.outlines import mask_from_outline, outlines_from_mask
 
 __all__ = ["check_regions", "is_unchanged", "mask_from_region", "regions_from_mask"]
 
@@ -39,7 +39,8 @@ def regions_from_mask(
     score: float | None = None,
     meta: Mapping[str, Any] | None = None,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    smallest_part: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return a mask as regions of a tag: one, or none for an empty mask.
 
@@ -56,7 +57,9 @@ def regions_from_mask(
         image_hw: height and width of the image as shown, after EXIF rotation.
         score: predicted IoU in [0, 1].
         meta: goes into each region; Label Studio shows meta["text"].
-        tolerance: how far polygons may lie from the mask's outline, in pixels; 0 for exact ones of many vertices.
+        tolerance: how far polygons may lie from the mask's outline, in pixels; 0 for exact ones of many vertices, None
+            for what fits the image and the mask.
+        smallest_part: of a polygon, in pixels; None for what fits the mask.
 
     Raises:
         DatasetError: a mask of another size than the image.
@@ -74,7 +77,7 @@ def regions_from_mask(
     if meta is not None:
         common["meta"] = dict(meta)
     regions: list[dict[str, Any]] = []
-    for value in _values(mask, tag.kind, tolerance) if mask.any() else []:
+    for value in _values(mask, tag.kind, tolerance, smallest_part) if mask.any() else []:
         own = {**common, "id": uuid.uuid4().hex[:4] + _digest(mask_from_region({**common, "value": value}))}
         if regions:
             own["parentID"] = regions[0]["id"]
@@ -99,7 +102,9 @@ def _digest(mask: NDArray[np.bool_]) -> str:
     return hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=3, key=str(mask.shape).encode()).hexdigest()
 
 
-def _values(mask: NDArray[np.bool_], kind: Kind, tolerance: float) -> list[dict[str, Any]]:
+def _values(
+    mask: NDArray[np.bool_], kind: Kind, tolerance: float | None, smallest_part: float | None
+) -> list[dict[str, Any]]:
     height, width = mask.shape
     if kind == "brush":
         return [{"format": "rle", "rle": encode_brush_rle(mask)}]
@@ -107,7 +112,7 @@ def _values(mask: NDArray[np.bool_], kind: Kind, tolerance: float) -> list[dict[
         return [{"imageDataURL": _png(mask)}]
     if kind == "polygon":
         percent = np.array([100 / width, 100 / height])
-        rings = outlines_from_mask(mask, tolerance)
+        rings = outlines_from_mask(mask, tolerance, smallest_part)
         return [{"points": (ring * percent).tolist(), "closed": True} for ring in rings]
     rows, columns = np.flatnonzero(mask.any(1)).tolist(), np.flatnonzero(mask.any(0)).tolist()
     corner = {"x": 100 * columns[0] / width, "y": 100 * rows[0] / height}

@@ -8,14 +8,17 @@ import logging
 import re
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from skimage import data
 
-from refinesam import DatasetError
+import refinesam
+from refinesam import DatasetError, Prompt
 from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig, OutputTag
 from refinesam_labelstudio.outlines import mask_from_outline, outlines_from_mask
 from refinesam_labelstudio.results import check_regions, mask_from_region, regions_from_mask
@@ -211,6 +214,28 @@ def test_specks_and_pinholes_are_left_out_with_a_tolerance() -> None:
     (ring,) = outlines_from_mask(mask)
     np.testing.assert_array_equal(mask_from_outline(ring, (30, 30)), np.pad(np.ones((20, 20), np.bool_), 5))
     assert len(outlines_from_mask(mask, tolerance=0)) == 2
+
+
+def test_outlines_fit_a_large_photograph() -> None:
+    """A box on an image of 12 megapixels, by the built-in weights: no specks, and few vertices."""
+    photo = refinesam.load("builtin", device="cpu").encode(cv2.resize(data.astronaut(), (4000, 3000)))
+    mask = photo.predict(Prompt(box=[600, 0, 2800, 2970])).mask
+    fine, fitting = outlines_from_mask(mask, 1.25, 6), outlines_from_mask(mask)
+    assert (len(fitting), len(fine) > 5) == (1, True)
+    assert sum(map(len, fitting)) < sum(map(len, fine)) / 3
+    drawn = mask_from_outline(fitting[0], mask.shape)
+    assert (drawn & mask).sum() / (drawn | mask).sum() > 0.95
+    # What a project may set.
+    assert len(outlines_from_mask(mask, 0, 6)) == len(fine)
+    assert len(outlines_from_mask(mask, 1.25, 10**8)) == 1  # the largest always stays
+
+
+def test_small_objects_of_a_large_image_keep_their_form() -> None:
+    mask = np.zeros((3000, 4000), np.bool_)
+    mask[100:141, 200:241] = disc(41, 18)
+    (ring,) = outlines_from_mask(mask)
+    drawn = mask_from_outline(ring, mask.shape)
+    assert (drawn & mask).sum() / (drawn | mask).sum() > 0.95
 
 
 def test_more_parts_and_holes_than_a_browser_bears_are_logged(caplog: pytest.LogCaptureFixture) -> None:

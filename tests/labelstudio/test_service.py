@@ -212,6 +212,28 @@ def test_preferred_output(make: Callable[..., Service]) -> None:
         assert service.predict(body)["results"][0]["result"][0]["type"] == wanted
 
 
+def test_polygons_are_as_fine_as_the_project_says(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = np.indices((200, 200))
+    image = np.zeros((200, 200, 3), np.uint8)
+    image[(rows - 60) ** 2 + (columns - 60) ** 2 < 50**2] = 200
+    image[150:160, 150:160] = 200
+    monkeypatch.setitem(IMAGES, "/data/upload/1/disc.png", image)
+    service = make()
+
+    def vertices(**extra: Any) -> list[int]:
+        service.setup({"project": "5", "schema": EXAMPLES["polygon"], "extra_params": extra})
+        click = {"result": [keypoint(30, 30, hw=(200, 200))]}
+        (result,) = service.predict(request(task("disc"), context=click, kind="polygon"))["results"]
+        return [len(region["value"]["points"]) for region in result["result"]]
+
+    usual, exact, coarse = vertices(), vertices(tolerance=0), vertices(tolerance=4)
+    assert [len(found) for found in (usual, exact, coarse)] == [2, 2, 2]
+    assert exact[0] > usual[0] > coarse[0]
+    assert len(vertices(smallest_part=200)) == 1
+
+
 def test_two_images_of_a_task(make: Callable[..., Service]) -> None:
     service = make()
     data = {"left": "/data/upload/1/0.png", "right": "/data/upload/1/tall.png"}
@@ -413,6 +435,8 @@ def test_weights_that_do_not_load(make: Callable[..., Service], error: BaseExcep
         ({"extra_params": {"everything": {"iou_threshold": float("nan")}}}, "from 0 to 1"),
         ({"extra_params": {"max_masks": 0}}, "from 1 to"),
         ({"extra_params": {"label": ""}}, "name of a label"),
+        ({"extra_params": {"tolerance": -1}}, "number of pixels"),
+        ({"extra_params": {"smallest_part": 0}}, "from 1 to"),
         ({"extra_params": {"label": "Unheard-of"}}, "Unheard-of"),
     ],
 )
