@@ -51,6 +51,7 @@ class FakeProject(FakeLabelStudio):
         label_config: the project's. backends: models that it is connected to.
         legacy_enabled: whether a legacy token is taken.
         settings: of the project, what it shows.
+        answers: to whatever a connected model is asked.
     """
 
     def __init__(self, tasks: int = 5) -> None:
@@ -63,6 +64,7 @@ class FakeProject(FakeLabelStudio):
         self.label_config = EXAMPLES["brush"]
         self.backends: list[dict[str, Any]] = []
         self.legacy_enabled = True
+        self.answers: dict[str, Any] = {"data": {"result": [], "backend": None}}
         self.settings: dict[str, Any] = {"model_version": "", "show_collab_predictions": True}
         self.start = 0
 
@@ -112,6 +114,9 @@ class _ProjectHandler(_Handler):
         return begun
 
     def do_POST(self) -> None:
+        if urlsplit(self.path).path == "/api/ml/1/interactive-annotating":
+            self.begin()
+            return self.answer(200, self.server.answers)
         if urlsplit(self.path).path != "/api/projects/1/import/predictions":
             return super().do_POST()
         begun = self.begin()
@@ -156,7 +161,7 @@ class _ProjectHandler(_Handler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
-        if path not in ("/api/version", "/api/projects/1", "/api/ml", "/api/current-user/whoami"):
+        if path not in ("/api/version", "/api/projects/1", "/api/ml", "/api/webhooks/", "/api/current-user/whoami"):
             return super().do_GET()
         if self.begin() is None:
             return None
@@ -167,6 +172,8 @@ class _ProjectHandler(_Handler):
             return self.answer(401, {"detail": f"Authentication token no longer valid{reason}"})
         if path == "/api/ml":
             return self.answer(200, self.server.backends)
+        if path == "/api/webhooks/":
+            return self.answer(200, [])
         if path == "/api/current-user/whoami":
             return self.answer(200, {"id": 1, "email": "annotator@example.org"})
         project = {"id": 1, "label_config": self.server.label_config, "task_number": len(self.server.tasks)}

@@ -145,7 +145,7 @@ class LabelStudioServer:
         if origin_of(url) != self._origin and host_of(url) not in self.allowed_hosts:
             raise ImageError(
                 f"{without_query(url)} is on a host that isn't allowed. If images are meant to come from "
-                f"{host_of(url)!r}, add it to the allowed hosts."
+                f"{host_of(url)!r}, add it to the allowed hosts (--allow-host)."
             )
         self._retrying(lambda: self._follow(url, to, max_bytes))
 

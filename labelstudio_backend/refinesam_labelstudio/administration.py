@@ -53,12 +53,29 @@ class ProjectServer(LabelStudioServer):
         Raises:
             ServerError: not reached, refused, or no list.
         """
+        return self._list("/api/ml", project_id)
 
+    def webhooks(self, project_id: int) -> list[dict[str, Any]]:
+        """Return a project's webhooks, each with "url", "headers" and "is_active"; ServerError as `ml_backends`."""
+        return self._list("/api/webhooks/", project_id)
+
+    def ask(self, connection_id: int, task_id: int, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a connected model answers to a context, as to an annotator's click; "error" says why not.
+
+        Raises:
+            ServerError: the server can't be reached or refuses.
+        """
+        path = f"/api/ml/{int(connection_id)}/interactive-annotating"
+        answer = self._object("POST", path, content={"task": task_id, "context": dict(context)})
+        data = answer.get("data")
+        return data if isinstance(data, dict) else {"error": " ".join(map(str, answer.get("errors") or ["no answer"]))}
+
+    def _list(self, path: str, project_id: int) -> list[dict[str, Any]]:
         def read(response: httpx.Response) -> list[dict[str, Any]]:
             check_status(response)
             content = response.json()
             if not isinstance(content, list):
-                raise ServerError(f"{self.url}/api/ml answered with no list: is it Label Studio 1.x?")
+                raise ServerError(f"{self.url}{path} answered with no list: is it Label Studio 1.x?")
             return content
 
-        return self._call("GET", "/api/ml", read, params={"project": int(project_id)})
+        return self._call("GET", path, read, params={"project": int(project_id)})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -53,7 +54,11 @@ class _Project:
 
 
 class Service:
-    """Answers Label Studio; safe to call from any number of threads."""
+    """Answers Label Studio; safe to call from any number of threads.
+
+    Attributes:
+        instance: tells this service from another one.
+    """
 
     def __init__(
         self,
@@ -76,6 +81,7 @@ class Service:
                 and would lose the others too.
             predict_wait_s: seconds that a prediction waits for weights that are still loading.
         """
+        self.instance = uuid.uuid4().hex
         self._options, self._on_event = options, on_event
         self._read_image, self._batch_s, self._predict_wait_s = read_image, batch_s, predict_wait_s
         self._lock = threading.Lock()
@@ -135,7 +141,8 @@ class Service:
         Returns:
             {"results": [{"result": [...], "score": ..., "model_version": ...}, ...]}, one for each task, in order. In
             their place, a task of a batch that can't be answered, comes too late or asks for nothing has []: Label
-            Studio then stores no prediction of it and asks again the next time. The log says why.
+            Studio then stores no prediction of it and asks again the next time. The log says why. With a context, an
+            answer also has "problems", why something is missing, and "backend", this service's `instance`.
 
         Raises:
             ConfigError: no list of tasks, or no labeling config that can be answered.
@@ -160,7 +167,9 @@ class Service:
             for problem in answer.problems:
                 _logger.warning("Task %s: %s", _task_id(task), problem)
             done = answer.done or context is not None
-            row = {"result": list(answer.regions), "score": answer.score, "model_version": version}
+            row: dict[str, Any] = {"result": list(answer.regions), "score": answer.score, "model_version": version}
+            if context is not None:  # Label Studio passes it on as it is
+                row.update(problems=list(answer.problems), backend=self.instance)
             results.append(row if done else [])
         return {"results": results, "model_version": version}
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import uvicorn
 
@@ -21,6 +22,7 @@ from refinesam_labelstudio.service import Service
 
 CONNECTED = {
     "id": 1,
+    "title": "model",
     "url": "http://127.0.0.1:9090",
     "state": "CO",
     "is_interactive": True,
@@ -33,6 +35,7 @@ CONNECTED = {
 def studio() -> Iterator[FakeProject]:
     with project(1) as server:
         server.backends = [CONNECTED]
+        server.settings["model_version"] = "model"
         yield server
 
 
@@ -41,13 +44,17 @@ def bad(findings: list[Finding]) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def backend(fails: bool = False, basic_auth: tuple[str, str] | None = None) -> Iterator[str]:
+def backend(
+    fails: bool = False, basic_auth: tuple[str, str] | None = None, studio: FakeProject | None = None
+) -> Iterator[str]:
     def session() -> Session:
         if fails:
             raise WeightsError("damaged")
         return Session(FloodModel())
 
-    service = Service(session, lambda value, task_id: None)  # type: ignore[arg-type,return-value]
+    service = Service(session, lambda value, task_id: np.zeros((24, 32, 3), np.uint8))
+    if studio is not None:
+        studio.answers = {"data": {"result": [], "backend": service.instance}}
     app = create_app(service, basic_auth=basic_auth)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -63,10 +70,10 @@ def backend(fails: bool = False, basic_auth: tuple[str, str] | None = None) -> I
 
 @pytest.mark.parametrize("token", [LEGACY, PERSONAL])
 def test_nothing_is_wrong(studio: FakeProject, token: str) -> None:
-    with backend() as url:
+    with backend(studio=studio) as url:
         findings = examine(studio.url, token, project_id=1, backend_url=url)
     assert bad(findings) == []
-    checks = ["backend", "server", "token", "labeling config", "smart tags", "connection"]
+    checks = ["backend", "server", "token", "labeling config", "smart tags", "answer", "connection", "model version"]
     assert [finding.check for finding in findings] == checks
     said = " ".join(finding.message for finding in findings)
     for words in ("Label Studio 1.23.2", "annotator@example.org", "brush (mask)", "keypoint (point)", "version v1"):
