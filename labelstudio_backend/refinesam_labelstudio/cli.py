@@ -31,6 +31,7 @@ from refinesam_labelstudio.environment import (
     required_label_studio,
     start_service,
 )
+from refinesam_labelstudio.findings import SSRF
 from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
 from refinesam_labelstudio.learning import finetune_project, weights_for
 from refinesam_labelstudio.options import weights_version
@@ -91,6 +92,8 @@ def serve(
     _log()
     credentials, options = basic_auth(), options_from(refine, extra_params)
     service = start_service(weights, device, options, folder, local_root or (), allow_host or (), learn)
+    address = host if host not in ("0.0.0.0", "::") else "this machine's address"
+    errors.print(f"Connect http://{address}:{port} in a project's settings, under Model. {SSRF}", highlight=False)
     if not os.environ.get(URL):
         errors.print(f"Without {URL} and {TOKEN}, only images in local roots and data URIs can be read.")
     uvicorn.run(create_app(service, basic_auth=credentials), host=host, port=port, log_level="info")

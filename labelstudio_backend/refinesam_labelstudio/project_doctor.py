@@ -78,8 +78,8 @@ def examine_project(server: ProjectServer, project_id: int, backend: Backend | N
     for row in connections:
         yield from _connection(server, row, config, tasks, answer)
     yield from _shown(project, connections)
-    for hook in hooks:
-        yield from _webhook(hook, backend, connections)
+    if backend is not None:
+        yield _webhooks(hooks, backend, connections)
 
 
 def _labeling_config(config: LabelingConfig) -> Iterator[Finding]:
@@ -231,29 +231,41 @@ def _shown(project: Row, connections: list[dict[str, Any]]) -> Iterator[Finding]
         )
 
 
-def _webhook(hook: Row, backend: Backend | None, connections: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Look at a webhook that leads to the backend; others are none of ours and are sent nothing."""
-    url = str(hook.get("url"))
-    known = [backend.url if backend is not None else "", *(str(row.get("url")) for row in connections)]
-    if backend is None or url.rstrip("/") not in {f"{base.rstrip('/')}/webhook" for base in known if base}:
-        return
-    if not hook.get("is_active") or not hook.get("send_payload"):
-        yield Finding("webhook", False, f"The webhook {url} is off or sends no payload: turn on both.")
-        return
-    headers = {str(key): str(value) for key, value in dict(hook.get("headers") or {}).items()}
-    try:
-        response = httpx.post(f"{backend.url}/webhook", json={"action": "DOCTOR"}, headers=headers, timeout=10)
-    except httpx.HTTPError as error:
-        yield Finding("webhook", False, f"{backend.url}/webhook gave no answer ({type(error).__name__}).")
-        return
-    if response.status_code == 401:
-        yield Finding(
+def _webhooks(hooks: list[dict[str, Any]], backend: Backend, connections: list[dict[str, Any]]) -> Finding:
+    """Look at the webhooks that lead to the backend; others are none of ours and are sent nothing.
+
+    Label Studio makes one itself when a model is connected, without the user name and password that it may need.
+    """
+    if _heard(backend, backend.auth, {}) != "accepted":
+        return Finding("webhook", True, "annotations aren't collected, since the backend runs without --learn")
+    known = {f"{base.rstrip('/')}/webhook" for base in (backend.url, *(str(row.get("url")) for row in connections))}
+    ours = [hook for hook in hooks if str(hook.get("url")).rstrip("/") in known]
+    on = [hook for hook in ours if hook.get("is_active") and hook.get("send_payload")]
+    if not on:
+        what = "is off, or sends no payload" if ours else "is missing"
+        return Finding(
             "webhook",
             False,
-            f"The webhook {url} is refused (401), since the backend asks for a user name and password: add the header "
-            "Authorization with the value 'Basic ' and base64 of user:password to the webhook.",
+            f"The backend collects annotations, but the project's webhook to it {what}: under Settings, Webhooks, add "
+            f"{backend.url}/webhook, active, with payload, or mend it.",
         )
-    elif object_of(response).get("status") != "accepted":
-        yield Finding("webhook", False, f"The webhook {url} is heard by nobody: start the backend with --learn.")
-    else:
-        yield Finding("webhook", True, f"{url} is heard")
+    said = [_heard(backend, None, dict(hook.get("headers") or {})) for hook in on]
+    if "accepted" in said:
+        return Finding("webhook", True, f"{backend.url}/webhook hears what is annotated")
+    return Finding(
+        "webhook",
+        False,
+        f"The project's webhook to the backend is refused ({said[0]}): where the backend asks for a user name and "
+        "password, give the webhook the header Authorization with 'Basic ' and base64 of user:password.",
+    )
+
+
+def _heard(backend: Backend, auth: tuple[str, str] | None, headers: Mapping[str, str]) -> str:
+    """Send the backend an event that means nothing, and return what it says of it."""
+    try:
+        response = httpx.post(
+            f"{backend.url}/webhook", json={"action": "DOCTOR"}, auth=auth, headers=dict(headers), timeout=10
+        )
+    except (httpx.HTTPError, TypeError, UnicodeError) as error:
+        return type(error).__name__
+    return str(object_of(response).get("status") or response.status_code)

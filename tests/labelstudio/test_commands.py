@@ -128,6 +128,8 @@ def test_serve_answers_whom_it_should(environment: dict[str, str], tmp_path: Pat
     text = (tmp_path / "log").read_text()
     assert "only images in local roots and data URIs can be read" in " ".join(text.split())
     assert "secret" not in text
+    # Label Studio's own answer to a connection at its first start says no more than 403.
+    assert "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false" in " ".join(text.split())
 
 
 def project_image() -> str:

@@ -32,7 +32,6 @@ AUTH = ("ada", "secret")
 NO_TAGS = '<View><Image name="image" value="$image"/></View>'
 NOT_SMART = EXAMPLES["brush"].replace(' smart="true"', "")
 OTHER_LABEL = EXAMPLES["brush"].replace('value="Object"', 'value="Mine"', 1)
-OTHER_FIELD = EXAMPLES["brush"].replace("$image", "$photo")
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Setup:
         learns: the backend hears webhooks.
         connection: fields of the connection; None leaves the project unconnected.
         connected: the connected address, where it isn't the backend's.
-        hook: fields of the webhook; None makes none.
+        hook: fields of the webhook, which Label Studio made when it was connected.
         config: labeling config of the project.
         image: in the task's data, None for an upload.
         tasks: whether the project has any.
@@ -67,7 +66,7 @@ class Setup:
     learns: bool = True
     connection: dict[str, Any] | None = field(default_factory=dict)
     connected: str | None = None
-    hook: dict[str, Any] | None = field(default_factory=dict)
+    hook: dict[str, Any] = field(default_factory=dict)
     config: str = EXAMPLES["brush"]
     image: str | None = None
     tasks: bool = True
@@ -80,7 +79,7 @@ HEADER = {"Authorization": "Basic " + base64.b64encode(b"ada:secret").decode()}
 
 RIGHT = [
     Setup(),
-    Setup(hook=None),
+    Setup(learns=False, hook={"url": CLOSED}),
     Setup(auth=AUTH, backend_auth=AUTH, connection=BASIC, hook={"headers": HEADER}),
     Setup(connection={"extra_params": {"output": "brush", "amr": "fast"}}),
 ]
@@ -88,7 +87,7 @@ RIGHT = [
 WRONG: dict[str, tuple[Setup, str, tuple[str, ...]]] = {
     "Label Studio's address": (Setup(server=CLOSED), "server", (CLOSED, "LABEL_STUDIO_URL")),
     "the doctor's token": (Setup(token=OTHER_TOKEN), "token", ("legacy token is refused",)),
-    "the backend isn't there": (Setup(url=CLOSED, connected="", hook=None), "backend", ("labelstudio serve",)),
+    "the backend isn't there": (Setup(url=CLOSED, connected=""), "backend", ("labelstudio serve",)),
     "the backend's weights": (Setup(fails=True, connection=None), "backend", ("could not load", "--weights")),
     "the backend's password": (Setup(backend_auth=AUTH, connection=None), "backend", ("PASSWORD",)),
     "the backend doesn't know Label Studio": (Setup(backend_server=""), "answer", ("LABEL_STUDIO_URL",)),
@@ -99,9 +98,8 @@ WRONG: dict[str, tuple[Setup, str, tuple[str, ...]]] = {
         "answer",
         ("images.example.org", "allowed", "--allow-host"),
     ),
-    "a file that is gone": (Setup(image="/data/upload/1/gone.png"), "answer", ("404", "gone.png")),
+    "a file that is gone": (Setup(image="/data/upload/1/gone.png"), "answer", ("gone.png", "answered with status")),
     "a path on a disk": (Setup(image="/home/ada/1.png"), "answer", ("/home/ada/1.png", "Import the file")),
-    "a field that tasks don't have": (Setup(config=OTHER_FIELD), "answer", ("photo",)),
     "no task": (Setup(tasks=False), "answer", ("no task", "import")),
     "no connection": (Setup(connection=None), "connection", ("no model", "ML_BLOCK_LOCAL_IP=false", "SSRF")),
     "not interactive": (Setup(connection={"is_interactive": False}), "connection", ("Interactive preannotations",)),
@@ -121,8 +119,8 @@ WRONG: dict[str, tuple[Setup, str, tuple[str, ...]]] = {
         "webhook",
         ("401", "Authorization"),
     ),
-    "the webhook is heard by nobody": (Setup(learns=False), "webhook", ("--learn",)),
-    "the webhook is off": (Setup(hook={"is_active": False}), "webhook", ("off",)),
+    "the webhook is off": (Setup(hook={"is_active": False}), "webhook", ("is off",)),
+    "the webhook leads elsewhere": (Setup(hook={"url": CLOSED}), "webhook", ("is missing", "/webhook")),
 }
 
 
@@ -166,9 +164,8 @@ def findings(setup: Setup, studio: LabelStudio, backend: Backend, upload: bytes,
         connected = {None: url, "other": backend.url}.get(setup.connected)
         if setup.connection is not None and connected:
             project.attach(connected, **setup.connection)
-        if setup.hook is not None:
-            hook = {"url": f"{url}/webhook", "project": project.id, "send_payload": True, "is_active": True}
-            call("POST", "/api/webhooks/", json={**hook, "send_for_all_actions": True, **setup.hook})
+        for hook in call("GET", "/api/webhooks/", params={"project": project.id}):
+            call("PATCH", f"/api/webhooks/{hook['id']}/", json={**hook, **setup.hook})
         if "model_version" in setup.change:
             rows = [{"task": t["id"], "result": [], "model_version": "boxes"} for t in tasks(studio, project)]
             call("POST", f"/api/projects/{project.id}/import/predictions", json=rows)
@@ -213,3 +210,24 @@ def test_what_is_wrong_is_named(
     assert named, found
     for word in words:
         assert word in named
+
+
+def test_a_label_studio_that_refuses_private_addresses_is_told_from_one_without_a_connection(
+    label_studio: LabelStudio, backend: Backend
+) -> None:
+    """As it is by default, at the first start."""
+    label_studio.end()
+    label_studio.start(ML_BLOCK_LOCAL_IP="true", SSRF_PROTECTION_ENABLED="true")
+    try:
+        project = label_studio.project(EXAMPLES["brush"])
+        body = {"url": backend.url, "project": project.id, "title": "refinesam", "is_interactive": True}
+        refused = label_studio.client.post("/api/ml", json=body)
+        found = examine(label_studio.url, label_studio.personal_token, project_id=project.id, backend_url=backend.url)
+    finally:
+        label_studio.end()
+        label_studio.start()
+    assert refused.status_code == 403, refused.text
+    assert "reserved" in refused.text
+    said = " ".join(finding.message for finding in found if finding.check in ("connection", "network"))
+    for words in ("403", "reserved", "ML_BLOCK_LOCAL_IP=false", "SSRF_PROTECTION_ENABLED=false", "restart"):
+        assert words in said
