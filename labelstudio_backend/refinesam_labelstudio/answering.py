@@ -104,19 +104,16 @@ class Answerer:
 
     def images(self, task: Mapping[str, Any]) -> list[object]:
         """Return what a task's data says of the images of the labeling config that it has."""
-        data = task.get("data")
-        found = [data.get(tag.variable) for tag in self.config.images] if isinstance(data, Mapping) else []
+        found = [tag.value_in(task.get("data")) for tag in self.config.images]
         return [value for value in found if value is not None]
 
     def _read(self, task: Mapping[str, Any], tag: ImageTag) -> NDArray[np.uint8]:
         task_id = task.get("id")
-        return self.read_image(task["data"][tag.variable], task_id if isinstance(task_id, int) else None)
+        return self.read_image(tag.value_in(task.get("data")), task_id if isinstance(task_id, int) else None)
 
     def _shown(self, task: Mapping[str, Any], context: object) -> list[ImageTag]:
         """Return the images that the context is about; without one, all that the task has."""
-        data = task.get("data")
-        has = data if isinstance(data, Mapping) else {}
-        shown = [tag for tag in self.config.images if has.get(tag.variable) is not None]
+        shown = [tag for tag in self.config.images if tag.value_in(task.get("data")) is not None]
         if len(shown) > 1 and isinstance(context, Mapping) and isinstance(context.get("result"), list):
             about = [region.get("to_name") for region in context["result"] if isinstance(region, Mapping)]
             shown = [tag for tag in shown if tag.name in about]

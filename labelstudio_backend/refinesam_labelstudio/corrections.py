@@ -146,7 +146,7 @@ class Corrections:
     ) -> Iterator[dict[str, Any]]:
         for number, tag in enumerate(config.images):
             masks = masks_from_annotation(result, tag.name)
-            if not masks or (value := task.get("data", {}).get(tag.variable)) is None:
+            if not masks or (value := tag.value_in(task.get("data"))) is None:
                 continue
             pixels = self._read_image(value, task_id)
             fitting = [(label, mask) for label, mask in masks if mask.shape == pixels.shape[:2]]

@@ -6,9 +6,10 @@ is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import ElementTree
@@ -16,13 +17,17 @@ from defusedxml.common import DefusedXmlException
 
 from refinesam import ConfigError
 
-__all__ = ["EXAMPLES", "ImageTag", "Kind", "LabelingConfig", "OutputTag", "PromptTag"]
+__all__ = ["EXAMPLES", "MESSAGES", "ImageTag", "Kind", "LabelingConfig", "OutputTag", "PromptTag"]
 
 # In the order of preference: what holds a mask as it is, what holds it nearly, and what holds its box.
 Kind = Literal["brush", "bitmask", "polygon", "rectangle"]
 PromptKind = Literal["keypoint", "rectangle"]
 
+# Name of the TextArea that tells an annotator why an answer is missing.
+MESSAGES = "refinesam"
+
 _EXAMPLE = """<View>
+  <TextArea name="refinesam" toName="image" rows="1" editable="false" placeholder="Why an answer is missing"/>
   <Image name="image" value="$image" zoom="true"/>
   <{output} name="{name}" toName="image"{smart}>
     <Label value="Object" background="#1f77b4"/>
@@ -55,11 +60,25 @@ class ImageTag:
 
     Attributes:
         name: of the tag; what other tags call `toName`.
-        variable: key of the image in the task's data, "image" for value="$image".
+        variable: where the image stands in the task's data: "image" for value="$image", "meta.urls[0]" for what is
+            deeper.
     """
 
     name: str
     variable: str
+
+    def value_in(self, data: object) -> Any:
+        """Return what a task's data says of the image, None if nothing: by the whole variable, else step by step."""
+        if isinstance(data, Mapping) and self.variable in data:
+            return data[self.variable]
+        for step in re.findall(r"[^.\[\]]+", self.variable):
+            if isinstance(data, Mapping):
+                data = data.get(step)
+            elif isinstance(data, list) and step.isdecimal() and int(step) < len(data):
+                data = data[int(step)]
+            else:
+                return None
+        return data
 
 
 @dataclass(frozen=True)
@@ -122,11 +141,13 @@ class LabelingConfig:
         images: at least one.
         outputs: at least one, in the order of `Kind`, then of the config.
         prompts: the smart tags; without any, only batches of tasks can be answered.
+        messages: the image of a TextArea named "refinesam", where an annotator is told why an answer is missing.
     """
 
     images: tuple[ImageTag, ...]
     outputs: tuple[OutputTag, ...]
     prompts: tuple[PromptTag, ...] = ()
+    messages: str | None = None
 
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:
@@ -156,7 +177,9 @@ class LabelingConfig:
                 f'<BrushLabels name="mask" toName="{images[0].name}"><Label value="Object"/></BrushLabels>; '
                 "PolygonLabels, BitmaskLabels and RectangleLabels are answered, too."
             )
-        return cls(images, tuple(sorted(outputs, key=lambda tag: get_args(Kind).index(tag.kind))), prompts)
+        areas = [tag for tag in tags if tag.kind == "textarea" and tag.attributes.get("name") == MESSAGES]
+        messages = next((name for tag in areas for name in tag.images(names)), None)
+        return cls(images, tuple(sorted(outputs, key=lambda tag: get_args(Kind).index(tag.kind))), prompts, messages)
 
     def output_for(self, label: str | None, preferred: Kind | None = None, to_name: str | None = None) -> OutputTag:
         """Return the tag whose region answers a prompt.

@@ -19,10 +19,10 @@ from PIL import Image
 
 from refinesam import DatasetError
 from refinesam_labelstudio.brush import MAX_PIXELS, decode_brush_rle, encode_brush_rle
-from refinesam_labelstudio.labeling_config import Kind, LabelingConfig, OutputTag
+from refinesam_labelstudio.labeling_config import MESSAGES, Kind, LabelingConfig, OutputTag
 from refinesam_labelstudio.outlines import mask_from_outline, outlines_from_mask
 
-__all__ = ["check_regions", "is_unchanged", "mask_from_region", "regions_from_mask"]
+__all__ = ["check_regions", "is_unchanged", "mask_from_region", "message_region", "regions_from_mask"]
 
 PNG_PREFIX = "data:image/png;base64,"
 # The key in a region's value that tells its kind.
@@ -87,6 +87,12 @@ def regions_from_mask(
         if tag.labels_from and labelled:
             regions.append({**own, "from_name": tag.labels_from, "type": "labels", "value": {**value, **labelled}})
     return regions
+
+
+def message_region(text: str, to_name: str) -> dict[str, Any]:
+    """Return what writes a text into the labeling config's TextArea for messages, in place of the one before."""
+    own = {"id": "refinesam-message", "from_name": MESSAGES, "to_name": to_name, "type": "textarea"}
+    return {**own, "value": {"text": [text] if text else []}}
 
 
 def is_unchanged(region: Mapping[str, Any], mask: NDArray[np.bool_]) -> bool:

@@ -22,6 +22,7 @@ from refinesam import AMRConfig, ConfigError, RefineSAMError, Session
 from refinesam_labelstudio.answering import Answer, Answerer, ReadImage
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions, weights_version
+from refinesam_labelstudio.results import message_region
 
 __all__ = ["NotReadyError", "OnEvent", "Service"]
 
@@ -86,6 +87,7 @@ class Service:
         self._read_image, self._batch_s, self._predict_wait_s = read_image, batch_s, predict_wait_s
         self._lock = threading.Lock()
         self._projects: OrderedDict[str, _Project] = OrderedDict()
+        self._told: set[int | None] = set()  # tasks whose annotator sees a message
         self._prefetching: set[tuple[object, int | None]] = set()
         self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="refinesam-prefetch")
         self._events = ThreadPoolExecutor(1, thread_name_prefix="refinesam-events")
@@ -142,7 +144,8 @@ class Service:
             {"results": [{"result": [...], "score": ..., "model_version": ...}, ...]}, one for each task, in order. In
             their place, a task of a batch that can't be answered, comes too late or asks for nothing has []: Label
             Studio then stores no prediction of it and asks again the next time. The log says why. With a context, an
-            answer also has "problems", why something is missing, and "backend", this service's `instance`.
+            answer also has "problems", why something is missing, and "backend", this service's `instance`; and where
+            the labeling config has a TextArea for messages, the annotator sees the problems there.
 
         Raises:
             ConfigError: no list of tasks, or no labeling config that can be answered.
@@ -154,9 +157,17 @@ class Service:
             raise ConfigError(f'/predict needs "tasks", a list, got a {type(tasks).__name__}.')
         project = self._project(body, tasks)
         context = params.get("context") if isinstance(params, Mapping) else None
-        session, weights = self._session(self._predict_wait_s)
+        config = _parsed(project.label_config)
+        try:
+            session, weights = self._session(self._predict_wait_s)
+        except NotReadyError as error:
+            if context is None or config.messages is None:
+                raise
+            missing = Answer(problems=(str(error),))
+            rows = [self._row(missing, LOADING, task, context, config) for task in tasks]
+            return {"results": rows, "model_version": LOADING}
         version = project.options.version(weights)
-        answerer = Answerer(session, self._read_image, _parsed(project.label_config), project.options)
+        answerer = Answerer(session, self._read_image, config, project.options)
         results: list[dict[str, Any] | list[Any]] = []
         for task in tasks:
             late = time.monotonic() > deadline
@@ -167,11 +178,22 @@ class Service:
             for problem in answer.problems:
                 _logger.warning("Task %s: %s", _task_id(task), problem)
             done = answer.done or context is not None
-            row: dict[str, Any] = {"result": list(answer.regions), "score": answer.score, "model_version": version}
-            if context is not None:  # Label Studio passes it on as it is
-                row.update(problems=list(answer.problems), backend=self.instance)
-            results.append(row if done else [])
+            results.append(self._row(answer, version, task, context, config) if done else [])
         return {"results": results, "model_version": version}
+
+    def _row(
+        self, answer: Answer, version: str, task: object, context: object, config: LabelingConfig
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {"result": list(answer.regions), "score": answer.score, "model_version": version}
+        if context is None:
+            return row
+        # Label Studio passes an annotator's answer on as it is, and shows of it the regions alone.
+        row.update(problems=list(answer.problems), backend=self.instance)
+        text = " ".join(answer.problems)
+        if config.messages is not None and (text or _task_id(task) in self._told):
+            row["result"].append(message_region(text, config.messages))
+            (self._told.add if text else self._told.discard)(_task_id(task))
+        return row
 
     def versions(self) -> dict[str, Any]:
         """Return {"versions": [...]}: the model versions that can be had, as far as they are known."""

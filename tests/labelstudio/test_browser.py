@@ -210,3 +210,23 @@ def test_a_photo_that_was_turned_is_answered_as_it_is_shown(
     (mask,) = submitted(project, project.tasks["turned.jpg"])
     assert np.array_equal(mask, photo.predict(drawn).mask)
     assert mask[126, 103], "the middle of the coin"
+
+
+def test_an_annotator_sees_why_nothing_came(page: Page, label_studio: LabelStudio, backend: Backend) -> None:
+    config = EXAMPLES["brush"].replace('value="Object"', 'value="Mine"', 1)  # so that no brush has the label of a click
+    project = label_studio.project(config, {"coins.png": encoded(COINS, "PNG")})
+    project.attach(backend.url, extra_params={"everything": False})
+    annotator = Annotator(page, project, project.tasks["coins.png"])
+    said = page.get_by_text("No tag that takes masks of image 'image' has the label 'Object'")
+    annotator.choose("key-point-tool", POINTS)
+    annotator.click(117, 200)
+    said.wait_for()
+    annotator.choose("key-point-tool", POINTS, "Other")
+    annotator.click(117, 200)
+    said.wait_for(state="detached")
+    annotator.accept()
+    annotator.submit()
+    (annotation,) = label_studio.call("GET", f"/api/tasks/{project.tasks['coins.png']}")["annotations"]
+    assert [region["value"]["brushlabels"] for region in annotation["result"] if region["type"] == "brushlabels"] == [
+        ["Other"]
+    ]

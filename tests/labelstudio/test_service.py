@@ -92,7 +92,7 @@ def request(*tasks: Any, context: Any = None, kind: str = "brush", project: str 
 
 
 def masks(result: dict[str, Any]) -> list[np.ndarray]:
-    return [mask_from_region(region) for region in result["result"]]
+    return [mask_from_region(region) for region in result["result"] if region["type"] != "textarea"]
 
 
 @pytest.mark.parametrize("kind", list(EXAMPLES))
@@ -157,6 +157,48 @@ def test_one_bad_object_costs_only_itself(make: Callable[..., Service], caplog: 
         ]
     assert [int(mask.sum()) for mask in masks(result)] == [192]
     assert "Unheard-of" in caplog.text
+
+
+def test_an_annotator_is_told_why_an_answer_is_missing(make: Callable[..., Service], model: FloodModel) -> None:
+    service = make()
+    bad, good = rectangle(0, 0, 25, 100), rectangle(0, 0, 50, 50)
+    bad["value"]["rectanglelabels"] = ["Unheard-of"]
+
+    def messages(*context: dict[str, Any], **body: Any) -> list[Any]:
+        (result,) = service.predict({**request(task(), context={"result": list(context)}), **body})["results"]
+        found = [region for region in result["result"] if region["type"] == "textarea"]
+        assert {(region["from_name"], region["to_name"]) for region in found} <= {("refinesam", "image")}
+        return [region["value"]["text"] for region in found]
+
+    assert messages(good) == []
+    ((text,),) = messages(bad, good)
+    assert "'Unheard-of'" in text
+    assert messages(good) == [[]]  # takes it away
+    assert messages(good) == []
+    without = "\n".join(line for line in EXAMPLES["brush"].splitlines() if "TextArea" not in line)
+    assert messages(bad, label_config=without) == []
+    service = make(lambda: (_ for _ in ()).throw(WeightsError("damaged")))
+    ((text,),) = messages(good)
+    assert "damaged" in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "data"),
+    [
+        ("meta.url", {"meta": {"url": "/data/upload/1/0.png"}}),
+        ("meta.url", {"meta.url": "/data/upload/1/0.png"}),
+        ("urls[1].small", {"urls": [{}, {"small": "/data/upload/1/0.png"}]}),
+    ],
+)
+def test_an_image_that_stands_deeper_in_the_task(make: Callable[..., Service], variable: str, data: Any) -> None:
+    config = EXAMPLES["brush"].replace("$image", f"${variable}")
+    body = request({"id": 10, "data": data}, context={"result": [keypoint(20, 20)]})
+    (result,) = make().predict({**body, "label_config": config})["results"]
+    assert [int(mask.sum()) for mask in masks(result)] == [192]
+    for other in ({}, {"meta": None}, {"urls": [{}]}, {"meta": ["url"]}):
+        body["tasks"][0]["data"] = other
+        (result,) = make().predict({**body, "label_config": config})["results"]
+        assert f"needs {variable}" in result["problems"][0]
 
 
 def test_what_should_not_happen_costs_only_its_task(
@@ -379,12 +421,16 @@ def test_while_weights_load(make: Callable[..., Service], model: FloodModel, mon
     assert service.setup(setup) == {"model_version": "loading+amr"}
     assert service.versions() == {"versions": []}
     with pytest.raises(NotReadyError, match="still loading"):
-        service.predict(click)
+        service.predict(request(task()))
+    (told,) = service.predict(click)["results"]
+    assert "still loading" in told["result"][0]["value"]["text"][0]
     go.set()
     service._session(30)
     assert service.health() == {"status": "UP", "model": "ready"}
     assert service.setup(setup) == {"model_version": "flood-ffffffff+amr"}
-    assert len(service.predict(click)["results"][0]["result"]) == 1
+    (answer,) = service.predict(click)["results"]
+    assert len(masks(answer)) == 1
+    assert answer["result"][1]["value"]["text"] == []  # and what was told is taken away
 
 
 def test_prediction_waits_for_weights(make: Callable[..., Service], model: FloodModel) -> None:
@@ -404,6 +450,8 @@ def test_weights_that_do_not_load(make: Callable[..., Service], error: BaseExcep
     service = make(factory)
     with pytest.raises(NotReadyError, match=type(error).__name__):
         service.predict(request(task()))
+    (told,) = service.predict(request(task(), context={"result": [keypoint(20, 20)]}))["results"]
+    assert type(error).__name__ in told["result"][0]["value"]["text"][0]
     with pytest.raises(NotReadyError, match="could not be loaded"):
         service.setup({"project": "5.1", "schema": EXAMPLES["brush"]})
     assert service.health() == {"status": "UP", "model": "failed"}
