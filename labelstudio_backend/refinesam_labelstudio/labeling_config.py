@@ -27,7 +27,7 @@ PromptKind = Literal["keypoint", "rectangle"]
 MESSAGES = "refinesam"
 
 _EXAMPLE = """<View>
-  <TextArea name="refinesam" toName="image" rows="1" editable="false" placeholder="Why an answer is missing"/>
+  <TextArea name="refinesam" toName="image" rows="1" editable="false" placeholder="Says why, if an answer is missing"/>
   <Image name="image" value="$image" zoom="true"/>
   <{output} name="{name}" toName="image"{smart}>
     <Label value="Object" background="#1f77b4"/>

@@ -222,7 +222,7 @@ def test_an_annotator_sees_why_nothing_came(page: Page, label_studio: LabelStudi
     annotator.click(117, 200)
     said.wait_for()
     annotator.choose("key-point-tool", POINTS, "Other")
-    annotator.click(117, 200)
+    annotator.click(300, 200)
     said.wait_for(state="detached")
     annotator.accept()
     annotator.submit()
