@@ -1,10 +1,11 @@
-"""`refinesam labelstudio ...`: serve, preannotate, doctor, configs, approve, finetune."""
+"""`refinesam labelstudio ...`: serve, preannotate, doctor, configs, export, approve, finetune."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,7 @@ from refinesam_labelstudio.environment import (
     required_label_studio,
     start_service,
 )
+from refinesam_labelstudio.export import export_project
 from refinesam_labelstudio.findings import SSRF
 from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
 from refinesam_labelstudio.learning import finetune_project, weights_for
@@ -64,6 +66,10 @@ RootsOption = Annotated[
 HostsOption = Annotated[
     list[str] | None, typer.Option("--allow-host", help="A further host to fetch images from; repeatable.")
 ]
+NOT_EXPORTED = (
+    "Label Studio's own COCO and PNG exports leave bitmasks out: choose brush, or export with `refinesam labelstudio "
+    "export`."
+)
 ProjectOption = Annotated[int, typer.Option(help="The project's id, the number in its address.")]
 
 
@@ -184,11 +190,41 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command("export")
+def export_annotations(
+    project: ProjectOption,
+    output: Annotated[Path, typer.Option(help="A folder; instances.json is written into it.")],
+    png: Annotated[bool, typer.Option("--png", help="Also a PNG for each label of a task.")] = False,
+    folder: FolderOption = DEFAULT_FOLDER,
+    local_root: RootsOption = None,
+    allow_host: HostsOption = None,
+) -> None:
+    """Write accepted annotations as COCO with exact masks: brushes, bitmasks and polygons alike."""
+    _log()
+    server = required_label_studio(allow_host or ())
+    with progress_of("Export", errors) as on_progress:
+        done = export_project(
+            server, project, image_reader(server, folder, local_root or ()), output, png=png, on_progress=on_progress
+        )
+    console.print(
+        f"{done.images} images with {done.objects} objects in {output}; {done.unannotated} tasks have no accepted "
+        f"annotation, {len(done.failed)} failed.",
+        markup=False,
+        soft_wrap=True,
+    )
+    _print_failed(done.failed)
+
+
 @app.command()
 def configs(
     kind: Annotated[Literal["brush", "polygon", "bitmask", "box"], typer.Argument(help="What holds the masks.")],
 ) -> None:
-    """Print a labeling config, ready to paste under Settings, Labeling Interface, Code."""
+    """Print a labeling config, ready to paste under Settings, Labeling Interface, Code.
+
+    Label Studio's own exports leave bitmasks out: `refinesam labelstudio export` has them.
+    """
+    if kind == "bitmask":
+        errors.print(NOT_EXPORTED)
     typer.echo(EXAMPLES[kind], nl=False)
 
 
@@ -258,5 +294,9 @@ def _print_summary(done: Preannotation) -> None:
             f'{len(done.unprompted)} tasks have no box and no click to answer, and "everything" is off: mark objects '
             "in them, or turn it on in the extra params."
         )
-    for task_id, reason in done.failed.items():
+    _print_failed(done.failed)
+
+
+def _print_failed(failed: Mapping[int, str]) -> None:
+    for task_id, reason in failed.items():
         console.print(f"Task {task_id}: {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -25,7 +25,15 @@ from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.responses import ServerError
 from refinesam_labelstudio.results import is_unchanged, mask_from_region
 
-__all__ = ["Corrections", "approve", "masks_from_annotation", "project_folder", "waiting", "write_dataset"]
+__all__ = [
+    "Corrections",
+    "approve",
+    "masks_from_annotation",
+    "newest_accepted",
+    "project_folder",
+    "waiting",
+    "write_dataset",
+]
 
 KEPT = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 # One of so many tasks is for validation, by its id, so that it stays where it is.
@@ -40,12 +48,24 @@ def project_folder(root: Path, project_id: int) -> Path:
     return root / f"project-{int(project_id)}"
 
 
-def masks_from_annotation(result: Sequence[Any], to_name: str) -> list[tuple[str, NDArray[np.bool_]]]:
+def newest_accepted(task: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the newest annotation of a task that isn't a skip; None without one."""
+    accepted = [item for item in task.get("annotations") or [] if not item.get("was_cancelled")]
+    return max(accepted, key=lambda item: (str(item.get("updated_at") or ""), item.get("id") or 0), default=None)
+
+
+def masks_from_annotation(
+    result: Sequence[Any], to_name: str, *, only_changed: bool = False
+) -> list[tuple[str, NDArray[np.bool_]]]:
     """Return the masks of an image in an annotation, each with its label, "object" where it has none.
 
     Brushes, bitmasks and polygons are masks; rectangles and key points are not. Polygons that name one of the same
-    label as their parent are parts of it. What is malformed is left out and logged; an object of which nothing was
-    changed since a model made it is left out, too.
+    label as their parent are parts of it. What is malformed is left out and logged.
+
+    Args:
+        result: the annotation's regions.
+        to_name: name of the image's tag.
+        only_changed: leave out an object of which nothing was changed since a model made it.
     """
     regions = [region for region in result if isinstance(region, Mapping) and region.get("to_name") == to_name]
     # A label from a Labels tag of its own is a second result of the same id.
@@ -68,7 +88,11 @@ def masks_from_annotation(result: Sequence[Any], to_name: str) -> list[tuple[str
             found[region["parentID"]] = label, parent[1] | mask
         else:
             found[region.get("id")] = label, mask
-    return [(label, mask) for region_id, (label, mask) in found.items() if mask.any() and region_id in changed]
+    return [
+        (label, mask)
+        for region_id, (label, mask) in found.items()
+        if mask.any() and (region_id in changed or not only_changed)
+    ]
 
 
 def _label(region: Mapping[str, Any]) -> str | None:
@@ -127,11 +151,10 @@ class Corrections:
         project_id = int(task["project"])
         folder = project_folder(self._root, project_id)
         record = folder / "tasks" / f"{task_id}.json"
-        accepted = [item for item in task.get("annotations") or [] if not item.get("was_cancelled")]
-        if not accepted:
+        newest = newest_accepted(task)
+        if newest is None:
             self._forget(record)
             return 0
-        newest = max(accepted, key=lambda item: (str(item.get("updated_at") or ""), item.get("id") or 0))
         config = LabelingConfig.parse(self._server.project(project_id)["label_config"])
         images = list(self._images(task, task_id, newest.get("result") or [], config, folder))
         if not images:
@@ -145,7 +168,7 @@ class Corrections:
         self, task: Mapping[str, Any], task_id: int, result: Sequence[Any], config: LabelingConfig, folder: Path
     ) -> Iterator[dict[str, Any]]:
         for number, tag in enumerate(config.images):
-            masks = masks_from_annotation(result, tag.name)
+            masks = masks_from_annotation(result, tag.name, only_changed=True)
             if not masks or (value := tag.value_in(task.get("data"))) is None:
                 continue
             pixels = self._read_image(value, task_id)

@@ -84,7 +84,9 @@ def examine_project(server: ProjectServer, project_id: int, backend: Backend | N
 
 def _labeling_config(config: LabelingConfig) -> Iterator[Finding]:
     outputs = ", ".join(f"{tag.kind} ({tag.from_name})" for tag in config.outputs)
-    yield Finding("labeling config", True, f"answers go to {outputs}")
+    bitmask = "; Label Studio's own exports leave bitmasks out, `refinesam labelstudio export` has them"
+    kinds = {tag.kind for tag in config.outputs}
+    yield Finding("labeling config", True, f"answers go to {outputs}{bitmask if 'bitmask' in kinds else ''}")
     if not config.prompts:
         yield Finding(
             "smart tags",

@@ -60,6 +60,10 @@ def test_configs_print_what_can_be_pasted(environment: dict[str, str]) -> None:
     done = run(environment, "configs", "polygon")
     assert (done.returncode, done.stdout) == (0, EXAMPLES["polygon"])
     assert LabelingConfig.parse(done.stdout).outputs[0].kind == "polygon"
+    assert done.stderr == ""
+    bitmask = run(environment, "configs", "bitmask")
+    assert bitmask.stdout == EXAMPLES["bitmask"]
+    assert "labelstudio export" in " ".join(bitmask.stderr.split())
 
 
 def test_the_commands_need_no_torch() -> None:
