@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.prompts import PromptedObject, prompt_from_context, prompts_from_annotations
 from refinesam_labelstudio.results import check_regions, regions_from_mask
 
-__all__ = ["Answer", "Answerer", "ReadImage"]
+__all__ = ["Answer", "Answerer", "ReadImage", "told_of_whole"]
 
 # Takes what a task's data says of its image, and the task's id; returns (H, W, 3) uint8 RGB.
 ReadImage = Callable[[object, int | None], NDArray[np.uint8]]
@@ -32,12 +33,14 @@ class Answer:
         score: mean predicted IoU of the masks, None without any.
         problems: why something is missing, one sentence each.
         unprompted: nothing is asked for yet, so that there is time to encode the images.
+        whole_s: seconds that it took to segment the whole images, for want of a prompt; None where there was one.
     """
 
     regions: tuple[dict[str, Any], ...] = ()
     score: float | None = None
     problems: tuple[str, ...] = ()
     unprompted: bool = False
+    whole_s: float | None = None
 
     @property
     def done(self) -> bool:
@@ -83,7 +86,7 @@ class Answerer:
         for name, pixels in images.items():
             found = self._objects(task, context, pixels.shape[:2])
             objects[name] = [item for item in found if item.to_name == name]
-        prompted = any(objects.values())
+        prompted, started = any(objects.values()), time.monotonic()
         if not prompted and self.options.everything is None:
             return Answer(unprompted=True)
         regions: list[dict[str, Any]] = []
@@ -100,7 +103,9 @@ class Answerer:
                     continue
                 regions += made
                 scores += [_score(prediction)] if made else []
-        return Answer(tuple(regions), float(np.mean(scores)) if scores else None, tuple(problems))
+        whole_s = None if prompted else time.monotonic() - started
+        score = float(np.mean(scores)) if scores else None
+        return Answer(tuple(regions), score, tuple(problems), whole_s=whole_s)
 
     def images(self, task: Mapping[str, Any]) -> list[object]:
         """Return what a task's data says of the images of the labeling config that it has."""
@@ -162,6 +167,20 @@ class Answerer:
         )
         check_regions(regions, self.config)
         return regions
+
+
+def told_of_whole(answers: Sequence[Answer]) -> str:
+    """Return in words what it cost to segment images whole, and how often for nothing; "" where none was."""
+    whole = [answer for answer in answers if answer.whole_s is not None]
+    if not whole:
+        return ""
+    mean = sum(answer.whole_s or 0 for answer in whole) / len(whole)
+    empty = sum(not answer.regions for answer in whole)
+    return (
+        f"{len(whole)} tasks had no box and no click and were segmented whole: {mean:.1f} seconds each, and nothing "
+        f'was found in {empty}. Boxes or clicks are quicker and surer; {{"everything": false}} in the extra params '
+        "leaves such tasks out."
+    )
 
 
 def _score(prediction: Prediction) -> float:

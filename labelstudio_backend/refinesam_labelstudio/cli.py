@@ -70,6 +70,11 @@ NOT_EXPORTED = (
     "Label Studio's own COCO and PNG exports leave bitmasks out: choose brush, or export with `refinesam labelstudio "
     "export`."
 )
+WHOLE = (
+    "Tasks without a box or a click are segmented whole. On a CPU that takes some 15 seconds a photograph, so that one "
+    'Retrieve answers a few, and in half of them it may find nothing; the extra params {"everything": false} leave '
+    "them out."
+)
 ProjectOption = Annotated[int, typer.Option(help="The project's id, the number in its address.")]
 
 
@@ -100,6 +105,8 @@ def serve(
     service = start_service(weights, device, options, folder, local_root or (), allow_host or (), learn)
     address = host if host not in ("0.0.0.0", "::") else "this machine's address"
     errors.print(f"Connect http://{address}:{port} in a project's settings, under Model. {SSRF}", highlight=False)
+    if options.everything is not None:
+        errors.print(WHOLE)
     if not os.environ.get(URL):
         errors.print(f"Without {URL} and {TOKEN}, only images in local roots and data URIs can be read.")
     uvicorn.run(create_app(service, basic_auth=credentials), host=host, port=port, log_level="info")
@@ -289,6 +296,8 @@ def _print_summary(done: Preannotation) -> None:
     numbers = (done.tasks, done.stored, len(done.empty), done.kept, *map(len, lists), done.seconds)
     table.add_row(*map(str, numbers))
     console.print(table)
+    if done.whole:
+        console.print(done.whole, markup=False, soft_wrap=True)
     if done.unprompted:
         console.print(
             f'{len(done.unprompted)} tasks have no box and no click to answer, and "everything" is off: mark objects '

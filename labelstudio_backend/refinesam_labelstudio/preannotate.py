@@ -13,13 +13,13 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from refinesam import RefineSAMError
 from refinesam_labelstudio.administration import ProjectServer
-from refinesam_labelstudio.answering import Answerer
+from refinesam_labelstudio.answering import Answer, Answerer, told_of_whole
 from refinesam_labelstudio.journal import Journal
 from refinesam_labelstudio.responses import ServerError
 
@@ -49,6 +49,7 @@ class Preannotation:
         unprompted: ids of tasks that ask for nothing: without a box or a click, where "everything" is off.
         failed: why a task has no prediction, by its id.
         repaired: ids of tasks that had an empty prediction which answered nothing; it was replaced, or deleted.
+        whole: what it cost to segment images whole, in words; "" where every task had a prompt.
         problems: what is missing from the prediction of a task that has one, by its id.
         interrupted: it was ended before all tasks were done; what was answered is stored.
         seconds: the run took.
@@ -64,6 +65,7 @@ class Preannotation:
     failed: dict[int, str] = field(default_factory=dict)
     repaired: list[int] = field(default_factory=list)
     problems: dict[int, list[str]] = field(default_factory=dict)
+    whole: str = ""
     interrupted: bool = False
     seconds: float = 0.0
 
@@ -125,6 +127,7 @@ def preannotate(
             with contextlib.suppress(ServerError):
                 run.flush()
             raise
+    report.whole = told_of_whole(run.whole)
     report.seconds = round(time.monotonic() - started, 3)
     return report
 
@@ -136,6 +139,7 @@ class _Run:
     Attributes:
         rows: answers that aren't stored yet.
         replaced: by task, the prediction whose place its row takes.
+        whole: answers of images that were segmented whole, an empty region standing for any.
         flushed: when answers were stored last.
     """
 
@@ -147,6 +151,7 @@ class _Run:
     flush_s: float
     rows: list[dict[str, Any]] = field(default_factory=list)
     replaced: dict[int, int] = field(default_factory=dict)
+    whole: list[Answer] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
 
     def settle(self) -> None:
@@ -202,6 +207,8 @@ class _Run:
             _logger.exception("Task %s:", task_id)
             self._fail(task_id, f"{type(error).__name__}: {error}")
             return None
+        if answer.whole_s is not None:
+            self.whole.append(replace(answer, regions=({},) if answer.regions else ()))
         if answer.unprompted:
             self.report.unprompted.append(task_id)
             return None

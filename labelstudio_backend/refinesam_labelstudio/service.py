@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from refinesam import AMRConfig, ConfigError, RefineSAMError, Session
-from refinesam_labelstudio.answering import Answer, Answerer, ReadImage
+from refinesam_labelstudio.answering import Answer, Answerer, ReadImage, told_of_whole
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions, weights_version
 from refinesam_labelstudio.results import message_region
@@ -169,6 +169,7 @@ class Service:
         version = project.options.version(weights)
         answerer = Answerer(session, self._read_image, config, project.options)
         results: list[dict[str, Any] | list[Any]] = []
+        answers: list[Answer] = []
         for task in tasks:
             late = time.monotonic() > deadline
             answer = Answer(problems=(LATE,)) if late else _guarded(answerer, task, context)
@@ -177,8 +178,11 @@ class Service:
                     self.prefetch(value, _task_id(task))
             for problem in answer.problems:
                 _logger.warning("Task %s: %s", _task_id(task), problem)
+            answers.append(answer)
             done = answer.done or context is not None
             results.append(self._row(answer, version, task, context, config) if done else [])
+        if told := told_of_whole(answers):
+            _logger.info(told)
         return {"results": results, "model_version": version}
 
     def _row(

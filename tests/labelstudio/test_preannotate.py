@@ -155,6 +155,8 @@ def test_nothing_found_is_done(studio: FakeProject, tmp_path: Path) -> None:
     }
     report = run(server_of(studio), tmp_path, **never)
     assert (report.stored, report.empty, report.unprompted, report.failed) == (5, [1], [], {})
+    assert report.whole.startswith("1 tasks had no box and no click and were segmented whole: ")
+    assert "nothing was found in 1." in report.whole
     (row,) = studio.tasks[0]["predictions"]
     assert (row["result"], row["score"]) == ([], None)
     again = run(server_of(studio), tmp_path, **never)

@@ -549,7 +549,10 @@ def test_webhook_passes_events_on_in_order(make: Callable[..., Service], caplog:
         make().webhook({})
 
 
-def test_real_weights_segment_everything_and_refine(make: Callable[..., Service]) -> None:
+def test_real_weights_segment_everything_and_refine(
+    make: Callable[..., Service], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="refinesam_labelstudio")
     session = refinesam.load("builtin", device="cpu")
     image = np.full((96, 128, 3), 200, np.uint8)
     y, x = np.mgrid[:96, :128]
@@ -560,6 +563,8 @@ def test_real_weights_segment_everything_and_refine(make: Callable[..., Service]
     assert version == f"builtin-{session.model.fingerprint[:8]}+amr"
     (result,) = service.predict(request(task()))["results"]
     assert 1 <= len(result["result"]) <= 5
+    assert "1 tasks had no box and no click and were segmented whole" in caplog.text
+    assert "nothing was found in 0." in caplog.text
     assert {tuple(region["value"]["brushlabels"]) for region in result["result"]} == {("Other",)}
     disc = (y - 40) ** 2 + (x - 50) ** 2 < 24**2
     (clicked,) = service.predict(request(task(), context={"result": [keypoint(50 / 1.28, 40 / 0.96, hw=(96, 128))]}))[
