@@ -124,9 +124,10 @@ class Corrections:
             self.collect(int(task["id"] if isinstance(task, Mapping) else task))  # type: ignore[arg-type]
         elif action == "ANNOTATIONS_DELETED" and isinstance(body.get("annotations"), list):
             said = {item.get("id") for item in body["annotations"] if isinstance(item, Mapping)}
-            for path in self._root.glob("project-*/tasks/*.json"):
-                if json.loads(path.read_text("utf-8"))["annotation"] in said:
-                    self._check(path)
+            for folder in self._root.glob("project-*"):
+                for task_id, record in _records(folder).items():
+                    if record.get("annotation") in said:
+                        self._check(folder / "tasks" / f"{task_id}.json")
 
     def _check(self, record: Path) -> None:
         """Look on the server whether what was kept of a task is gone."""
@@ -216,11 +217,25 @@ def approve(folder: Path, task_ids: Iterable[int]) -> None:
 
 def _approved(folder: Path) -> dict[str, str]:
     path = folder / APPROVED
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise DatasetError(
+            f"{path} can't be read ({type(error).__name__}: {error}): move it away and approve again."
+        ) from error
 
 
 def _records(folder: Path) -> dict[int, dict[str, Any]]:
-    return {int(path.stem): json.loads(path.read_text("utf-8")) for path in (folder / "tasks").glob("*.json")}
+    """Return what was collected of a project's tasks; a damaged record costs itself and is logged."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted((folder / "tasks").glob("*.json")):
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            if all(isinstance(item["label"], str) for image in record["images"] for item in image["objects"]):
+                found[int(path.stem)] = record
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            _logger.warning("%s is left out, it can't be read (%s): %s", path, type(error).__name__, error)
+    return found
 
 
 def _seal(record: Mapping[str, Any]) -> str:

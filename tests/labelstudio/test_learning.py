@@ -168,6 +168,22 @@ def test_nothing_is_trained_on_before_it_is_approved(
     assert json.loads((folder / "instances_train.json").read_text())["images"] == []
 
 
+def test_a_damaged_record_costs_only_itself(
+    studio: FakeProject, corrections: Corrections, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for task_id in (1, 2):
+        corrections.on_event(*created(task_id))
+    folder = project_folder(tmp_path / "data", 1)
+    (folder / "tasks" / "1.json").write_text('{"annotation": 71, "ima')
+    (folder / "tasks" / "notes.json").write_text("[]")
+    corrections.on_event(*created(3))
+    assert [image["file_name"] for image in documents(tmp_path)["train"]["images"]] == ["2-0.png", "3-0.png"]
+    assert "1.json is left out" in caplog.text
+    (folder / "approved.json").write_text("{")
+    with pytest.raises(DatasetError, match="approve again"):
+        waiting(folder)
+
+
 def test_only_what_the_server_has_is_kept(
     studio: FakeProject, corrections: Corrections, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
