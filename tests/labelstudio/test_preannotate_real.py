@@ -203,7 +203,7 @@ def test_an_ended_command_has_stored_what_it_answered(project: Project, tmp_path
         never.settimeout(300)
         connection, _ = never.accept()  # all other tasks are answered
         process.send_signal(sign)
-        assert process.wait(60) == 130
+        assert process.wait(300) == 130
         connection.close()
     assert json.loads(report.read_text())["stored"] == COUNT
     found = [item for number in range(COUNT) for item in project.predictions(f"{number}.png")]
