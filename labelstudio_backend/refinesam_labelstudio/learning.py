@@ -77,17 +77,7 @@ def finetune_project(
         RefineSAMError: the finetuning failed; it said why.
     """
     folder = project_folder(root, project_id)
-    write_dataset(folder)  # what was collected before approvals were asked for leaves it
-    if not _has_objects(folder / "instances_train.json"):
-        if count := len(waiting(folder)):
-            raise DatasetError(
-                f"Nothing of {folder} is approved, {count} tasks wait for it: look at them and approve them with "
-                f"`refinesam labelstudio approve --project {int(project_id)}`."
-            )
-        raise DatasetError(
-            f"{folder} holds no accepted annotation to train on: run the backend with --learn, add its /webhook to the "
-            "project's webhooks, and submit some that correct the model's masks or are drawn by hand."
-        )
+    _prepare(folder, project_id)
     number, start = len(_versions(folder)) + 1, weights_for(weights)
     output = folder / "runs" / str(number)
     recipe = output / "recipe.toml"
@@ -104,6 +94,22 @@ def finetune_project(
     # Under a name of its own, since the name is the beginning of the model version.
     made = folder / f"project{int(project_id)}_{number}.safetensors"
     return _register(folder, output / "weights.safetensors", made, {"started_from": start, "steps": steps})
+
+
+def _prepare(folder: Path, project_id: int) -> None:
+    """Write the dataset from what is approved now; DatasetError if that is nothing to train on."""
+    write_dataset(folder)
+    if _has_objects(folder / "instances_train.json"):
+        return
+    if count := len(waiting(folder)):
+        raise DatasetError(
+            f"Nothing of {folder} is approved, {count} tasks wait for it: look at them and approve them with "
+            f"`refinesam labelstudio approve --project {int(project_id)}`."
+        )
+    raise DatasetError(
+        f"{folder} holds no accepted annotation to train on: run the backend with --learn, add its /webhook to the "
+        "project's webhooks, and submit some that correct the model's masks or are drawn by hand."
+    )
 
 
 def _register(folder: Path, weights: Path, made: Path, details: dict[str, Any]) -> Path:

@@ -199,12 +199,18 @@ def test_an_ended_command_has_stored_what_it_answered(project: Project, tmp_path
         address = f"127.0.0.1:{never.getsockname()[1]}"
         body = {"data": {"image": f"http://{address}/never.png"}}
         project.server.call("PATCH", f"/api/tasks/{project.tasks['broken.png']}/", json=body)
-        process = subprocess.Popen([*command, f"--allow-host={address}"], env=environment, stdout=subprocess.DEVNULL)
-        never.settimeout(300)
-        connection, _ = never.accept()  # all other tasks are answered
-        process.send_signal(sign)
-        assert process.wait(300) == 130
-        connection.close()
+        # Under nohup and the like these tests, and what they start, would be deaf to SIGINT.
+        heard = ["env", "--default-signal=INT", *command, f"--allow-host={address}"]
+        process = subprocess.Popen(heard, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            never.settimeout(300)
+            connection, _ = never.accept()  # all other tasks are answered
+            with connection:
+                process.send_signal(sign)
+                assert process.wait(300) == 130
+        finally:
+            process.kill()
+            process.wait()
     assert json.loads(report.read_text())["stored"] == COUNT
     found = [item for number in range(COUNT) for item in project.predictions(f"{number}.png")]
     assert Counter(item["model_version"] == "boxes" for item in found) == {True: COUNT, False: COUNT}
