@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from refinesam_napari.workspace import Workspace
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["EMBEDDINGS_FOLDER", "Answers", "Options"]
 
@@ -73,7 +76,7 @@ class Answers(Scene):
         # For what takes long, so that clicks are answered meanwhile.
         self.long = Engine(self.on_gui_thread(self._long_done), self.progressed.emit)
         self._settled = QTimer(self, singleShot=True, interval=SETTLED_MS)
-        self._settled.timeout.connect(self._encode_ahead)
+        self._settled.timeout.connect(self.attempting(self._encode_ahead))
         self._paused = self._closed = False
         self.choose_image(self.first_image())
 
@@ -82,7 +85,7 @@ class Answers(Scene):
 
         def arrived(value: Any) -> None:
             if not self._closed:
-                deliver(value)
+                self.attempt(lambda: deliver(value))
 
         def post(value: Any) -> None:
             # The viewer may be closed by the time that a thread is done.
@@ -128,6 +131,9 @@ class Answers(Scene):
 
     def prompts_edited(self, name: str, prompts: dict[Plane, PlanePrompts]) -> None:
         """Take over what the user did in the prompt layers."""
+        self.attempt(lambda: self._take_over(name, prompts))
+
+    def _take_over(self, name: str, prompts: dict[Plane, PlanePrompts]) -> None:
         if self.workspace is None:
             return
         if self.plane is None:
@@ -244,9 +250,30 @@ class Answers(Scene):
             deliver(value)
         self._ended()
 
+    def attempt(self, action: Callable[[], object]) -> bool:
+        """Do what the user asked for; whatever goes wrong is told, and False returned."""
+        try:
+            action()
+        except Exception as error:
+            self.tell_error(error)
+            return False
+        return True
+
+    def attempting(self, action: Callable[..., object]) -> Callable[..., None]:
+        """Return a slot that attempts an action."""
+
+        def slot(*arguments: Any) -> None:
+            self.attempt(lambda: action(*arguments))
+
+        return slot
+
     def tell_error(self, error: Exception) -> None:
         """Tell the user what went wrong: refinesam's own errors say what to do, others name themselves."""
-        text = str(error) if isinstance(error, RefineSAMError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, RefineSAMError):
+            text = str(error)
+        else:
+            text = f"{type(error).__name__}: {error}"
+            _log.error(text, exc_info=error)
         self.told.emit(text, True)
 
     def cancel(self) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from napari.layers import Labels
 from qtpy.QtCore import QObject, Signal
 
+from refinesam import ConfigError
 from refinesam_napari.document import Document, History, Write
-from refinesam_napari.objects_layer import ObjectsLayer, fits, new_labels
+from refinesam_napari.objects_layer import ObjectsLayer
 from refinesam_napari.preview import DISPLAY_ONLY
+from refinesam_napari.targets import new_labels, unfit
 from refinesam_napari.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -60,29 +62,33 @@ class Committed(QObject):
             workspace.objects = self._objects(workspace, layer)
         return workspace.objects
 
-    def fitting_labels(self) -> list[Labels]:
-        """The Labels layers that objects of the image can be committed to."""
+    def targets(self) -> dict[Labels, str | None]:
+        """The viewer's Labels layers, and why objects of the image can't be committed to them, None if they can."""
         workspace = self.workspace
         if workspace is None:
-            return []
-        return [
-            layer
+            return {}
+        return {
+            layer: unfit(layer, workspace.shape, workspace.settings.channel_axis)
             for layer in self.viewer.layers
-            if isinstance(layer, Labels)
-            and not DISPLAY_ONLY.items() <= layer.metadata.items()
-            and fits(layer, workspace.shape, workspace.settings.channel_axis)
-        ]
+            if isinstance(layer, Labels) and not DISPLAY_ONLY.items() <= layer.metadata.items()
+        }
 
-    def use_labels(self, layer: Labels) -> bool:
-        """Commit objects into an existing Labels layer; False if it doesn't fit the image."""
+    def use_labels(self, layer: Labels) -> None:
+        """Commit objects into an existing Labels layer.
+
+        Raises:
+            ConfigError: it can't hold the image's objects.
+        """
         workspace = self.workspace
-        if workspace is None or layer not in self.fitting_labels():
-            return False
+        if workspace is None:
+            return
+        reason = self.targets().get(layer, "it is not in the viewer any more")
+        if reason is not None:
+            raise ConfigError(f"Objects can't be added to {layer.name!r}: {reason}.")
         if workspace.objects is not None:
             self.let_go_of_objects(workspace)
         workspace.objects = self._objects(workspace, layer)
         self.changed.emit()
-        return True
 
     def _objects(self, workspace: Workspace, layer: Labels) -> ObjectsLayer:
         return ObjectsLayer(layer, lambda writes: self._painted(workspace, layer, writes))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject
 
-from refinesam import RefineSAMError
 from refinesam_napari.answers import Answers
 from refinesam_napari.document import Change
 from refinesam_napari.engine import Cancelled, Work
@@ -64,7 +63,7 @@ class Controller(Answers):
             object_id = workspace.document.editing or workspace.next_id()
             score = scores[-1] if scores else None
             change = workspace.commit(object_id, MappingProxyType(prompts), masks, options.overwrite, score)
-        except RefineSAMError as error:
+        except Exception as error:
             self.tell_error(error)
             return False
         if masks and not change.writes:

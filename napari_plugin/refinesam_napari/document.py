@@ -204,6 +204,16 @@ class History:
         return len(self._done)
 
     @property
+    def last(self) -> Change | None:
+        """The change that `undo` would revert."""
+        return self._done[-1] if self._done else None
+
+    @property
+    def next(self) -> Change | None:
+        """The change that `redo` would make again."""
+        return self._undone[-1] if self._undone else None
+
+    @property
     def undo_name(self) -> str | None:
         """Name of the change that `undo` would revert."""
         return self._done[-1].name if self._done else None

@@ -41,7 +41,7 @@ class Files:
         # Edited since their last autosave; the image in hand may be another one by the time that it is due.
         self._edited: set[Workspace] = set()
         self._timer = QTimer(controller, singleShot=True, interval=AUTOSAVE_MS)
-        self._timer.timeout.connect(self.autosave)
+        self._timer.timeout.connect(controller.attempting(self.autosave))
         controller.edited.connect(self._note_edit)
         controller.losing.connect(self._autosave_first)
         # Errors come from the thread that writes.

@@ -63,7 +63,7 @@ class Keys:
 
     def _call(self, name: str) -> Callable[[Any], None]:
         def pressed(target: Any) -> None:
-            getattr(self, name)()
+            self.controller.attempt(getattr(self, name))
 
         return pressed
 

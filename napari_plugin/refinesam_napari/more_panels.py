@@ -20,7 +20,6 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
-from refinesam import RefineSAMError
 from refinesam_napari.controller import Controller
 from refinesam_napari.files import Files
 from refinesam_napari.panels import ObjectsPanel, button, row
@@ -39,20 +38,24 @@ class EverythingPanel(QGroupBox):
     def __init__(self, controller: Controller, review: Review) -> None:
         super().__init__("Segment everything")
         self.controller, self.review = controller, review
-        self.start = button("Segment everything", "In the plane in view", review.start)
+        self.start = button(controller, "Segment everything", "In the plane in view", review.start)
         self.score = QDoubleSpinBox(maximum=1.0, singleStep=0.05, decimals=2)
         self.least_area = QSpinBox(maximum=2**31 - 1, singleStep=50)
         self.greatest_area = QSpinBox(maximum=2**31 - 1, singleStep=500)
         self.greatest_area.setSpecialValueText("no limit")
         for box in (self.score, self.least_area, self.greatest_area):
-            box.valueChanged.connect(self._filter)
+            box.valueChanged.connect(controller.attempting(self._filter))
         self.list = QListWidget()
         self.list.setMaximumHeight(120)
         self.list.setSelectionMode(QListWidget.SelectionMode.ExtendedSelection)
-        self.accept_all = button("Accept all shown", "Make objects of them, the best first", self._accept_all)
-        self.accept = button("Accept", "Make an object of the chosen ones", lambda: review.accept(self.chosen))
-        self.discard = button("Discard", "Drop the chosen ones", lambda: review.discard(self.chosen))
-        self.clear = button("Drop all", "Drop all candidates", review.clear)
+        self.accept_all = button(
+            controller, "Accept all shown", "Make objects of them, the best first", self._accept_all
+        )
+        self.accept = button(
+            controller, "Accept", "Make an object of the chosen ones", lambda: review.accept(self.chosen)
+        )
+        self.discard = button(controller, "Discard", "Drop the chosen ones", lambda: review.discard(self.chosen))
+        self.clear = button(controller, "Drop all", "Drop all candidates", review.clear)
         form = QFormLayout()
         form.addRow("Least predicted IoU", self.score)
         form.addRow("Least area, px", self.least_area)
@@ -88,7 +91,7 @@ class EverythingPanel(QGroupBox):
         for made in (self.accept_all, self.accept, self.discard, self.clear):
             made.setEnabled(bool(review.candidates))
 
-    def _filter(self) -> None:
+    def _filter(self, *_: object) -> None:
         self.review.use_filters(Filters(self.score.value(), self.least_area.value(), self.greatest_area.value()))
 
     def _accept_all(self) -> None:
@@ -105,7 +108,7 @@ class StackPanel(QGroupBox):
         self.direction = QComboBox()
         for words, name in DIRECTIONS.items():
             self.direction.addItem(words, name)
-        self.direction.activated.connect(self._choose)
+        self.direction.activated.connect(controller.attempting(self._choose))
         self.agreement = QDoubleSpinBox(maximum=1.0, singleStep=0.05, decimals=2)
         self.agreement.setToolTip("A slice whose mask overlaps less (IoU) with the slice before ends the object.")
         self.contrast = QDoubleSpinBox(maximum=1.0, singleStep=0.05, decimals=2)
@@ -113,8 +116,9 @@ class StackPanel(QGroupBox):
         self.agreement.setValue(stack.settings.min_agreement)
         self.contrast.setValue(stack.settings.min_contrast)
         for box in (self.agreement, self.contrast):
-            box.valueChanged.connect(self._choose)
+            box.valueChanged.connect(controller.attempting(self._choose))
         self.start = button(
+            controller,
             "Propagate",
             "The object in hand, or the one chosen in the list. To do again from a slice: edit the object, prompt it "
             "there, and go up or down from here.",
@@ -136,7 +140,7 @@ class StackPanel(QGroupBox):
             words = f"axis {axis} ({workspace.image.axis_labels[axis]})"
         self.axis.setText(words)
 
-    def _choose(self) -> None:
+    def _choose(self, *_: object) -> None:
         self.stack.settings = replace(
             self.stack.settings,
             direction=self.direction.currentData(),
@@ -151,18 +155,26 @@ class FilesPanel(QGroupBox):
     def __init__(self, controller: Controller, files: Files) -> None:
         super().__init__("Files")
         self.controller, self.files = controller, files
-        self.save = button("Save ...", "Prompts and masks as JSON", lambda: self._to("Save", "", "json", files.save))
-        self.load = button("Load ...", "Prompts and masks from JSON", self._load)
+        self.save = button(
+            controller, "Save ...", "Prompts and masks as JSON", lambda: self._to("Save", "", "json", files.save)
+        )
+        self.load = button(controller, "Load ...", "Prompts and masks from JSON", self._load)
         self.replay = button(
+            controller,
             "Replay prompts",
             "Compute all masks from their prompts again, with the model chosen now",
-            lambda: self._do(files.replay),
+            files.replay,
         )
         self.tiff = button(
-            "Labels as TIFF ...", "Export", lambda: self._to("Labels as TIFF", "_labels", "tif", files.export_tiff)
+            controller,
+            "Labels as TIFF ...",
+            "Export",
+            lambda: self._to("Labels as TIFF", "_labels", "tif", files.export_tiff),
         )
-        self.coco = button("COCO JSON ...", "Export", lambda: self._to("COCO JSON", "_coco", "json", files.export_coco))
-        self.restore = button("Restore", "Load what a viewer that went down left behind", self._restore)
+        self.coco = button(
+            controller, "COCO JSON ...", "Export", lambda: self._to("COCO JSON", "_coco", "json", files.export_coco)
+        )
+        self.restore = button(controller, "Restore", "Load what a viewer that went down left behind", self._restore)
         layout = QVBoxLayout(self)
         layout.addWidget(row(self.save, self.load, self.replay))
         layout.addWidget(row(self.tiff, self.coco))
@@ -184,28 +196,21 @@ class FilesPanel(QGroupBox):
     def _to(self, title: str, ending: str, suffix: str, write: Callable[[str], None]) -> None:
         name = "session" if self._image is None else self._image.name
         path, _ = QFileDialog.getSaveFileName(self, title, f"{name}{ending}.{suffix}", f"*.{suffix}")
-        if path and self._do(lambda: write(path)):
+        if path:
+            write(path)
             self.controller.told.emit(f"Written: {path}", False)
 
     def _load(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Load", "", SESSION_FILES)
         if path:
-            self._do(lambda: self._tell_problems(self.files.load(path)))
+            self._tell_problems(self.files.load(path))
 
     def _restore(self) -> None:
         path, _ = self._left[-1]
-        if self._do(lambda: self._tell_problems(self.files.restore(path))):
-            self._left = self.files.left_behind()
-            self.controller.changed.emit()
+        self._tell_problems(self.files.restore(path))
+        self._left = self.files.left_behind()
+        self.controller.changed.emit()
 
     def _tell_problems(self, problems: tuple[str, ...]) -> None:
         if problems:
             self.controller.told.emit("Left out, being damaged: " + "; ".join(problems), True)
-
-    def _do(self, action: Callable[[], object]) -> bool:
-        try:
-            action()
-        except (RefineSAMError, OSError) as error:
-            self.controller.tell_error(error)
-            return False
-        return True

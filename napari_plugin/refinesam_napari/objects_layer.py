@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,12 @@ from numpy.typing import NDArray
 from refinesam import ConfigError
 from refinesam_napari.document import Write
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
-from refinesam_napari.placing import keeping_active, patch_of, place_like, place_of
+from refinesam_napari.placing import patch_of
 
 if TYPE_CHECKING:
-    from napari.layers import Image, Labels
-    from napari.viewer import Viewer
+    from napari.layers import Labels
 
-__all__ = ["ObjectsLayer", "fits", "new_labels"]
+__all__ = ["ObjectsLayer"]
 
 
 class ObjectsLayer:
@@ -128,20 +128,44 @@ class ObjectsLayer:
         changed = after != before
         return Write(key, changed, before, after) if changed.any() else None
 
-    def apply(self, writes: Iterable[Write]) -> None:
-        """Write what was planned."""
-        for write in writes:
-            self._set(write.key, write.mask, write.new)
+    def apply(self, writes: Sequence[Write]) -> None:
+        """Write all that was planned, or nothing.
+
+        Raises:
+            ConfigError: the layer can't be written to; so do `undo` and `redo`.
+        """
+        self._all_or_nothing(writes, lambda write: self._set(write.key, write.mask, write.new), self._backward)
 
     def undo(self, writes: Sequence[Write]) -> None:
         """Take back what was written, the last first, where it still stands."""
-        for write in reversed(writes):
-            self._set(write.key, *write.backward(np.asarray(self.layer.data[write.key])))
+        self._all_or_nothing(writes[::-1], self._backward, self._forward)
 
     def redo(self, writes: Sequence[Write]) -> None:
         """Write again what was taken back."""
-        for write in writes:
-            self._set(write.key, *write.forward(np.asarray(self.layer.data[write.key])))
+        self._all_or_nothing(writes, self._forward, self._backward)
+
+    def _backward(self, write: Write) -> None:
+        self._set(write.key, *write.backward(np.asarray(self.layer.data[write.key])))
+
+    def _forward(self, write: Write) -> None:
+        self._set(write.key, *write.forward(np.asarray(self.layer.data[write.key])))
+
+    def _all_or_nothing(
+        self, writes: Iterable[Write], there: Callable[[Write], None], back: Callable[[Write], None]
+    ) -> None:
+        done: list[Write] = []
+        try:
+            for write in writes:
+                done.append(write)  # One that fails half-way is taken back, too.
+                there(write)
+        except Exception as error:
+            for write in reversed(done):
+                with contextlib.suppress(Exception):
+                    back(write)
+            raise ConfigError(
+                f"The labels layer {self.layer.name!r} can't be written to, so nothing was changed "
+                f"({type(error).__name__}: {error}). Choose another layer under “into”, or a new one."
+            ) from error
 
     def _set(self, key: tuple[slice, ...], where: NDArray[np.bool_], values: NDArray[Any] | int) -> None:
         local = np.nonzero(where)
@@ -207,45 +231,3 @@ def _writes_of(atoms: Iterable[Any]) -> Iterator[Write]:
             new = np.zeros_like(old)
             new[local] = new_values
             yield Write(key, mask, old, new)
-
-
-def fits(labels: Labels, shape: tuple[int, ...], channel_axis: int | None) -> bool:
-    """Whether a Labels layer can hold the objects of an image of this shape."""
-    return tuple(labels.data.shape) == _labels_shape(shape, channel_axis)
-
-
-def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> Labels:
-    """Add an empty Labels layer for an image's objects.
-
-    On the channel axis it has size 1, stretched over all channels: an object belongs to each of them.
-
-    Raises:
-        ConfigError: there is not enough memory.
-    """
-    try:
-        # Untouched pages of zeros take no memory, so a large image costs only what is segmented of it.
-        data = np.zeros(_labels_shape(shape, channel_axis), np.uint16)
-    except MemoryError as error:
-        raise ConfigError(f"Labels of shape {shape} don't fit into memory; crop the image first.") from error
-    with keeping_active(viewer):
-        layer = viewer.add_labels(data, name=f"{image.name} objects", **place_of(image))
-        place_labels(layer, image, shape, channel_axis)
-    return layer
-
-
-def place_labels(layer: Labels, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> None:
-    """Give a Labels layer its image's place in the world."""
-    place_like(layer, image)
-    if channel_axis is None:
-        return
-    channels = shape[channel_axis]
-    centre = np.zeros(len(shape))
-    centre[channel_axis] = (channels - 1) / 2
-    scale = np.array(layer.scale)
-    scale[channel_axis] *= channels
-    layer.scale = scale
-    layer.translate = np.asarray(image.affine.inverse(image.data_to_world(centre)))
-
-
-def _labels_shape(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, ...]:
-    return tuple(1 if axis == channel_axis else size for axis, size in enumerate(shape))

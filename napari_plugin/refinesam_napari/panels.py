@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -28,6 +31,9 @@ from refinesam_napari.crops import CROP_MODES
 from refinesam_napari.images import INTENSITIES
 from refinesam_napari.inference import Model
 
+if TYPE_CHECKING:
+    from napari.layers import Labels
+
 __all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel", "button"]
 
 WEIGHTS = ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_b", "sam_vit_l", "sam_vit_h")
@@ -42,11 +48,11 @@ INTENSITY_WORDS = {
 }
 
 
-def button(text: str, tip: str, clicked: object) -> QPushButton:
-    """Make a button."""
+def button(controller: Controller, text: str, tip: str, clicked: Callable[[], object]) -> QPushButton:
+    """Make a button; what goes wrong with a click is told."""
     made = QPushButton(text)
     made.setToolTip(tip)
-    made.clicked.connect(lambda: clicked())  # type: ignore[operator]  # Without Qt's `checked`.
+    made.clicked.connect(controller.attempting(lambda checked: clicked()))
     return made
 
 
@@ -76,34 +82,36 @@ class ImagePanel(QGroupBox):
         self.controller = controller
         self.image = combo()
         self.image.setToolTip("The layer to segment. Selecting an image in the list of layers chooses it, too.")
-        self.image.activated.connect(self._choose_image)
+        self.image.activated.connect(controller.attempting(self._choose_image))
         self.weights = combo()
         self.weights.addItems([*WEIGHTS, OWN_FILE])
-        self.weights.activated.connect(self._choose_model)
+        self.weights.activated.connect(controller.attempting(self._choose_model))
         self.device = combo()
         self.device.addItems(DEVICES)
-        self.device.activated.connect(self._choose_model)
+        self.device.activated.connect(controller.attempting(self._choose_model))
         self.running_on = QLabel("")
         self.keep_on_disk = QCheckBox("keep embeddings on disk")
         self.keep_on_disk.setToolTip("An image that was encoded once is not encoded again, after a restart neither.")
-        self.keep_on_disk.toggled.connect(self._choose_model)
+        self.keep_on_disk.toggled.connect(controller.attempting(self._choose_model))
         self.intensity = combo()
         for name in INTENSITIES:
             self.intensity.addItem(INTENSITY_WORDS[name], name)
         self.intensity.setToolTip("How values that are not 8-bit become what the model sees.")
-        self.intensity.activated.connect(self._choose_settings)
+        self.intensity.activated.connect(controller.attempting(self._choose_settings))
         self.channel_axis = combo()
-        self.channel_axis.activated.connect(self._choose_settings)
+        self.channel_axis.activated.connect(controller.attempting(self._choose_settings))
         self.channels = QLineEdit()
         self.channels.setPlaceholderText("0 or 0,1 or 2,0,1")
         self.channels.setToolTip("One channel is seen gray; two as red, green; three as red, green, blue.")
-        self.channels.editingFinished.connect(self._choose_settings)
+        self.channels.editingFinished.connect(controller.attempting(self._choose_settings))
         self.crop = combo()
         for mode in CROP_MODES:
             self.crop.addItem(CROP_WORDS[mode], mode)
         self.crop.setToolTip("The part of a large image that the model sees at once.")
-        self.crop.activated.connect(lambda: controller.use_options(crop_mode=self.crop.currentData()))
-        self.sees = button("Show what the model sees", "Add it as a layer", self._show_seen)
+        self.crop.activated.connect(
+            controller.attempting(lambda index: controller.use_options(crop_mode=self.crop.currentData()))
+        )
+        self.sees = button(controller, "Show what the model sees", "Add it as a layer", self._show_seen)
         form = QFormLayout(self)
         form.addRow("Image", self.image)
         form.addRow("Model", self.weights)
@@ -143,7 +151,7 @@ class ImagePanel(QGroupBox):
     def _choose_image(self, index: int) -> None:
         self.controller.choose_image(self.controller.images()[index])
 
-    def _choose_model(self) -> None:
+    def _choose_model(self, *_: object) -> None:
         weights = self.weights.currentText()
         if weights == OWN_FILE:
             path, _ = QFileDialog.getOpenFileName(self, "Weights", "", "Weights (*.safetensors *.pt *.pth *.zip)")
@@ -155,7 +163,7 @@ class ImagePanel(QGroupBox):
         folder = EMBEDDINGS_FOLDER if self.keep_on_disk.isChecked() else None
         self.controller.use_options(model=Model(weights, self.device.currentText(), folder))
 
-    def _choose_settings(self) -> None:
+    def _choose_settings(self, *_: object) -> None:
         workspace = self.controller.workspace
         if workspace is None:
             return
@@ -183,16 +191,21 @@ class PromptPanel(QGroupBox):
         super().__init__("Prompts")
         self.controller = controller
         prompts = controller.prompts
-        self.positive = button("+ point", "Click on the object (W turns the sign)", lambda: prompts.use_points(True))
-        self.negative = button(
-            "\u2212 point", "Click off the object; Alt-click does so with any tool", lambda: prompts.use_points(False)
+        self.positive = button(
+            controller, "+ point", "Click on the object (W turns the sign)", lambda: prompts.use_points(True)
         )
-        self.box = button("box", "Drag a box around the object (U)", prompts.use_boxes)
+        self.negative = button(
+            controller,
+            "\u2212 point",
+            "Click off the object; Alt-click does so with any tool",
+            lambda: prompts.use_points(False),
+        )
+        self.box = button(controller, "box", "Drag a box around the object (U)", prompts.use_boxes)
         self.refine = QCheckBox("refine (AMR)  [G]")
         self.refine.setChecked(controller.options.refine)
-        self.refine.toggled.connect(lambda on: controller.use_options(refine=on))
+        self.refine.toggled.connect(controller.attempting(lambda on: controller.use_options(refine=on)))
         self.first = QCheckBox("before refinement  [H]")
-        self.first.toggled.connect(lambda on: controller.use_options(show_first=on))
+        self.first.toggled.connect(controller.attempting(lambda on: controller.use_options(show_first=on)))
         self.told = QLabel("")
         self.told.setWordWrap(True)
         self.told.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -227,20 +240,23 @@ class ObjectsPanel(QGroupBox):
     def __init__(self, controller: Controller) -> None:
         super().__init__("Objects")
         self.controller = controller
-        self.commit = button("Add object  [N]", "Put the mask into the labels", controller.commit)
-        self.discard = button("Drop prompts  [Q]", "Drop the prompts in hand", controller.discard)
-        self.undo = button("Undo", "Ctrl-Z", controller.undo)
-        self.redo = button("Redo", "Ctrl-Shift-Z", controller.redo)
+        self.commit = button(controller, "Add object  [N]", "Put the mask into the labels", controller.commit)
+        self.discard = button(controller, "Drop prompts  [Q]", "Drop the prompts in hand", controller.discard)
+        self.undo = button(controller, "Undo", "Ctrl-Z", controller.undo)
+        self.redo = button(controller, "Redo", "Ctrl-Shift-Z", controller.redo)
         self.labels = combo()
         self.labels.setToolTip("The labels layer that objects are added to; what it holds already stays.")
-        self.labels.activated.connect(self._choose_labels)
+        self.labels.activated.connect(controller.attempting(self._choose_labels))
         self.overwrite = QCheckBox("overwrite others")
-        self.overwrite.toggled.connect(lambda on: controller.use_options(overwrite=on))
+        self.overwrite.toggled.connect(controller.attempting(lambda on: controller.use_options(overwrite=on)))
+        self._targets: list[Labels | None] = []
         self.list = QListWidget()
         self.list.setMaximumHeight(150)
-        self.list.itemDoubleClicked.connect(lambda item: self._edit())
-        self.edit = button("Edit", "Take the object's prompts in hand again (J, K: previous, next)", self._edit)
-        self.delete = button("Delete", "Delete the object and its pixels", self._delete)
+        self.list.itemDoubleClicked.connect(controller.attempting(lambda item: self._edit()))
+        self.edit = button(
+            controller, "Edit", "Take the object's prompts in hand again (J, K: previous, next)", self._edit
+        )
+        self.delete = button(controller, "Delete", "Delete the object and its pixels", self._delete)
         layout = QVBoxLayout(self)
         layout.addWidget(row(self.commit, self.discard))
         layout.addWidget(row(self.undo, self.redo))
@@ -284,23 +300,30 @@ class ObjectsPanel(QGroupBox):
 
     def _show_labels(self) -> None:
         objects = None if self.controller.workspace is None else self.controller.workspace.objects
-        fitting = self.controller.fitting_labels()
+        self._targets = [] if objects is not None else [None]
         with QSignalBlocker(self.labels):
             self.labels.clear()
             if objects is None:
                 self.labels.addItem("a new layer")
-            for layer in fitting:
-                self.labels.addItem(layer.name)
-            if objects is not None and objects.layer in fitting:
-                self.labels.setCurrentIndex(fitting.index(objects.layer))
+            for layer, reason in self.controller.targets().items():
+                self._targets.append(layer)
+                self.labels.addItem(layer.name if reason is None else f"{layer.name} (can't be used)")
+                index = self.labels.count() - 1
+                self.labels.setItemData(index, reason, Qt.ItemDataRole.ToolTipRole)
+                model = self.labels.model()
+                if reason is not None and isinstance(model, QStandardItemModel):
+                    model.item(index).setEnabled(False)
+            if objects is not None and objects.layer in self._targets:
+                self.labels.setCurrentIndex(self._targets.index(objects.layer))
 
     def _choose_labels(self, index: int) -> None:
-        workspace, fitting = self.controller.workspace, self.controller.fitting_labels()
-        if workspace is None:
+        workspace, layer = self.controller.workspace, self._targets[index]
+        if workspace is None or layer is None or (workspace.objects is not None and workspace.objects.layer is layer):
             return
-        index -= workspace.objects is None  # "a new layer" comes first.
-        if index >= 0 and (workspace.objects is None or workspace.objects.layer is not fitting[index]):
-            self.controller.use_labels(fitting[index])
+        try:
+            self.controller.use_labels(layer)
+        finally:
+            self._show_labels()
 
     def _edit(self) -> None:
         if self.chosen is not None:

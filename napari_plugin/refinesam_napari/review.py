@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import QObject, Signal
 
-from refinesam import RefineSAMError
 from refinesam_napari.controller import Controller
 from refinesam_napari.document import PlanePrompts, Point, SegmentedObject
 from refinesam_napari.engine import Work
@@ -137,7 +136,7 @@ class Review(QObject):
             first = workspace.next_id()
             items = [self._object(first + i, self.candidates[n], request.plane) for i, n in enumerate(numbers)]
             count = workspace.commit_many(items, controller.options.overwrite)
-        except RefineSAMError as error:
+        except Exception as error:
             controller.tell_error(error)
             return 0
         if count < len(numbers):

@@ -14,10 +14,10 @@ from refinesam_napari.committed import Committed
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
-from refinesam_napari.objects_layer import place_labels
 from refinesam_napari.placing import is_kept_active
 from refinesam_napari.preview import DISPLAY_ONLY, Preview
 from refinesam_napari.prompt_layers import PromptLayers
+from refinesam_napari.targets import place_labels
 from refinesam_napari.views import guess_channel_axis, plane_in_view
 from refinesam_napari.workspace import Workspace, shape_of
 

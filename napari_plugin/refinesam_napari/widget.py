@@ -53,7 +53,7 @@ class RefineSAMWidget(QWidget):
             self.files_panel,
         ]
         self.progress = QProgressBar()
-        self.cancel = button("Cancel", "Give up what is being computed", self.controller.cancel)
+        self.cancel = button(self.controller, "Cancel", "Give up what is being computed", self.controller.cancel)
         self.status = QLabel("")
         self.status.setWordWrap(True)
         self._busy = QWidget()

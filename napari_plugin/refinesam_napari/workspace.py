@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refinesam import RefineSAMError
 from refinesam_napari.document import Change, Document, History, Origin, PlanePrompts, SegmentedObject, Write
 from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
 from refinesam_napari.images import ImageSettings, ImageSnapshot
@@ -116,7 +118,7 @@ class Workspace:
             origin: how it came about.
 
         Raises:
-            ConfigError: the id does not fit into the labels; nothing is changed then.
+            ConfigError: the id does not fit into the labels, or they can't be written to; nothing is changed then.
         """
         self._check_ids([object_id])
         before = self.document.objects.get(object_id)
@@ -129,31 +131,31 @@ class Workspace:
         writes += self.plan(object_id, masks, overwrite)
         item = SegmentedObject(object_id, MappingProxyType(dict(prompts)), tuple(planes), origin, score)
         name = f"{'change' if before else 'add'} object {object_id}"
-        change = self.history.do(name, self.document.with_object(item).cleared(), writes)
+        with self._pixels_first() as written:
+            self._write(writes, written)
+        change = self.history.do(name, self.document.with_object(item).cleared(), written)
         self.crops.clear()
-        self._apply(writes)
         return change
 
     def commit_many(self, items: Iterable[tuple[SegmentedObject, Mapping[Plane, PlaneMask]]], overwrite: bool) -> int:
         """Add several new objects in one step; those that nothing free is left for are left out. Returns how many.
 
         Raises:
-            ConfigError: an id does not fit into the labels; nothing is changed then.
+            ConfigError: see `commit`.
         """
         items = list(items)
         self._check_ids(item.id for item, _ in items)
-        document, writes, count = self.document, [], 0
-        for item, masks in items:
-            # Each is written before the next is planned, so that they don't overlap.
-            planned = self.plan(item.id, masks, overwrite)
-            if not planned:
-                continue
-            self._apply(planned)
-            writes += planned
-            document = document.with_object(item)
-            count += 1
+        document, count = self.document, 0
+        with self._pixels_first() as written:
+            for item, masks in items:
+                # Each is written before the next is planned, so that they don't overlap.
+                planned = self.plan(item.id, masks, overwrite)
+                if planned:
+                    self._write(planned, written)
+                    document = document.with_object(item)
+                    count += 1
         if count:
-            self.history.do(f"add {count} objects", document, writes)
+            self.history.do(f"add {count} objects", document, written)
         return count
 
     def extend(self, object_id: int, masks: Mapping[Plane, PlaneMask], overwrite: bool) -> None:
@@ -165,26 +167,23 @@ class Workspace:
         planes = dict.fromkeys([*item.planes, *masks])
         kept = tuple(plane for plane in planes if plane in item.prompts or masks.get(plane, HERE).pixels.size)
         item = replace(item, planes=kept, origin="propagated")
-        self.history.do(f"propagate object {object_id}", self.document.with_object(item), writes)
-        self._apply(writes)
+        with self._pixels_first() as written:
+            self._write(writes, written)
+        self.history.do(f"propagate object {object_id}", self.document.with_object(item), written)
 
     def replace_all(self, document: Document, masks: Mapping[tuple[int, Plane], PlaneMask], name: str) -> None:
         """Put another document and its masks in place of all that is here, in one step.
 
         Raises:
-            ConfigError: an id does not fit into the labels; nothing is changed then.
+            ConfigError: see `commit`.
         """
         self._check_ids(object_id for object_id, _ in masks)
-        writes: list[Write] = []
-        for object_id, item in self.document.objects.items():
-            planned = self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False)
-            self._apply(planned)
-            writes += planned
-        for (object_id, plane), mask in masks.items():
-            planned = self.plan(object_id, {plane: mask}, overwrite=False)
-            self._apply(planned)
-            writes += planned
-        self.history.do(name, document, writes)
+        with self._pixels_first() as written:
+            for object_id, item in self.document.objects.items():
+                self._write(self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False), written)
+            for (object_id, plane), mask in masks.items():
+                self._write(self.plan(object_id, {plane: mask}, overwrite=False), written)
+        self.history.do(name, document, written)
         self.crops.clear()
 
     def complete(self, change: Change, object_id: int, plane: Plane, mask: PlaneMask, overwrite: bool) -> None:
@@ -204,12 +203,14 @@ class Workspace:
                 break
         if superseding is not None:
             self._go(superseding)
-        writes = self.plan(object_id, {plane: mask}, overwrite)
-        change.writes += writes
-        if not change.undone:
-            self._apply(writes)
-        if superseding is not None:
-            steps[superseding].writes[:0] = self.plan(object_id, {plane: NOTHING}, overwrite)
+        try:
+            writes = self.plan(object_id, {plane: mask}, overwrite)
+            if not change.undone:
+                self._apply(writes)
+            change.writes += writes
+            if superseding is not None:
+                steps[superseding].writes[:0] = self.plan(object_id, {plane: NOTHING}, overwrite)
+        finally:
             self._go(position)
 
     def delete(self, object_id: int) -> bool:
@@ -217,9 +218,9 @@ class Workspace:
         item = self.document.objects.get(object_id)
         if item is None:
             return False
-        writes = self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False)
-        self.history.do(f"delete object {object_id}", self.document.without_object(object_id), writes)
-        self._apply(writes)
+        with self._pixels_first() as written:
+            self._write(self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False), written)
+        self.history.do(f"delete object {object_id}", self.document.without_object(object_id), written)
         return True
 
     def edit_object(self, object_id: int) -> bool:
@@ -254,18 +255,24 @@ class Workspace:
         self.history.do("paint", document, writes)
 
     def undo(self) -> Change | None:
-        """Step back; None at the beginning."""
-        change = self.history.undo()
-        if change is not None and self.objects is not None:
-            self.objects.undo(change.writes)
-        return change
+        """Step back; None at the beginning.
+
+        Raises:
+            ConfigError: the labels can't be written to; nothing is changed then.
+        """
+        if self.objects is not None and self.history.last is not None:
+            self.objects.undo(self.history.last.writes)
+        return self.history.undo()
 
     def redo(self) -> Change | None:
-        """Step forward; None at the end."""
-        change = self.history.redo()
-        if change is not None and self.objects is not None:
-            self.objects.redo(change.writes)
-        return change
+        """Step forward; None at the end.
+
+        Raises:
+            ConfigError: the labels can't be written to; nothing is changed then.
+        """
+        if self.objects is not None and self.history.next is not None:
+            self.objects.redo(self.history.next.writes)
+        return self.history.redo()
 
     def _go(self, position: int) -> None:
         """Step back or forward until so many steps are done."""
@@ -301,9 +308,25 @@ class Workspace:
             for object_id in object_ids:
                 self.objects.check_id(object_id)
 
-    def _apply(self, writes: Iterable[Write]) -> None:
+    def _apply(self, writes: Sequence[Write]) -> None:
         if self.objects is not None:
             self.objects.apply(writes)
+
+    @contextmanager
+    def _pixels_first(self) -> Iterator[list[Write]]:
+        """Collect what is written before its step is recorded; if a part fails, all of it is taken back."""
+        written: list[Write] = []
+        try:
+            yield written
+        except Exception:
+            if self.objects is not None:
+                with suppress(RefineSAMError):
+                    self.objects.undo(written)
+            raise
+
+    def _write(self, writes: Sequence[Write], written: list[Write]) -> None:
+        self._apply(writes)
+        written += writes
 
 
 def shape_of(image: Image) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from napari.layers import Image, Labels
 from refinesam import ConfigError
 from refinesam_napari.document import Write
 from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
-from refinesam_napari.objects_layer import ObjectsLayer, fits, new_labels, place_labels
+from refinesam_napari.objects_layer import ObjectsLayer
+from refinesam_napari.targets import new_labels, place_labels, unfit
 
 SHAPE = (3, 20, 30)
 # One section along each pair of axes, in both orders.
@@ -255,7 +256,7 @@ def test_a_released_layer_is_not_watched_any_more() -> None:
 def test_labels_fit_an_image_with_size_1_on_its_channel_axis(
     labels: tuple[int, ...], image: tuple[int, ...], channel_axis: int | None, fit: bool
 ) -> None:
-    assert fits(Labels(np.zeros(labels, int)), image, channel_axis) is fit
+    assert (unfit(Labels(np.zeros(labels, int)), image, channel_axis) is None) is fit
 
 
 @pytest.mark.parametrize("channel_axis", [None, 0, 1])
@@ -271,7 +272,7 @@ def test_labels_lie_on_their_image(channel_axis: int | None, place: dict[str, An
     viewer = ViewerModel()
     image = viewer.add_image(np.zeros((4, 3, 10)), **place)
     labels = new_labels(viewer, image, (4, 3, 10), channel_axis)
-    assert fits(labels, (4, 3, 10), channel_axis) and viewer.layers.selection.active is image
+    assert unfit(labels, (4, 3, 10), channel_axis) is None and viewer.layers.selection.active is image
     low, high = np.full(3, -0.5), np.array(image.data.shape) - 0.5
     ends = np.array(labels.data.shape) - 0.5
     for corner in np.ndindex(2, 2, 2):  # stretched over all channels, so all eight corners meet

@@ -150,13 +150,16 @@ def test_save_load_and_replay_to_the_bit(
     assert np.array_equal(other.labels(), labels)
 
 
-def test_a_session_of_another_image_is_refused(open_gui: Callable[..., Gui], tmp_path: Path) -> None:
+def test_a_session_of_another_image_is_refused(
+    open_gui: Callable[..., Gui], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gui = open_gui(data.coins())
     two_coins(gui)
     gui.widget.files.save(tmp_path / "coins.json")
     other = open_gui(data.cell())
     panel = other.widget.files_panel
-    assert not panel._do(lambda: other.widget.files.load(tmp_path / "coins.json"))
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *a, **k: (str(tmp_path / "coins.json"), ""))
+    panel.load.click()
     assert "Choose the image that it was made on" in other.widget.status.text()
     assert other.controller.workspace.document == Document()
 

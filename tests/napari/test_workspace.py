@@ -227,6 +227,24 @@ def test_an_id_too_large_changes_nothing() -> None:
         assert np.array_equal(pixels(workspace), before) and workspace.document is document
 
 
+def test_labels_that_cannot_be_written_to_change_nothing(workspace: Workspace) -> None:
+    commit(workspace, 1, {FIRST: UPPER})
+    before, document = pixels(workspace).copy(), workspace.document
+    pixels(workspace).flags.writeable = False
+    for attempt in (
+        lambda: commit(workspace, 1, {FIRST: LOWER}),
+        lambda: workspace.commit_many([(SegmentedObject(2), {SECOND: UPPER})], overwrite=False),
+        lambda: workspace.extend(1, {SECOND: UPPER}, overwrite=False),
+        lambda: workspace.replace_all(Document(), {}, "load"),
+        lambda: workspace.delete(1),
+        workspace.undo,
+    ):
+        with pytest.raises(ConfigError, match="can't be written to, so nothing was changed .*read-only"):
+            attempt()
+        assert np.array_equal(pixels(workspace), before) and workspace.document is document
+        assert workspace.history.undo_name == "add object 1" and workspace.history.redo_name is None
+
+
 # ---------------------------------------------------------------- many at once
 
 
