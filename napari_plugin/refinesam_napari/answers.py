@@ -181,7 +181,7 @@ class Answers(Scene):
             self.preview.hide()
         elif (found := self.current_answer) is not None:
             first = self.options.show_first or found.report is None
-            mask = found.first if first else found.mask
+            mask = workspace.previewed(plane, found.first if first else found.mask)
             points = [] if first else found.report_points
             self.preview.show(workspace.image, plane, mask, "first" if first else "refined", points, self._channel())
         else:

@@ -12,9 +12,9 @@ from qtpy.QtCore import QObject
 from refinesam_napari.answers import Answers
 from refinesam_napari.document import Change
 from refinesam_napari.engine import Cancelled, Work
-from refinesam_napari.geometry import Plane, PlaneMask
+from refinesam_napari.geometry import NO_MASK, Plane, PlaneMask
 from refinesam_napari.inference import Request, answer, sessions
-from refinesam_napari.workspace import NOTHING, Workspace
+from refinesam_napari.workspace import Workspace
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -90,7 +90,7 @@ class Controller(Answers):
         def run() -> None:
             try:
                 found = answer(request, sessions.get(request.model), self.reader, Work(lambda progress: None))
-                post(NOTHING if found is None else found.mask)
+                post(NO_MASK if found is None else found.mask)
             except (Exception, Cancelled) as error:
                 post(error)
 
@@ -121,6 +121,8 @@ class Controller(Answers):
         if planes and self.plane is not None and self.plane not in planes:
             self.go_to(planes[len(planes) // 2])
         self.after_step()
+        if workspace.document.objects[object_id].corrections:
+            self.told.emit(f"Object {object_id} was corrected by hand: what you painted or erased stays.", False)
 
     def go_to(self, plane: Plane) -> None:
         """Move the viewer's sliders to a plane."""

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from refinesam_napari.corrections import Correction
 from refinesam_napari.geometry import Crop, Plane
 
 __all__ = ["Change", "Document", "History", "Origin", "PlanePrompts", "Point", "SegmentedObject", "Write"]
@@ -68,6 +69,8 @@ class SegmentedObject:
         planes: all planes in which it has pixels.
         origin: how it came about.
         score: predicted IoU, of the plane committed last; None for an object that was painted.
+        corrections: what was painted and erased by hand, by plane. It belongs to the object: whatever its mask becomes
+            through prompts or propagation, this holds.
     """
 
     id: int
@@ -75,6 +78,14 @@ class SegmentedObject:
     planes: tuple[Plane, ...] = ()
     origin: Origin = "prompts"
     score: float | None = None
+    corrections: Mapping[Plane, Correction] = field(default_factory=lambda: MappingProxyType({}), compare=False)
+
+    def corrected(self, plane: Plane, correction: Correction) -> SegmentedObject:
+        """Return the object after it was painted or erased in a plane."""
+        before = self.corrections.get(plane)
+        correction = correction if before is None else before.then(correction)
+        planes = (*self.planes, plane) if plane not in self.planes and correction.added.pixels.size else self.planes
+        return replace(self, planes=planes, corrections=MappingProxyType({**self.corrections, plane: correction}))
 
 
 @dataclass(frozen=True)

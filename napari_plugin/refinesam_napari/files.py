@@ -131,7 +131,7 @@ class Files:
         model = controller.options.model
 
         def run(work: Work) -> dict[tuple[int, Plane], PlaneMask]:
-            masks = dict(saved.masks)
+            masks = {}
             total = sum(len(item.prompts) for item in saved.document.objects.values())
             step = work.step("Replaying prompts")
             for done, (key, mask) in enumerate(replayed(saved, image, model, sessions.get(model), controller.reader)):
@@ -143,9 +143,10 @@ class Files:
             if workspace.document.objects != saved.document.objects:
                 controller.told.emit("The objects changed while prompts were replayed; nothing was replaced.", True)
                 return
-            workspace.replace_all(workspace.document, masks, "replay prompts")
+            workspace.recompute(masks, "replay prompts")
             controller.after_step()
-            controller.told.emit(f"{len(saved.document.objects)} objects computed again.", False)
+            count = len({object_id for object_id, _ in masks})
+            controller.told.emit(f"{count} objects computed again. What was painted or erased by hand stays.", False)
 
         controller.run_long(run, deliver)
 

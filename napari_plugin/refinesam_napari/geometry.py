@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FREE", "Crop", "Plane", "PlaneMask"]
+__all__ = ["FREE", "NO_MASK", "Crop", "Plane", "PlaneMask"]
 
 # Stands in `Plane.position` for an axis on which the plane has no position.
 FREE = -1
@@ -130,11 +130,40 @@ class PlaneMask:
 
     def on(self, hw: tuple[int, int]) -> NDArray[np.bool_]:
         """Return the whole plane's mask, (H, W) bool."""
-        whole = np.zeros(hw, np.bool_)
-        whole[self.rows, self.columns] = self.pixels
+        return self._in(Crop(0, 0, hw[1], hw[0]))
+
+    def united(self, other: PlaneMask) -> PlaneMask:
+        """Return what either covers."""
+        if not (self.pixels.size and other.pixels.size):
+            return self if self.pixels.size else other
+        rows, columns = (self.rows, other.rows), (self.columns, other.columns)
+        box = Crop(
+            min(part.start for part in columns), min(part.start for part in rows),
+            max(part.stop for part in columns), max(part.stop for part in rows),
+        )  # fmt: skip
+        return PlaneMask.of(self._in(box) | other._in(box), box)
+
+    def without(self, other: PlaneMask) -> PlaneMask:
+        """Return what this covers and the other does not."""
+        box = Crop(self.columns.start, self.rows.start, self.columns.stop, self.rows.stop)
+        return PlaneMask.of(self.pixels & ~other._in(box), box) if self.pixels.size and other.pixels.size else self
+
+    def _in(self, box: Crop) -> NDArray[np.bool_]:
+        """Return its pixels in a box, all others False."""
+        whole = np.zeros((box.y1 - box.y0, box.x1 - box.x0), np.bool_)
+        top, bottom = max(self.rows.start, box.y0), min(self.rows.stop, box.y1)
+        left, right = max(self.columns.start, box.x0), min(self.columns.stop, box.x1)
+        if top < bottom and left < right:
+            whole[top - box.y0 : bottom - box.y0, left - box.x0 : right - box.x0] = self.pixels[
+                top - self.y0 : bottom - self.y0, left - self.x0 : right - self.x0
+            ]
         return whole
 
 
 def _frozen(array: NDArray[np.bool_]) -> NDArray[np.bool_]:
     array.flags.writeable = False
     return array
+
+
+# Covers nothing.
+NO_MASK = PlaneMask(0, 0, _frozen(np.zeros((0, 0), np.bool_)))

@@ -11,11 +11,11 @@ from refinesam import EncodedImage
 from refinesam_napari.controller import Controller
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.engine import Cancelled, Progress, Work
-from refinesam_napari.geometry import Crop, Plane, PlaneMask
+from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
 from refinesam_napari.inference import Request, answer, encode, sessions
 from refinesam_napari.propagation import PropagationSettings, predict_in_crops, propagate
 from refinesam_napari.views import stack_axis
-from refinesam_napari.workspace import NOTHING, Workspace
+from refinesam_napari.workspace import Workspace
 
 __all__ = ["Stack"]
 
@@ -38,8 +38,9 @@ class Stack:
     def start(self, object_id: int | None = None) -> None:
         """Propagate the object in hand, which is committed first, or a committed one.
 
-        In both directions all prompted slices are seeds, and what else the object had is replaced. In one direction the
-        slice in view is the only seed, other prompted slices are where it ends, and only what lies between is replaced.
+        In both directions all slices with prompts or with paint are seeds, and what else the object had is replaced.
+        In one direction the slice in view is the only seed, other such slices are where it ends, and only what lies
+        between is replaced.
         """
         controller, workspace, plane, axis = (
             self.controller,
@@ -58,19 +59,22 @@ class Stack:
             controller.told.emit("Nothing to propagate: prompt an object, or choose one in the list.", False)
             return
         item = workspace.document.objects[object_id]
-        prompted = [p for p in (*item.prompts, *(() if item.prompts else item.planes)) if _parallel(p, plane, axis)]
-        seeds = prompted if self.settings.direction == "both" else [p for p in prompted if p == plane]
+        # What was painted or erased by hand is right: such a slice is a seed, or an end if nothing of it is left.
+        given = dict.fromkeys((*item.prompts, *item.corrections)) or dict.fromkeys(item.planes)
+        known = [p for p in given if _parallel(p, plane, axis)]
+        emptied = [p for p in item.corrections if p in known and not workspace.mask_of(object_id, p).pixels.size]
+        seeds = [p for p in known if p not in emptied and (self.settings.direction == "both" or p == plane)]
         if not seeds:
             controller.told.emit("Go to a slice in which the object has prompts: it is propagated from there.", False)
             return
-        self._run(workspace, object_id, axis, seeds, [p for p in prompted if p not in seeds])
+        self._run(workspace, object_id, axis, seeds, [p for p in known if p not in seeds])
 
     def _run(self, workspace: Workspace, object_id: int, axis: int, seeds: list[Plane], borders: list[Plane]) -> None:
         controller, settings = self.controller, self.settings
         item = workspace.document.objects[object_id]
         requests = {p: self._request(p, object_id, workspace) for p in seeds}
         first = requests[seeds[0]]
-        masks = {} if item.prompts else {p: workspace.masks()[object_id, p] for p in seeds}
+        masks = {p: workspace.mask_of(object_id, p) for p in seeds if p in item.corrections or p not in item.prompts}
         image, hw = first.image, first.image.plane_hw(seeds[0])
         indices = range(image.shape[axis])
 
@@ -81,7 +85,7 @@ class Stack:
                 mask = masks.get(seed)
                 if mask is None:
                     found = answer(request, session, controller.reader, work)
-                    mask = NOTHING if found is None else found.mask
+                    mask = NO_MASK if found is None else found.mask
                 if mask.pixels.size:
                     start[seed.position[axis]] = mask.on(hw)
 
@@ -139,7 +143,7 @@ class Stack:
             return
         low, high = self._range(axis, seeds, borders)
         masks: dict[Plane, PlaneMask] = {
-            plane: NOTHING
+            plane: NO_MASK
             for plane in item.planes
             if plane not in seeds
             and plane not in borders

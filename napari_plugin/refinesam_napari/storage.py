@@ -2,9 +2,10 @@
 
 ::
 
-    {"format": "refinesam-napari", "version": 1, "image": {...}, "settings": {...}, "editing": 3,
+    {"format": "refinesam-napari", "version": 2, "image": {...}, "settings": {...}, "editing": 3,
      "draft":   [{"plane": {...}, "prompts": {...}}, ...],
      "objects": [{"id": 3, "origin": "prompts", "score": 0.9, "planes": [...],
+                  "corrections": [{"plane": {...}, "added": {"y0": 10, "x0": 20, "rle": ...}, "erased": {...}}, ...],
                   "prompts": [{"plane": {...}, "prompts": {...}}, ...],
                   "masks":   [{"plane": {...}, "y0": 10, "x0": 20, "rle": {"size": [h, w], "counts": "..."}}, ...]}]}
 
@@ -25,12 +26,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from refinesam import DatasetError, decode_rle, encode_rle, replacing
+from refinesam_napari.corrections import Correction
 from refinesam_napari.document import Document, Origin, PlanePrompts, SegmentedObject
 from refinesam_napari.geometry import FREE, Plane, PlaneMask
 
 __all__ = ["SavedSession", "read_image_description", "read_session", "write_session"]
 
-FORMAT, VERSION = "refinesam-napari", 1
+FORMAT, VERSION = "refinesam-napari", 2
+# Before version 2 nothing was known of what was painted by hand.
+READ_VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +166,20 @@ class _Rle(_Entry):
     counts: str
 
 
-class _MaskEntry(_Entry):
-    plane: Plane
+class _Mask(_Entry):
     y0: NonNegativeInt
     x0: NonNegativeInt
     rle: _Rle | None
+
+
+class _MaskEntry(_Mask):
+    plane: Plane
+
+
+class _CorrectionEntry(_Entry):
+    plane: Plane
+    added: _Mask
+    erased: _Mask
 
 
 class _ObjectEntry(_Entry):
@@ -176,6 +189,7 @@ class _ObjectEntry(_Entry):
     planes: tuple[Plane, ...]
     prompts: list[_PromptEntry]
     masks: list[_MaskEntry]
+    corrections: list[_CorrectionEntry] = []
 
 
 def _json(content: object) -> str:
@@ -207,8 +221,7 @@ def _object_entries(saved: SavedSession) -> list[dict[str, Any]]:
     for (object_id, plane), mask in saved.masks.items():
         if object_id not in masks:
             raise DatasetError(f"There is a mask of object {object_id}, but no such object: commit it or leave it out.")
-        rle = encode_rle(mask.pixels) if mask.pixels.size else None
-        masks[object_id].append({"plane": plane, "y0": mask.y0, "x0": mask.x0, "rle": rle})
+        masks[object_id].append({"plane": plane, **_mask_entry(mask)})
     return [
         {
             "id": object_id,
@@ -217,9 +230,17 @@ def _object_entries(saved: SavedSession) -> list[dict[str, Any]]:
             "planes": item.planes,
             "prompts": _prompt_entries(item.prompts),
             "masks": masks[object_id],
+            "corrections": [
+                {"plane": plane, "added": _mask_entry(made.added), "erased": _mask_entry(made.erased)}
+                for plane, made in item.corrections.items()
+            ],
         }
         for object_id, item in saved.document.objects.items()
     ]
+
+
+def _mask_entry(mask: PlaneMask) -> dict[str, Any]:
+    return {"y0": mask.y0, "x0": mask.x0, "rle": encode_rle(mask.pixels) if mask.pixels.size else None}
 
 
 def _read_content(path: Path) -> _Content:
@@ -232,9 +253,9 @@ def _read_content(path: Path) -> _Content:
         raise DatasetError(f"{path} is not JSON ({error}): it is damaged or cut off, take a copy of it.") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise DatasetError(f'{path} is no session: its "format" must be "{FORMAT}". Open a file that was saved here.')
-    if raw.get("version") != VERSION:
+    if raw.get("version") not in READ_VERSIONS:
         raise DatasetError(
-            f"{path} has version {raw.get('version')!r}, this refinesam reads version {VERSION}: "
+            f"{path} has version {raw.get('version')!r}, this refinesam reads versions up to {VERSION}: "
             "open it with the refinesam that wrote it, or update."
         )
     try:
@@ -272,8 +293,13 @@ def _object(entry: _ObjectEntry, shape: Sequence[int]) -> tuple[SegmentedObject,
     for mask in entry.masks:
         if (entry.id, mask.plane) in masks:
             raise DatasetError(f"masks: {mask.plane} comes twice, and an object has one mask in a plane")
-        masks[entry.id, mask.plane] = _mask(mask, shape)
-    return SegmentedObject(entry.id, prompts, entry.planes, entry.origin, entry.score), masks
+        masks[entry.id, mask.plane] = _mask(mask, mask.plane, shape, "masks")
+    corrections = {}
+    for made in entry.corrections:
+        added, erased = (_mask(part, made.plane, shape, "corrections") for part in (made.added, made.erased))
+        corrections[made.plane] = Correction(added, erased)
+    item = SegmentedObject(entry.id, prompts, entry.planes, entry.origin, entry.score, MappingProxyType(corrections))
+    return item, masks
 
 
 def _prompts(
@@ -303,17 +329,17 @@ def _check_plane(plane: Plane, shape: Sequence[int], where: str) -> None:
         raise DatasetError(f"{where}: {plane} lies outside the image of shape {tuple(shape)}")
 
 
-def _mask(entry: _MaskEntry, shape: Sequence[int]) -> PlaneMask:
-    _check_plane(entry.plane, shape, "masks")
+def _mask(entry: _Mask, plane: Plane, shape: Sequence[int], where: str) -> PlaneMask:
+    _check_plane(plane, shape, where)
     if entry.rle is None:
         pixels = np.zeros((0, 0), np.bool_)
     else:
         bottom, right = entry.y0 + entry.rle.size[0], entry.x0 + entry.rle.size[1]
         # Before decoding, so that a damaged size doesn't claim memory.
-        if bottom > shape[entry.plane.axes[0]] or right > shape[entry.plane.axes[1]]:
+        if bottom > shape[plane.axes[0]] or right > shape[plane.axes[1]]:
             raise DatasetError(
-                f"masks: {entry.rle.size} pixels from y0 {entry.y0}, x0 {entry.x0} reach outside the plane; offset and "
-                "size must lie in the image"
+                f"{where}: {entry.rle.size} pixels from y0 {entry.y0}, x0 {entry.x0} reach outside the plane; offset "
+                "and size must lie in the image"
             )
         pixels = decode_rle(entry.rle.model_dump())
     pixels.flags.writeable = False

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,11 @@ import numpy as np
 
 from refinesam import RefineSAMError
 from refinesam_napari.document import Change, Document, History, Origin, PlanePrompts, SegmentedObject, Write
-from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
+from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
 from refinesam_napari.images import ImageSettings, ImageSnapshot
 from refinesam_napari.inference import Answer
 from refinesam_napari.objects_layer import ObjectsLayer
+from refinesam_napari.painting import corrections_of
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Workspace", "shape_of"]
 
 ANSWERS_KEPT = 64
-NOTHING = PlaneMask(0, 0, np.zeros((0, 0), np.bool_))
 HERE = PlaneMask(0, 0, np.ones((1, 1), np.bool_))
 
 
@@ -125,11 +124,17 @@ class Workspace:
         planes = dict.fromkeys([*prompts, *masks])
         writes = []
         if before is not None:
-            given_up = [plane for plane in before.prompts if plane not in planes]
-            writes += self.plan(object_id, {plane: NOTHING for plane in given_up}, overwrite)
-            planes.update(dict.fromkeys(plane for plane in before.planes if plane not in given_up))
-        writes += self.plan(object_id, masks, overwrite)
+            given_up = {
+                plane: self._corrected(object_id, plane, NO_MASK) for plane in before.prompts if plane not in planes
+            }
+            writes += self.plan(object_id, given_up, overwrite)
+            kept = [plane for plane in before.planes if plane not in given_up or given_up[plane].pixels.size]
+            planes.update(dict.fromkeys(kept))
+        corrected = {plane: self._corrected(object_id, plane, mask) for plane, mask in masks.items()}
+        writes += self.plan(object_id, corrected, overwrite)
         item = SegmentedObject(object_id, MappingProxyType(dict(prompts)), tuple(planes), origin, score)
+        if before is not None:
+            item = replace(item, corrections=before.corrections)
         name = f"{'change' if before else 'add'} object {object_id}"
         with self._pixels_first() as written:
             self._write(writes, written)
@@ -163,6 +168,7 @@ class Workspace:
         item = self.document.objects.get(object_id)
         if item is None:
             return
+        masks = {plane: self._corrected(object_id, plane, mask) for plane, mask in masks.items()}
         writes = self.plan(object_id, masks, overwrite)
         planes = dict.fromkeys([*item.planes, *masks])
         kept = tuple(plane for plane in planes if plane in item.prompts or masks.get(plane, HERE).pixels.size)
@@ -180,11 +186,27 @@ class Workspace:
         self._check_ids(object_id for object_id, _ in masks)
         with self._pixels_first() as written:
             for object_id, item in self.document.objects.items():
-                self._write(self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False), written)
+                self._write(self.plan(object_id, dict.fromkeys(item.planes, NO_MASK), overwrite=False), written)
             for (object_id, plane), mask in masks.items():
                 self._write(self.plan(object_id, {plane: mask}, overwrite=False), written)
         self.history.do(name, document, written)
         self.crops.clear()
+
+    def recompute(self, masks: Mapping[tuple[int, Plane], PlaneMask], name: str) -> None:
+        """Give objects new masks in planes, in one step; what one object has it does not lose to another.
+
+        Raises:
+            ConfigError: see `commit`.
+        """
+        corrected = {key: self._corrected(*key, mask) for key, mask in masks.items()}
+        with self._pixels_first() as written:
+            # First what they give up, so that it doesn't matter which comes first.
+            for (object_id, plane), mask in corrected.items():
+                now = self.mask_of(object_id, plane)
+                self._write(self.plan(object_id, {plane: now.without(now.without(mask))}, overwrite=False), written)
+            for (object_id, plane), mask in corrected.items():
+                self._write(self.plan(object_id, {plane: mask}, overwrite=False), written)
+        self.history.do(name, self.document, written)
 
     def complete(self, change: Change, object_id: int, plane: Plane, mask: PlaneMask, overwrite: bool) -> None:
         """Add the mask of a plane that was not known yet when its object was committed.
@@ -204,12 +226,12 @@ class Workspace:
         if superseding is not None:
             self._go(superseding)
         try:
-            writes = self.plan(object_id, {plane: mask}, overwrite)
+            writes = self.plan(object_id, {plane: self._corrected(object_id, plane, mask)}, overwrite)
             if not change.undone:
                 self._apply(writes)
             change.writes += writes
             if superseding is not None:
-                steps[superseding].writes[:0] = self.plan(object_id, {plane: NOTHING}, overwrite)
+                steps[superseding].writes[:0] = self.plan(object_id, {plane: NO_MASK}, overwrite)
         finally:
             self._go(position)
 
@@ -219,7 +241,7 @@ class Workspace:
         if item is None:
             return False
         with self._pixels_first() as written:
-            self._write(self.plan(object_id, dict.fromkeys(item.planes, NOTHING), overwrite=False), written)
+            self._write(self.plan(object_id, dict.fromkeys(item.planes, NO_MASK), overwrite=False), written)
         self.history.do(f"delete object {object_id}", self.document.without_object(object_id), written)
         return True
 
@@ -244,14 +266,11 @@ class Workspace:
     def painted(self, writes: tuple[Write, ...], axes: tuple[int, int]) -> None:
         """Record what the user painted into the labels."""
         document = self.document
-        for write in writes:
-            planes = list(_planes_of(write, axes, self.settings.channel_axis))
-            for object_id in np.unique(np.asarray(write.new)).tolist():
-                if not object_id:
-                    continue
-                item = document.objects.get(object_id) or SegmentedObject(object_id, origin="painted")
-                known = dict.fromkeys([*item.planes, *planes])
-                document = document.with_object(replace(item, planes=tuple(known)))
+        for (object_id, plane), correction in corrections_of(writes, axes, self.settings.channel_axis).items():
+            item = document.objects.get(object_id)
+            if item is not None or correction.added.pixels.size:
+                item = item or SegmentedObject(object_id, origin="painted")
+                document = document.with_object(item.corrected(plane, correction))
         self.history.do("paint", document, writes)
 
     def undo(self) -> Change | None:
@@ -292,6 +311,20 @@ class Workspace:
             if write is not None:
                 planned.append(write)
         return planned
+
+    def mask_of(self, object_id: int, plane: Plane) -> PlaneMask:
+        """Return the pixels of an object in a plane, as they are in the labels now."""
+        return NO_MASK if self.objects is None else self.objects.mask_of(object_id, plane)
+
+    def previewed(self, plane: Plane, mask: PlaneMask) -> PlaneMask:
+        """Return what the object in hand would be with a mask: with what was painted and erased by hand."""
+        editing = self.document.editing
+        return mask if editing is None else self._corrected(editing, plane, mask)
+
+    def _corrected(self, object_id: int, plane: Plane, mask: PlaneMask) -> PlaneMask:
+        item = self.document.objects.get(object_id)
+        correction = None if item is None else item.corrections.get(plane)
+        return mask if correction is None else correction.of(mask)
 
     def masks(self) -> dict[tuple[int, Plane], PlaneMask]:
         """Return the pixels of every object in each of its planes, as they are in the labels now."""
@@ -337,11 +370,3 @@ def shape_of(image: Image) -> tuple[int, ...]:
 def _question(plane: Plane, prompts: PlanePrompts, refine: bool) -> tuple[Any, ...]:
     """What an answer depends on."""
     return plane, prompts.points, prompts.box, refine
-
-
-def _planes_of(write: Write, axes: tuple[int, int], channel_axis: int | None) -> Iterator[Plane]:
-    """The planes that a write touches."""
-    free = {*axes, channel_axis}
-    ranges = [[FREE] if axis in free else range(part.start, part.stop) for axis, part in enumerate(write.key)]
-    for position in product(*ranges):
-        yield Plane(axes, tuple(position))

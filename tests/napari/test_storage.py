@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refinesam import DatasetError
+from refinesam_napari.corrections import Correction
 from refinesam_napari.document import Document, PlanePrompts, Point, SegmentedObject
 from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
 from refinesam_napari.storage import SavedSession, read_image_description, read_session, write_session
@@ -62,6 +63,7 @@ def sessions(draw: st.DrawFn) -> SavedSession:
             where,
             draw(st.sampled_from(["prompts", "everything", "propagated", "painted"])),
             draw(st.none() | FLOATS),
+            {plane: Correction(draw(plane_masks(plane)), draw(plane_masks(plane))) for plane in where[:1]},
         )
         masks |= {(object_id, plane): draw(plane_masks(plane)) for plane in where}
     editing = draw(st.none() | st.sampled_from(sorted(objects))) if objects else None
@@ -77,8 +79,18 @@ def assert_same(read: SavedSession, written: SavedSession) -> None:
     assert (read.image, read.settings) == (written.image, written.settings)
     assert list(read.masks) == list(written.masks)
     for key, mask in written.masks.items():
-        assert (read.masks[key].y0, read.masks[key].x0) == (mask.y0, mask.x0)
-        np.testing.assert_array_equal(read.masks[key].pixels, mask.pixels)
+        assert_same_mask(read.masks[key], mask)
+    for object_id, item in written.document.objects.items():
+        found = read.document.objects[object_id].corrections
+        assert found.keys() == item.corrections.keys()
+        for plane, correction in item.corrections.items():
+            assert_same_mask(found[plane].added, correction.added)
+            assert_same_mask(found[plane].erased, correction.erased)
+
+
+def assert_same_mask(read: PlaneMask, written: PlaneMask) -> None:
+    assert (read.y0, read.x0) == (written.y0, written.x0)
+    np.testing.assert_array_equal(read.pixels, written.pixels)
 
 
 @given(saved=sessions())
@@ -110,6 +122,16 @@ def sample() -> SavedSession:
     }
     image = {"name": "cells", "shape": list(SHAPE), "axis_labels": ["t", "z", "y", "x"]}
     return SavedSession(Document({PLANE: prompts}, 7, objects), masks, image, {"amr": True})
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    write_session(tmp_path / "s.json", sample())
+    old = json.loads((tmp_path / "s.json").read_text())
+    old["version"] = 1
+    for item in old["objects"]:
+        del item["corrections"]
+    (tmp_path / "s.json").write_text(json.dumps(old))
+    assert_same(read_session(tmp_path / "s.json"), sample())
 
 
 def test_values_of_the_session_are_read_only(tmp_path: Path) -> None:
@@ -280,7 +302,7 @@ def test_a_draft_that_edits_a_lost_object_becomes_a_new_one(tmp_path: Path) -> N
 DAMAGED_FILES = {
     "another format": (put("format", value="coco"), 'its "format" must be "refinesam-napari"'),
     "no format": (put("format", value=None), 'its "format" must be "refinesam-napari"'),
-    "newer version": (put("version", value=2), "has version 2, this refinesam reads version 1.*or update"),
+    "newer version": (put("version", value=3), "has version 3, this refinesam reads versions up to 2.*or update"),
     "no version": (put("version", value=None), "has version None"),
     "version that is true": (put("version", value=True), "version: Input should be a valid integer"),
     "image of text": (put("image", value="cells"), "image: Input should be .*got 'cells'.*Correct the field"),
