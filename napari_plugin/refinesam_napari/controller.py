@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Controller"]
 
+COVERED = "Nothing here is free: other objects cover it already. Tick “overwrite others” to take it from them."
+NOTHING_FOUND = "The model found nothing here: click in the middle of the object, or draw a box around it."
+
 
 class Controller(Answers):
     """One viewer's interactive segmentation: objects are added, edited, deleted; steps go back and forth."""
@@ -66,24 +69,35 @@ class Controller(Answers):
         except Exception as error:
             self.tell_error(error)
             return False
-        if masks and not change.writes:
-            self.told.emit(f"Object {object_id} covers nothing that is free; tick “overwrite” to cover others.", False)
+        if change is None:
+            covered = any(mask.pixels.size for mask in masks.values())
+            self.told.emit(COVERED if covered else NOTHING_FOUND, False)
+            return False
+        awaited = {request.plane for request in late}
         for request in late:
-            self._complete_later(workspace, change, object_id, request)
+            self._complete_later(workspace, change, object_id, request, awaited)
         self.after_step()
         return True
 
-    def _complete_later(self, workspace: Workspace, change: Change, object_id: int, request: Request) -> None:
+    def _complete_later(
+        self, workspace: Workspace, change: Change, object_id: int, request: Request, awaited: set[Plane]
+    ) -> None:
         overwrite = self.options.overwrite
 
         def deliver(mask: PlaneMask | Exception) -> None:
             self._late_masks -= 1
-            if isinstance(mask, Exception):
-                self.tell_error(mask)
-            else:
+            awaited.discard(request.plane)
+            try:
+                if isinstance(mask, Exception):
+                    raise mask
                 workspace.complete(change, object_id, request.plane, mask, overwrite)
-            self.edited.emit(workspace)
-            self.changed.emit()
+            finally:
+                dropped = not awaited and workspace.drop_ghost(change, object_id)
+                self.edited.emit(workspace)
+                self.changed.emit()
+            if dropped:
+                reason = COVERED if not isinstance(mask, Exception) and mask.pixels.size else NOTHING_FOUND
+                self.told.emit(f"Object {object_id} was not added. {reason} Undo brings its prompts back.", False)
 
         post = self.on_gui_thread(deliver)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
@@ -203,6 +203,17 @@ class History:
         change.undone = False
         self.document = change.after
         return change
+
+    def rewrite(self, first: Change, stop: int | None, edit: Callable[[Document], Document]) -> None:
+        """Change the documents after a step, up to before the step of an index, or to the end, if it is None."""
+        steps, position = self.steps, self.position
+        start = steps.index(first)
+        for index in range(start, len(steps) if stop is None else stop):
+            steps[index].after = edit(steps[index].after)
+            if index + 1 < len(steps):
+                steps[index + 1].before = steps[index].after
+        if position:
+            self.document = steps[position - 1].after
 
     @property
     def steps(self) -> list[Change]:

@@ -118,11 +118,12 @@ class Files:
         self.controller.use_settings(settings)
         workspace = self._workspace()
         self.controller.ensure_objects()
-        workspace.replace_all(saved.document, saved.masks, f"load {Path(path).name}")
+        empty = workspace.replace_all(saved.document, saved.masks, f"load {Path(path).name}")
         crops = {plane: prompts.crop for plane, prompts in saved.document.draft.items()}
         workspace.crops = {plane: crop for plane, crop in crops.items() if crop is not None}
         self.controller.after_step()
-        return saved.problems
+        without = f"objects without a pixel: {', '.join(map(str, empty))}; “Replay prompts” computes those with prompts"
+        return (*saved.problems, without) if empty else saved.problems
 
     def replay(self) -> None:
         """Compute all masks from their prompts again, with the model of now, in one step that can be undone."""
@@ -143,10 +144,13 @@ class Files:
             if workspace.document.objects != saved.document.objects:
                 controller.told.emit("The objects changed while prompts were replayed; nothing was replaced.", True)
                 return
-            workspace.recompute(masks, "replay prompts")
+            lost = workspace.recompute(masks, "replay prompts")
             controller.after_step()
-            count = len({object_id for object_id, _ in masks})
-            controller.told.emit(f"{count} objects computed again. What was painted or erased by hand stays.", False)
+            count = len({object_id for object_id, _ in masks} - lost)
+            words = f"{count} objects computed again. What was painted or erased by hand stays."
+            if lost:
+                words += f" Nothing was found for {', '.join(map(str, sorted(lost)))}: they stay as they were."
+            controller.told.emit(words, False)
 
         controller.run_long(run, deliver)
 

@@ -205,6 +205,10 @@ class ObjectsLayer:
             return
         writes = tuple(_writes_of(event.value))
         for write in writes:
+            # napari tells of a fill before it writes it; who is told here may look at the pixels.
+            values = np.array(self.layer.data[write.key])
+            np.copyto(values, write.new, where=write.mask, casting="unsafe")
+            self.layer.data[write.key] = values
             self._note(write.key, write.new)
             self._forget(write.old, write.new)
         self._on_paint(writes)

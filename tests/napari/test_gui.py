@@ -179,6 +179,30 @@ def test_commit_before_the_answer_is_there_loses_nothing(open_gui: Callable[...,
     assert gui.labels()[COIN] == 1 and gui.labels()[OTHER_COIN] == 2
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_same_coin_twice_is_one_object(open_gui: Callable[..., Gui], at_once: bool) -> None:
+    gui = open_gui(data.coins())
+    image, workspace = gui.viewer.layers["image"], gui.controller.workspace
+    for step in range(2):
+        gui.controller.prompts.use_points(True)
+        gui.controller.prompts.points.add((COIN[0], COIN[1] + step))
+        if not at_once:
+            gui.mask()
+        gui.key("N")
+        gui.settle()
+    gui.until(lambda: "other objects cover it already" in gui.widget.status.text())
+    assert list(workspace.document.objects) == [1] and gui.widget.objects_panel.list.count() == 1
+    if at_once:
+        gui.key("Z", "control")
+    # The prompts are not lost: with leave to overwrite they make an object.
+    assert len(gui.controller.prompts.points.data) == 1
+    gui.mask()
+    gui.widget.objects_panel.overwrite.setChecked(True)
+    gui.key("N")
+    assert gui.controller.workspace.document.objects.keys() == {2} and gui.labels()[COIN] == 2
+    assert image in gui.viewer.layers
+
+
 def test_painting_by_hand_is_in_the_same_history(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]

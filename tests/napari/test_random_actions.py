@@ -21,6 +21,7 @@ from refinesam_napari.geometry import FREE, Plane
 
 ACTIONS = 150
 HW = (64, 80)
+NOWHERE = np.zeros(HW, bool)
 SHAPES = {"stack": (4, *HW), "far stack": (3, *HW), "flat": HW}
 GREEN, RED = [46, 204, 64], [255, 65, 54]
 # Nowhere is a points layer made the lowest one: with Mesa's software rendering napari 0.9.2 itself, without any plugin,
@@ -86,6 +87,18 @@ class FakeSession:
 class Object:
     prompts: Draft
     planes: frozenset[int]
+    # Painted into it and erased from it by hand, by plane.
+    added: dict[int, np.ndarray] = field(default_factory=dict)
+    erased: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def corrected(self, z: int, mask: np.ndarray) -> np.ndarray:
+        return mask & ~self.erased.get(z, NOWHERE) | self.added.get(z, NOWHERE)
+
+    def painted(self, z: int, added: np.ndarray, erased: np.ndarray) -> Object:
+        now_added = self.added.get(z, NOWHERE) & ~erased | added
+        now_erased = self.erased.get(z, NOWHERE) & ~added | erased
+        planes = self.planes | {z} if now_added.any() else self.planes
+        return Object(self.prompts, planes, {**self.added, z: now_added}, {**self.erased, z: now_erased})
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +164,13 @@ class Expected:
             return np.zeros(self.planes.shape[1:], bool)
         return segmented(self.planes[z], clicks, box, reach)
 
-    def commit(self, reach: int, overwrite: bool) -> bool:
+    def without_ghosts(self, objects: dict[int, Object], labels: np.ndarray) -> dict[int, Object]:
+        """Objects that a step took the last pixel from go with it."""
+        lost = set(np.unique(self.labels)) - set(np.unique(labels))
+        return {key: value for key, value in objects.items() if key not in lost}
+
+    def commit(self, reach: int, overwrite: bool, late: bool) -> bool:
+        """Whether there was something to commit; a late mask that leaves nothing is found out after that."""
         now = self.now
         draft = {z: (c, box) for z, (c, box) in now.draft.items() if box is not None or any(sign for *_, sign in c)}
         if not draft:
@@ -160,18 +179,20 @@ class Expected:
         object_id = now.editing or max([self.highest_before, *now.objects]) + 1
         old = now.objects.get(object_id, Object({}, frozenset()))
         for z in {*old.prompts, *draft}:
-            mask = self.mask(z, reach, draft) if z in draft else np.zeros(HW, bool)
+            mask = old.corrected(z, self.mask(z, reach, draft) if z in draft else NOWHERE)
             own, free = labels[z] == object_id, labels[z] == 0
             labels[z][own] = 0
             labels[z][mask & (own | free | overwrite)] = object_id
-        planes = (old.planes - old.prompts.keys()) | draft.keys()
-        self.step(
-            f"{'change' if object_id in now.objects else 'add'} object {object_id}",
-            draft={},
-            editing=None,
-            objects={**now.objects, object_id: Object(draft, planes)},
-            labels=labels.reshape(self.pixels.shape),
-        )
+        given_up = {z for z in old.prompts.keys() - draft.keys() if not old.added.get(z, NOWHERE).any()}
+        made = Object(draft, (old.planes - given_up) | draft.keys(), old.added, old.erased)
+        name, objects = f"{'change' if object_id in now.objects else 'add'} object {object_id}", dict(now.objects)
+        if (labels == object_id).any():
+            objects = self.without_ghosts(objects, labels) | {object_id: made}
+        elif not late:
+            return False
+        elif object_id in objects:  # It keeps the pixels that it had.
+            objects[object_id], labels = made, self.labels
+        self.step(name, draft={}, editing=None, objects=objects, labels=labels.reshape(self.pixels.shape))
         return True
 
     def delete(self, object_id: int) -> None:
@@ -189,10 +210,12 @@ class Expected:
         labels[z][(y - row) ** 2 + (x - column) ** 2 <= (BRUSH // 2 + 0.5) ** 2] = object_id
         if (labels == self.labels).all():
             return
-        objects = dict(self.now.objects)
-        if object_id:
-            old = objects.get(object_id, Object({}, frozenset()))
-            objects[object_id] = Object(old.prompts, old.planes | {z})
+        objects, before = dict(self.now.objects), self.labels[z]
+        for key in {*np.unique(before[before != labels[z]]).tolist(), object_id} - {0}:
+            if key == object_id or key in objects:
+                added, erased = (labels[z] == key) & (before != key), (before == key) & (labels[z] != key)
+                objects[key] = objects.get(key, Object({}, frozenset())).painted(z, added, erased)
+        objects = self.without_ghosts(objects, labels)
         self.step("paint", objects=objects, labels=labels.reshape(self.pixels.shape))
 
     def remove_labels(self) -> None:
@@ -390,8 +413,9 @@ class Session:
     # -- objects ----------------------------------------------------------------------------------------------------
 
     def commit(self, item: Expected) -> None:
-        assert self.controller.commit() is item.commit(self.reach, self.overwrite)
         workspace = self.controller.workspace
+        late = any(workspace.answer_for(plane, self.refine) is None for plane in workspace.document.draft)
+        assert self.controller.commit() is item.commit(self.reach, self.overwrite, late)
         if item.layer is None and workspace.objects is not None:
             item.layer = workspace.objects.layer
 
@@ -671,7 +695,10 @@ class Session:
 
     def compare_preview(self, item: Expected) -> None:
         layer, z = self.controller.preview.layer, self.z(item)
+        edited = item.now.objects.get(item.now.editing)
         expected = item.mask(z, self.reach)
+        if z in item.now.draft and edited is not None and self.controller.current_answer is not None:
+            expected = edited.corrected(z, expected)
         if not expected.any():
             assert layer is None or layer not in self.viewer.layers or not layer.visible
             return

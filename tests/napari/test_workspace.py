@@ -9,7 +9,7 @@ from napari.layers import Image, Labels
 
 from refinesam import ConfigError, RefinementReport
 from refinesam_napari.document import Document, PlanePrompts, Point, SegmentedObject
-from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
+from refinesam_napari.geometry import FREE, NO_MASK, Crop, Plane, PlaneMask
 from refinesam_napari.images import ImageSettings, ImageSnapshot
 from refinesam_napari.inference import Answer, Model, Request
 from refinesam_napari.objects_layer import ObjectsLayer
@@ -376,6 +376,106 @@ def test_a_late_mask_of_a_step_that_is_gone_is_dropped(workspace: Workspace) -> 
     workspace.complete(change, 1, FIRST, UPPER, overwrite=False)
     assert not pixels(workspace).any()
     undo_all_and_redo_all(workspace)
+
+
+# ---------------------------------------------------------------- ghosts
+
+
+def test_an_object_without_a_pixel_is_not_added(workspace: Workspace) -> None:
+    commit(workspace, 1, {FIRST: BOTH})
+    workspace.edit_draft("add point", {FIRST: CLICK})
+    for mask in (UPPER, NO_MASK):
+        assert commit(workspace, 2, {FIRST: mask}) is None
+        assert list(workspace.document.objects) == [1] and workspace.document.draft == {FIRST: CLICK}
+        assert workspace.history.undo_name == "add point" and (pixels(workspace) > 0).sum() == 150
+    # One with a pixel in one of its planes is.
+    assert commit(workspace, 2, {FIRST: UPPER, SECOND: UPPER}) is not None
+    undo_all_and_redo_all(workspace)
+
+
+def test_an_object_does_not_lose_its_last_pixel_to_its_own_prompts(workspace: Workspace) -> None:
+    commit(workspace, 1, {FIRST: UPPER})
+    commit(workspace, 2, {SECOND: UPPER})
+    workspace.edit_object(1)
+    assert commit(workspace, 1, {SECOND: UPPER}) is None and commit(workspace, 1, {FIRST: NO_MASK}) is None
+    assert workspace.document.editing == 1 and (pixels(workspace)[0] == 1).sum() == 100
+
+
+def test_an_object_that_is_covered_or_erased_as_a_whole_goes(workspace: Workspace) -> None:
+    commit(workspace, 1, {FIRST: UPPER})
+    commit(workspace, 2, {FIRST: BOTH}, overwrite=True)
+    assert list(workspace.document.objects) == [2]
+    paint(workspace, (0, 7, 5), 0, size=41)
+    assert not workspace.document.objects and not pixels(workspace).any()
+    paint(workspace, (0, 7, 5), 3)
+    paint(workspace, (0, 7, 5), 4)
+    assert list(workspace.document.objects) == [4]
+    undo_all_and_redo_all(workspace)
+    for _ in range(3):
+        workspace.undo()
+    assert list(workspace.document.objects) == [2]
+    workspace.undo()
+    assert list(workspace.document.objects) == [1]
+
+
+@pytest.mark.parametrize("meanwhile", [[], [Workspace.undo], [lambda w: commit(w, 2, {SECOND: UPPER})]])
+def test_a_late_mask_that_leaves_nothing_leaves_no_object_in_any_step(workspace: Workspace, meanwhile: Steps) -> None:
+    workspace.edit_draft("add point", {FIRST: CLICK})
+    change = late(workspace)
+    for step in meanwhile:
+        step(workspace)
+    workspace.complete(change, 1, FIRST, NO_MASK, overwrite=False)
+    assert workspace.drop_ghost(change, 1)
+    for step in workspace.history.steps:
+        assert 1 not in step.before.objects and 1 not in step.after.objects
+    assert 1 not in workspace.document.objects
+    while workspace.history.undo_name not in ("add point", None):
+        workspace.undo()
+    assert workspace.document.draft == {FIRST: CLICK}
+    undo_all_and_redo_all(workspace)
+
+
+def test_a_late_object_that_got_pixels_or_was_made_anew_stays(workspace: Workspace) -> None:
+    change = late(workspace)
+    workspace.complete(change, 1, FIRST, UPPER, overwrite=False)
+    assert not workspace.drop_ghost(change, 1) and 1 in workspace.document.objects
+    second = late(workspace, 2)
+    workspace.edit_object(2)
+    commit(workspace, 2, {SECOND: LOWER})
+    workspace.complete(second, 2, FIRST, NO_MASK, overwrite=False)
+    assert workspace.drop_ghost(second, 2) and sorted(workspace.document.objects) == [1, 2]
+    undo_all_and_redo_all(workspace)
+
+
+def test_an_old_object_keeps_its_pixels_when_a_late_mask_is_empty(workspace: Workspace) -> None:
+    commit(workspace, 1, {FIRST: UPPER})
+    workspace.edit_object(1)
+    change = late(workspace, prompts=BOX)
+    workspace.complete(change, 1, FIRST, NO_MASK, overwrite=False)
+    assert not workspace.drop_ghost(change, 1) and (pixels(workspace)[0] == 1).sum() == 100
+
+
+def test_recomputing_takes_nothing_from_others_and_leaves_no_ghost(workspace: Workspace) -> None:
+    commit(workspace, 1, {FIRST: UPPER})
+    commit(workspace, 2, {FIRST: LOWER})
+    commit(workspace, 3, {SECOND: UPPER})
+    before = pixels(workspace).copy()
+    lost = workspace.recompute({(1, FIRST): BOTH, (2, FIRST): BOTH, (3, SECOND): NO_MASK}, "replay prompts")
+    assert lost == {3} and np.array_equal(pixels(workspace), before)
+    workspace.recompute({(1, FIRST): rectangle(0, 0, 5, 10), (2, FIRST): BOTH}, "replay prompts")
+    assert (pixels(workspace) == 1).sum() == 50 and (pixels(workspace) == 2).sum() == 100
+    undo_all_and_redo_all(workspace)
+
+
+def test_of_loaded_objects_without_pixels_those_with_prompts_stay(workspace: Workspace) -> None:
+    loaded = (
+        Document()
+        .with_object(SegmentedObject(1, {FIRST: CLICK}, (FIRST,)))
+        .with_object(SegmentedObject(2, planes=(FIRST,), origin="painted"))
+        .with_object(SegmentedObject(3, planes=(SECOND,)))
+    )
+    assert workspace.replace_all(loaded, {(3, SECOND): UPPER}, "load") == [1, 2]
+    assert sorted(workspace.document.objects) == [1, 3]
 
 
 # ---------------------------------------------------------------- painting
