@@ -78,6 +78,7 @@ class Answers(Scene):
         self._settled = QTimer(self, singleShot=True, interval=SETTLED_MS)
         self._settled.timeout.connect(self.attempting(self._encode_ahead))
         self._paused = self._closed = False
+        self.go_on()
         self.choose_image(self.first_image())
 
     def on_gui_thread(self, deliver: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -96,11 +97,18 @@ class Answers(Scene):
 
     def close(self) -> None:
         """End the threads and let go of the viewer."""
+        if self._closed:
+            return
         self._closed = True
         self._settled.stop()
         super().close()
         self.engine.close()
         self.long.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the widget is closed."""
+        return self._closed
 
     def image_left(self) -> None:
         """Give up what is computed for the image or pixels of before."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from napari.layers import Labels
@@ -13,14 +14,37 @@ from refinesam import ConfigError
 from refinesam_napari.document import Document, History, Write
 from refinesam_napari.objects_layer import ObjectsLayer
 from refinesam_napari.preview import DISPLAY_ONLY
-from refinesam_napari.targets import new_labels, unfit
+from refinesam_napari.scanning import objects_in
+from refinesam_napari.targets import is_ours, labels_shape, lies_on, new_labels, place_labels, unfit
 from refinesam_napari.workspace import Workspace
 
 if TYPE_CHECKING:
-    from napari.layers import Layer
+    from napari.layers import Image, Layer
     from napari.viewer import Viewer
 
 __all__ = ["Committed"]
+
+
+@dataclass(eq=False)
+class _Kept:
+    """What a viewer keeps while the widget is closed.
+
+    Attributes:
+        workspaces: by image layer.
+        removed: objects' layers that were removed, with the history that belongs to them: they may come back.
+        image: the one in hand last.
+        on_edit: told of what the user paints into the labels, by the widget that is open.
+    """
+
+    workspaces: weakref.WeakKeyDictionary[Layer, Workspace] = field(default_factory=weakref.WeakKeyDictionary)
+    removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History]] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
+    image: weakref.ref[Image] | None = None
+    on_edit: Callable[[Workspace], None] | None = None
+
+
+_kept: weakref.WeakKeyDictionary[Viewer, _Kept] = weakref.WeakKeyDictionary()
 
 
 class Committed(QObject):
@@ -40,26 +64,49 @@ class Committed(QObject):
         super().__init__(parent)
         self.viewer = viewer
         self.workspace: Workspace | None = None
-        self._workspaces: weakref.WeakKeyDictionary[Layer, Workspace] = weakref.WeakKeyDictionary()
-        # Objects' layers that were removed, with the history that belongs to them: they may come back.
-        self._removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History]] = weakref.WeakKeyDictionary()
+        self._kept = _kept.setdefault(viewer, _Kept())
+        self._workspaces, self._removed = self._kept.workspaces, self._kept.removed
+        self._kept.on_edit = self._edited_by_hand
+
+    def close(self) -> None:
+        """Let go of the viewer; what was made stays for the next widget."""
+        image = None if self.workspace is None else self.workspace.image
+        self._kept.image, self._kept.on_edit = None if image is None else weakref.ref(image), None
+
+    def go_on(self) -> None:
+        """Take over what the widget before left: layers may have gone meanwhile."""
+        for workspace in list(self._workspaces.values()):
+            if workspace.objects is not None and workspace.objects.layer not in self.viewer.layers:
+                self.let_go_of_objects(workspace)
+
+    def workspaces(self) -> list[Workspace]:
+        """What was made of each of the viewer's images."""
+        return list(self._workspaces.values())
+
+    def _edited_by_hand(self, workspace: Workspace) -> None:
+        self.edited.emit(workspace)
+        self.changed.emit()
 
     def objects_returned(self) -> None:
         """For the subclass: the layer of objects, with their history, is back."""
         raise NotImplementedError
 
     def ensure_objects(self) -> ObjectsLayer:
-        """Return the layer of committed objects, made when the first is committed.
+        """Return the layer of committed objects, where its image is; made when the first is committed.
 
         Raises:
-            ConfigError: there is not enough memory.
+            ConfigError: there is not enough memory, or the user's layer was moved.
         """
         workspace = self.workspace
         assert workspace is not None
+        image, shape, channel_axis = workspace.image, workspace.shape, workspace.settings.channel_axis
         if workspace.objects is None:
-            shape, channel_axis = workspace.shape, workspace.settings.channel_axis
-            layer = new_labels(self.viewer, workspace.image, shape, channel_axis)
-            workspace.objects = self._objects(workspace, layer)
+            layer = new_labels(self.viewer, image, shape, channel_axis)
+            workspace.objects = self._objects(workspace, layer, empty=True)
+        elif is_ours(layer := workspace.objects.layer):
+            place_labels(layer, image, shape, channel_axis)
+        elif not lies_on(layer, image, channel_axis):
+            raise ConfigError(f"Nothing was changed: {layer.name!r}, {unfit(layer, image, shape, channel_axis)}.")
         return workspace.objects
 
     def targets(self) -> dict[Labels, str | None]:
@@ -68,13 +115,24 @@ class Committed(QObject):
         if workspace is None:
             return {}
         return {
-            layer: unfit(layer, workspace.shape, workspace.settings.channel_axis)
+            layer: self._taken(layer) or unfit(layer, workspace.image, workspace.shape, workspace.settings.channel_axis)
             for layer in self.viewer.layers
             if isinstance(layer, Labels) and not DISPLAY_ONLY.items() <= layer.metadata.items()
         }
 
+    def _taken(self, layer: Labels) -> str | None:
+        """Say which other image's objects a layer holds: two would give out the same numbers."""
+        holder = self._holder(layer)
+        if holder is None or holder.image not in self.viewer.layers:
+            return None
+        return f"it holds the objects of {holder.image.name!r}: choose another layer for these first"
+
+    def _holder(self, layer: Labels) -> Workspace | None:
+        others = (other for other in self._workspaces.values() if other is not self.workspace)
+        return next((other for other in others if other.objects is not None and other.objects.layer is layer), None)
+
     def use_labels(self, layer: Labels) -> None:
-        """Commit objects into an existing Labels layer.
+        """Commit objects into an existing Labels layer; what it holds are objects like others from then on.
 
         Raises:
             ConfigError: it can't hold the image's objects.
@@ -85,13 +143,35 @@ class Committed(QObject):
         reason = self.targets().get(layer, "it is not in the viewer any more")
         if reason is not None:
             raise ConfigError(f"Objects can't be added to {layer.name!r}: {reason}.")
-        if workspace.objects is not None:
-            self.let_go_of_objects(workspace)
+        for other in (workspace, self._holder(layer)):
+            if other is not None and other.objects is not None:
+                self.let_go_of_objects(other)
+        self._removed.pop(layer, None)
         workspace.objects = self._objects(workspace, layer)
+        self._find_objects(workspace, anew=True)
         self.changed.emit()
 
-    def _objects(self, workspace: Workspace, layer: Labels) -> ObjectsLayer:
-        return ObjectsLayer(layer, lambda writes: self._painted(workspace, layer, writes))
+    def _objects(self, workspace: Workspace, layer: Labels, empty: bool = False) -> ObjectsLayer:
+        kept, viewer = self._kept, weakref.ref(self.viewer)
+
+        # Not methods: the user may paint while the widget is closed.
+        def painted(writes: tuple[Write, ...]) -> None:
+            if (of := viewer()) is not None:
+                workspace.painted(writes, _displayed(of, layer))
+            if kept.on_edit is not None:
+                kept.on_edit(workspace)
+
+        def replaced() -> None:
+            if (of := viewer()) is not None:
+                _find_objects(workspace, _displayed(of, layer))
+            if kept.on_edit is not None:
+                kept.on_edit(workspace)
+
+        return ObjectsLayer(layer, painted, replaced, empty)
+
+    def _find_objects(self, workspace: Workspace, anew: bool = False) -> None:
+        assert workspace.objects is not None
+        _find_objects(workspace, _displayed(self.viewer, workspace.objects.layer), anew)
 
     def let_go_of_objects(self, workspace: Workspace) -> None:
         """The objects' layer is gone, and they with it; the prompts in hand stay."""
@@ -114,15 +194,26 @@ class Committed(QObject):
             return
         workspace.objects = self._objects(workspace, layer)
         draft, workspace.history = workspace.document.draft, history
+        self._find_objects(workspace)
         if draft != history.document.draft:
             history.do("keep prompts", replace(history.document, draft=draft, editing=None))
         if workspace is self.workspace:
             self.objects_returned()
 
-    def _painted(self, workspace: Workspace, layer: Labels, writes: tuple[Write, ...]) -> None:
-        # Not only in the plane in view: the labels of any image can be painted in, and in 3D too.
-        lacking = self.viewer.dims.ndim - layer.ndim
-        down, across = (axis - lacking for axis in self.viewer.dims.displayed[-2:])
-        workspace.painted(writes, (down, across))
-        self.edited.emit(workspace)
-        self.changed.emit()
+
+def _displayed(viewer: Viewer, layer: Labels) -> tuple[int, int]:
+    """The layer's axes that run down and across: also of a layer that is not in view, and in 3D."""
+    lacking = viewer.dims.ndim - layer.ndim
+    down, across = (axis - lacking for axis in viewer.dims.displayed[-2:])
+    return (down, across) if min(down, across) >= 0 else (layer.ndim - 2, layer.ndim - 1)
+
+
+def _find_objects(workspace: Workspace, axes: tuple[int, int], anew: bool = False) -> None:
+    """Bring the document in line with what is in the labels."""
+    objects = workspace.objects
+    assert objects is not None
+    if tuple(objects.layer.data.shape) != labels_shape(workspace.shape, workspace.channel_axis):
+        return
+    there = objects_in(objects.layer.data, axes, workspace.channel_axis)
+    objects.know({object_id: box for object_id, (box, _) in there.items()})
+    workspace.found({object_id: planes for object_id, (_, planes) in there.items()}, anew)

@@ -34,7 +34,7 @@ class Controller(Answers):
         super().__init__(viewer, parent)
 
     def close(self) -> None:
-        """End the threads and let go of the viewer."""
+        """End the threads and let go of the viewer; what was made stays for the next widget."""
         super().close()
         self._late.shutdown(wait=False, cancel_futures=True)
 
@@ -135,8 +135,12 @@ class Controller(Answers):
         if planes and self.plane is not None and self.plane not in planes:
             self.go_to(planes[len(planes) // 2])
         self.after_step()
-        if workspace.document.objects[object_id].corrections:
+        item = workspace.document.objects[object_id]
+        if item.corrections:
             self.told.emit(f"Object {object_id} was corrected by hand: what you painted or erased stays.", False)
+        elif item.origin == "found" and not item.prompts:
+            words = "was already in the labels. Paint to correct it, or click on it to outline it anew in this slice."
+            self.told.emit(f"Object {object_id} {words}", False)
 
     def go_to(self, plane: Plane) -> None:
         """Move the viewer's sliders to a plane."""

@@ -16,8 +16,8 @@ from refinesam_napari.geometry import Crop, Plane
 __all__ = ["Change", "Document", "History", "Origin", "PlanePrompts", "Point", "SegmentedObject", "Write"]
 
 # How an object came about: from prompts in each of its planes, from segment-everything, through propagation from
-# prompted planes to others, or by hand in the labels layer.
-Origin = Literal["prompts", "everything", "propagated", "painted"]
+# prompted planes to others, by hand in the labels layer, or it was in a layer that the user chose.
+Origin = Literal["prompts", "everything", "propagated", "painted", "found"]
 
 
 @dataclass(frozen=True)

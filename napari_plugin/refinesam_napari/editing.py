@@ -273,6 +273,29 @@ class Editing:
                 document = document.with_object(item.corrected(plane, correction))
         self._record("paint", document, writes)
 
+    def found(self, planes: Mapping[int, Sequence[Plane]], anew: bool = False) -> bool:
+        """Take the objects that are in the labels for those of the document: new ones in, those that are gone out.
+
+        Args:
+            planes: in which planes each has pixels.
+            anew: begin the history there, since another layer is meant from now on.
+
+        Returns:
+            Whether there was a difference.
+        """
+        before = {} if anew else self.document.objects
+        objects = {
+            object_id: before.get(object_id) or SegmentedObject(object_id, planes=tuple(where), origin="found")
+            for object_id, where in planes.items()
+        }
+        editing = self.document.editing if self.document.editing in objects else None
+        document = replace(self.document, objects=MappingProxyType(objects), editing=editing)
+        if anew:
+            self.history = History(replace(document, editing=None))
+        elif objects.keys() != before.keys():
+            self.history.do("change labels", document)
+        return objects.keys() != before.keys()
+
     def undo(self) -> Change | None:
         """Step back; None at the beginning.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,12 +33,16 @@ AUTOSAVE_MS = 500
 FROM_PROMPTS = ("prompts", "propagated")
 
 
+# They go on when the widget is closed and opened again.
+_autosaves: weakref.WeakKeyDictionary[Workspace, Autosave] = weakref.WeakKeyDictionary()
+
+
 class Files:
     """The sessions of one viewer, on disk."""
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self._autosaves: dict[Workspace, Autosave] = {}
+        self._autosaves = _autosaves
         # Edited since their last autosave; the image in hand may be another one by the time that it is due.
         self._edited: set[Workspace] = set()
         self._timer = QTimer(controller, singleShot=True, interval=AUTOSAVE_MS)
@@ -127,7 +132,11 @@ class Files:
 
     def replay(self) -> None:
         """Compute all masks from their prompts again, with the model of now, in one step that can be undone."""
-        controller, workspace, saved = self.controller, self._workspace(), self.saved()
+        controller, workspace = self.controller, self._workspace()
+        if not workspace.document.objects:
+            raise DatasetError("There are no objects to compute again: add one first.")
+        controller.ensure_objects()
+        saved = self.saved()
         image = ImageSnapshot.of(workspace.image, workspace.settings)
         model = controller.options.model
 
@@ -212,14 +221,19 @@ class Files:
         if self._timer.isActive():
             self._timer.stop()
             self.autosave()
-        for autosave in self._autosaves.values():
+        for autosave in self._mine().values():
             autosave.flush()
 
     def close(self) -> None:
-        """Write what is not written yet, and end the threads. The files stay: what was not saved can be restored."""
+        """The viewer is closed: write what is not written yet. The files stay: what was not saved can be restored."""
         self.flush()
-        for autosave in self._autosaves.values():
+        for workspace, autosave in self._mine().items():
             autosave.close()
+            del self._autosaves[workspace]
+
+    def _mine(self) -> dict[Workspace, Autosave]:
+        mine = self.controller.workspaces()
+        return {workspace: autosave for workspace, autosave in self._autosaves.items() if workspace in mine}
 
     def left_behind(self) -> list[tuple[Path, str]]:
         """Autosaves of viewers that are gone, for an image like the one in hand: paths, and when they were written."""

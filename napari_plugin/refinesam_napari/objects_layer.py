@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,19 +23,28 @@ __all__ = ["ObjectsLayer"]
 class ObjectsLayer:
     """Reads and writes one Labels layer, and tells what the user painted in it."""
 
-    def __init__(self, layer: Labels, on_paint: Callable[[tuple[Write, ...]], None]) -> None:
+    def __init__(
+        self,
+        layer: Labels,
+        on_paint: Callable[[tuple[Write, ...]], None],
+        on_replace: Callable[[], None] = lambda: None,
+        empty: bool = False,
+    ) -> None:
         """Watch a layer.
 
         Args:
             layer: of an image's dimensions, of size 1 on its channel axis.
             on_paint: called with what was written after every stroke by the user.
+            on_replace: called after the layer was given another array.
+            empty: nothing is in the layer, so that it need not be read.
         """
-        self.layer, self._on_paint = layer, on_paint
+        self.layer, self._on_paint, self._on_replace = layer, on_paint, on_replace
         self._quiet = False
         # Box around all that was ever written of an object, so that it is found without searching a large image.
         self._extents: dict[int, tuple[slice, ...]] = {}
         self._masks: dict[tuple[int, Plane], PlaneMask] = {}
-        self._replaced()
+        # Ids that are in it already are never given to new objects.
+        self.highest_before = 0 if empty else self._highest()
         layer.events.paint.connect(self._painted)
         layer.events.data.connect(self._replaced)
         layer.events.set_data.connect(self._refreshed)
@@ -48,10 +57,17 @@ class ObjectsLayer:
 
     def _replaced(self, event: Any = None) -> None:
         """The layer holds another array."""
-        # Ids that are in it already are never given to new objects.
-        self.highest_before = int(np.max(self.layer.data)) if self.layer.data.size else 0
+        self.highest_before = self._highest()
         self._extents.clear()
         self._masks.clear()
+        self._on_replace()
+
+    def _highest(self) -> int:
+        return int(np.max(self.layer.data)) if self.layer.data.size else 0
+
+    def know(self, boxes: Mapping[int, tuple[slice, ...]]) -> None:
+        """Take note of the boxes around objects that are in the layer already, to find them without a search."""
+        self._extents.update(boxes)
 
     def _refreshed(self, event: Any) -> None:
         """Values may have been changed in place, as by napari's own undo."""
@@ -192,7 +208,7 @@ class ObjectsLayer:
 
     def _note(self, key: tuple[slice, ...], values: NDArray[Any] | int) -> None:
         for object_id in np.unique(values).tolist():
-            if object_id > self.highest_before:
+            if object_id > self.highest_before or object_id in self._extents:
                 old = self._extents.get(object_id, key)
                 self._extents[object_id] = tuple(
                     slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(old, key, strict=True)

@@ -93,6 +93,12 @@ class Preview:
             if layer is not None and layer in self._viewer.layers:
                 set_changed(layer, visible=False)
 
+    def remove(self) -> None:
+        """Take the layers out of the viewer."""
+        with keeping_active(self._viewer):
+            self._remove(self.layer)
+            self._remove(self.amr_points)
+
     def _new_layer(self, pixels: NDArray[Any], image: Image) -> Image:
         layer = self._viewer.add_image(
             pixels,

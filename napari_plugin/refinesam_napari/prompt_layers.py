@@ -75,6 +75,13 @@ class PromptLayers:
                 place_like(layer, image)
         self._set_defaults()
 
+    def remove(self) -> None:
+        """Take the layers out of the viewer."""
+        with self.quiet(), keeping_active(self._viewer):
+            for layer in (self.points, self.boxes):
+                if layer is not None and layer in self._viewer.layers:
+                    self._viewer.layers.remove(layer)
+
     def ready(self, ndim: int) -> bool:
         """Whether both layers are there, of that many dimensions."""
         return all(

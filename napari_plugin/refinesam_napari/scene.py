@@ -17,7 +17,7 @@ from refinesam_napari.images import ImageSettings, ImageSnapshot
 from refinesam_napari.placing import is_kept_active
 from refinesam_napari.preview import DISPLAY_ONLY, Preview
 from refinesam_napari.prompt_layers import PromptLayers
-from refinesam_napari.targets import place_labels
+from refinesam_napari.targets import is_ours, place_labels
 from refinesam_napari.views import guess_channel_axis, plane_in_view
 from refinesam_napari.workspace import Workspace, shape_of
 
@@ -45,10 +45,13 @@ class Scene(Committed):
             event.connect(callback)
 
     def close(self) -> None:
-        """Let go of the viewer."""
+        """Let go of the viewer; the layers of prompts and preview are taken out of it."""
+        super().close()
         for event, callback in self._events():
             event.disconnect(callback)
         self._watch(None)
+        self.prompts.remove()
+        self.preview.remove()
 
     # -- for the subclass -------------------------------------------------------------------------------------------
 
@@ -86,9 +89,13 @@ class Scene(Committed):
         ]
 
     def first_image(self) -> Image | None:
-        """The image to begin with: the active one, else the topmost."""
+        """The image to begin with: the one before the widget was closed, else the active one, else the topmost."""
         active = self.viewer.layers.selection.active
         images = self.images()
+        before = None if self._kept.image is None else self._kept.image()
+        self._kept.image = None
+        if before in images:
+            return before
         return active if active in images else (images[-1] if images else None)
 
     def _layer_added(self, event: Any) -> None:
@@ -209,11 +216,9 @@ class Scene(Committed):
     def _placed(self, event: Any = None) -> None:
         if self.workspace is None:
             return
-        if self.workspace.objects is not None:
-            settings = self.workspace.settings
-            place_labels(
-                self.workspace.objects.layer, self.workspace.image, self.workspace.shape, settings.channel_axis
-            )
+        workspace = self.workspace
+        if workspace.objects is not None and is_ours(workspace.objects.layer):
+            place_labels(workspace.objects.layer, workspace.image, workspace.shape, workspace.settings.channel_axis)
         self._moved()
 
     def _moved(self, event: Any = None) -> None:

@@ -58,6 +58,7 @@ class Stack:
         if object_id is None or object_id not in workspace.document.objects:
             controller.told.emit("Nothing to propagate: prompt an object, or choose one in the list.", False)
             return
+        controller.ensure_objects()
         item = workspace.document.objects[object_id]
         # What was painted or erased by hand is right: such a slice is a seed, or an end if nothing of it is left.
         given = dict.fromkeys((*item.prompts, *item.corrections)) or dict.fromkeys(item.planes)

@@ -13,17 +13,50 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels
     from napari.viewer import Viewer
 
-__all__ = ["new_labels", "place_labels", "unfit"]
+__all__ = ["is_ours", "labels_shape", "lies_on", "new_labels", "place_labels", "unfit"]
+
+# Layers that the plugin made for objects: only these does it move, and they follow their image.
+OURS = {"refinesam": "objects"}
+# Of a pixel, by which labels may lie beside their image.
+APART = 0.01
 
 
-def unfit(labels: Labels, shape: tuple[int, ...], channel_axis: int | None) -> str | None:
+def unfit(labels: Labels, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> str | None:
     """Say why a Labels layer can't hold the objects of an image of this shape, None if it can."""
     if labels.multiscale:
         return "it is a pyramid, which napari can't edit: keep its full resolution alone"
-    found, needed = tuple(labels.data.shape), _labels_shape(shape, channel_axis)
+    found, needed = tuple(labels.data.shape), labels_shape(shape, channel_axis)
     if found != needed:
         return f"its shape is {found}, but the image needs {needed}"
+    if not is_ours(labels) and not lies_on(labels, image, channel_axis):
+        return f"it lies elsewhere than the image ({_difference(labels, image)}): give it the image's place"
     return _unwritable(labels.data)
+
+
+def is_ours(layer: Labels) -> bool:
+    """Whether the plugin made a layer for objects."""
+    return bool(OURS.items() <= layer.metadata.items())
+
+
+def lies_on(labels: Labels, image: Image, channel_axis: int | None) -> bool:
+    """Whether labels of an image's shape lie on it in the world, pixel by pixel; the channel axis doesn't count."""
+    last = np.array(labels.data.shape) - 1
+    counted = [axis for axis in range(labels.ndim) if axis != channel_axis]
+    for corner in np.ndindex(*(2,) * labels.ndim):
+        point = np.where(corner, last, 0)
+        found = np.asarray(image.world_to_data(labels.data_to_world(point)))
+        if np.abs(found - point)[counted].max() > APART:
+            return False
+    return True
+
+
+def _difference(labels: Labels, image: Image) -> str:
+    names = ("scale", "translate", "rotate", "shear", "affine")
+    others = [name for name in names if not np.allclose(getattr(labels, name), getattr(image, name))]
+    if not {*others} <= {"scale", "translate"}:
+        return ", ".join(others)
+    values = [(name, *(np.round(getattr(layer, name), 3).tolist() for layer in (labels, image))) for name in others]
+    return ", ".join(f"{name} {here} instead of {there}" for name, here, there in values)
 
 
 def _unwritable(data: Any) -> str | None:
@@ -50,11 +83,11 @@ def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axi
     """
     try:
         # Untouched pages of zeros take no memory, so a large image costs only what is segmented of it.
-        data = np.zeros(_labels_shape(shape, channel_axis), np.uint16)
+        data = np.zeros(labels_shape(shape, channel_axis), np.uint16)
     except MemoryError as error:
         raise ConfigError(f"Labels of shape {shape} don't fit into memory; crop the image first.") from error
     with keeping_active(viewer):
-        layer = viewer.add_labels(data, name=f"{image.name} objects", **place_of(image))
+        layer = viewer.add_labels(data, name=f"{image.name} objects", metadata=OURS, **place_of(image))
         place_labels(layer, image, shape, channel_axis)
     return layer
 
@@ -73,5 +106,6 @@ def place_labels(layer: Labels, image: Image, shape: tuple[int, ...], channel_ax
     layer.translate = np.asarray(image.affine.inverse(image.data_to_world(centre)))
 
 
-def _labels_shape(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, ...]:
+def labels_shape(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, ...]:
+    """Return the shape of the labels of an image: of size 1 on its channel axis."""
     return tuple(1 if axis == channel_axis else size for axis, size in enumerate(shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 import napari
@@ -32,6 +32,7 @@ class RefineSAMWidget(QWidget):
     """Click to mask while you look: prompts, refinement, objects, stacks, files."""
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
+        self._docked = False
         super().__init__()
         self.controller = Controller(unwrapped(napari_viewer), self)
         self.keys = Keys(self.controller)
@@ -77,6 +78,21 @@ class RefineSAMWidget(QWidget):
         self.destroyed.connect(lambda: _end(files, controller))
         self._update_shown()
 
+    def event(self, event: QEvent) -> bool:
+        """End with the dock: napari takes the widget out of it, and does not destroy it."""
+        if event.type() == QEvent.Type.ParentChange:
+            if self.parent() is None and self._docked:
+                self.end()
+            self._docked = self.parent() is not None
+        return bool(super().event(event))
+
+    def end(self) -> None:
+        """Give back keys and layers; prompts and objects are there again when the widget is opened again."""
+        self.keys.release()
+        self.review.clear()
+        self.files.flush()
+        self.controller.close()
+
     def _lay_out(self) -> None:
         content = QWidget()
         layout = QVBoxLayout(content)
@@ -98,6 +114,8 @@ class RefineSAMWidget(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
 
     def _update_shown(self) -> None:
+        if self.controller.is_closed:
+            return
         self.keys.bind_layers()
         for panel in self.panels:
             panel.update_shown()

@@ -183,9 +183,10 @@ def test_commit_before_the_answer_is_there_loses_nothing(open_gui: Callable[...,
 def test_the_same_coin_twice_is_one_object(open_gui: Callable[..., Gui], at_once: bool) -> None:
     gui = open_gui(data.coins())
     image, workspace = gui.viewer.layers["image"], gui.controller.workspace
-    for step in range(2):
+    for _ in range(2):
+        workspace.forget_answers()
         gui.controller.prompts.use_points(True)
-        gui.controller.prompts.points.add((COIN[0], COIN[1] + step))
+        gui.controller.prompts.points.add(COIN)
         if not at_once:
             gui.mask()
         gui.key("N")

@@ -256,7 +256,8 @@ def test_a_released_layer_is_not_watched_any_more() -> None:
 def test_labels_fit_an_image_with_size_1_on_its_channel_axis(
     labels: tuple[int, ...], image: tuple[int, ...], channel_axis: int | None, fit: bool
 ) -> None:
-    assert (unfit(Labels(np.zeros(labels, int)), image, channel_axis) is None) is fit
+    layer = Image(np.zeros(image), rgb=False)
+    assert (unfit(Labels(np.zeros(labels, int)), layer, image, channel_axis) is None) is fit
 
 
 @pytest.mark.parametrize("channel_axis", [None, 0, 1])
@@ -272,7 +273,7 @@ def test_labels_lie_on_their_image(channel_axis: int | None, place: dict[str, An
     viewer = ViewerModel()
     image = viewer.add_image(np.zeros((4, 3, 10)), **place)
     labels = new_labels(viewer, image, (4, 3, 10), channel_axis)
-    assert unfit(labels, (4, 3, 10), channel_axis) is None and viewer.layers.selection.active is image
+    assert unfit(labels, image, (4, 3, 10), channel_axis) is None and viewer.layers.selection.active is image
     low, high = np.full(3, -0.5), np.array(image.data.shape) - 0.5
     ends = np.array(labels.data.shape) - 0.5
     for corner in np.ndindex(2, 2, 2):  # stretched over all channels, so all eight corners meet

@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from napari.layers import Labels
+from napari.layers import Image, Labels
 from qtpy.QtCore import Qt
 from skimage import data
 
@@ -78,7 +78,7 @@ def test_into_offers_what_can_be_written_and_says_why_others_cannot(
 
 def test_a_pyramid_of_labels_is_no_target() -> None:
     pyramid = Labels([np.zeros((40, 60), np.uint16), np.zeros((20, 30), np.uint16)], multiscale=True)
-    assert "pyramid" in str(unfit(pyramid, (40, 60), None))
+    assert "pyramid" in str(unfit(pyramid, Image(np.zeros((40, 60))), (40, 60), None))
 
 
 def two_objects(gui: Gui) -> np.ndarray:
