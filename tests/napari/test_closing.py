@@ -1,0 +1,137 @@
+"""The dock is closed and opened again, by its buttons, in the real window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from qtpy.QtTest import QTest
+from skimage import data
+
+from napari_gui import Gui
+
+COIN, OTHER_COIN = (50, 48), (195, 215)
+
+
+def close(gui: Gui) -> None:
+    """Press the cross of the dock."""
+    dock = gui.widget.parent()
+    dock.title.close_button.click()
+    QTest.qWait(50)
+
+
+def reopen(gui: Gui) -> Gui:
+    _, widget = gui.viewer.window.add_plugin_dock_widget("refinesam", "refinesam")
+    QTest.qWait(100)
+    return Gui(gui.viewer, widget, gui.qtbot)
+
+
+def names(gui: Gui) -> list[str]:
+    return [layer.name for layer in gui.viewer.layers]
+
+
+def test_closing_gives_back_keys_and_layers_and_reopening_continues(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    image = gui.viewer.layers["image"]
+    gui.controller.prompts.use_points(True)
+    gui.click(image, *COIN)
+    first = gui.mask()
+    gui.key("N")
+    gui.click(image, *OTHER_COIN)
+    second = gui.mask()
+    labels, objects = gui.labels(), gui.controller.workspace.objects.layer
+    before, opened = labels.copy(), names(gui)
+    close(gui)
+    assert names(gui) == ["image", "image objects"]
+    for target in (gui.viewer, image, objects):
+        assert not {"N", "Q", "J", "G"} & {str(key) for key in target.keymap}
+    for key in "NQJKGH":
+        gui.key(key)
+    gui.key("Z", "control")
+    gui.click(image, *OTHER_COIN)
+    assert np.array_equal(labels, before)
+
+    again = reopen(gui)
+    assert sorted(names(again)) == sorted(opened) and again.widget is not gui.widget
+    assert len(again.controller.prompts.points.data) == 1 and np.array_equal(again.mask(), second)
+    assert again.widget.objects_panel.list.count() == 1
+    again.key("N")
+    assert np.array_equal(labels == 1, first) and np.array_equal(labels == 2, second & ~first)
+    for _ in range(4):
+        again.key("Z", "control")
+    assert not labels.any() and not again.controller.workspace.document.draft
+    # As often as one likes.
+    for _ in range(2):
+        close(again)
+        again = reopen(again)
+    again.controller.prompts.use_points(True)
+    again.click(image, *COIN)
+    assert again.mask()[COIN]
+    assert sorted(names(again)) == sorted(opened)
+
+
+def test_what_is_done_while_it_is_closed_is_known_afterwards(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    image = gui.viewer.layers["image"]
+    other = gui.viewer.add_image(data.coins()[::-1].copy(), name="other")
+    gui.controller.choose_image(image)
+    gui.controller.prompts.use_points(True)
+    gui.click(image, *COIN)
+    gui.mask()
+    gui.key("N")
+    layer = gui.controller.workspace.objects.layer
+    close(gui)
+    gui.viewer.layers.selection.active = layer
+    layer.selected_label, layer.brush_size, layer.mode = 0, 9, "erase"
+    gui.click(layer, *COIN)
+    corrected = layer.data.copy()
+    assert corrected[COIN] == 0
+    again = reopen(gui)
+    assert again.controller.workspace.image is image  # which was in hand, though it is not the topmost
+    again.key("K")
+    again.mask()
+    again.key("N")
+    assert np.array_equal(again.labels(), corrected)
+    for _ in range(3):
+        again.key("Z", "control")
+    assert again.labels()[COIN] == 1
+    # Layers that went meanwhile are missed.
+    close(again)
+    again.viewer.layers.remove(layer)
+    again.viewer.layers.remove(image)
+    last = reopen(again)
+    assert last.controller.workspace.image is other and last.controller.workspace.objects is None
+    last.viewer.layers.append(layer)
+    last.viewer.layers.append(image)
+    last.controller.choose_image(image)
+    last.settle()
+    assert last.widget.objects_panel.list.count() == 1  # and known again when they return
+
+
+def test_closing_while_something_is_computed_ends_it(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    gui.widget.everything_panel.start.click()
+    gui.until(lambda: gui.widget._busy.isVisible())
+    close(gui)
+    assert not gui.controller.long.busy and "refinesam: candidates" not in names(gui)
+    again = reopen(gui)
+    again.controller.prompts.use_points(True)
+    again.click(again.viewer.layers["image"], *COIN)
+    assert again.mask()[COIN]
+
+
+def test_the_autosave_goes_on_over_a_closed_dock(open_gui: Callable[..., Gui], autosaves: Path) -> None:
+    gui = open_gui(data.coins())
+    image = gui.viewer.layers["image"]
+    gui.controller.prompts.use_points(True)
+    gui.click(image, *COIN)
+    gui.mask()
+    gui.key("N")
+    close(gui)
+    again = reopen(gui)
+    assert not again.widget.files_panel.restore.isVisible()
+    again.controller.prompts.use_points(True)
+    again.click(image, *OTHER_COIN)
+    again.widget.files.flush()
+    assert len(list(autosaves.glob("*.json"))) == 1
