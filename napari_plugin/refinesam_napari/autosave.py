@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ import psutil
 from refinesam import DatasetError, RefineSAMError
 from refinesam_napari.storage import SavedSession, read_image_description, write_session
 
-__all__ = ["Autosave", "autosave_folder", "discard_autosave", "pending_autosaves"]
+__all__ = ["Autosave", "autosave_folder", "discard_autosave", "pending_autosaves", "tidy_autosaves"]
 
 FOLDER_VARIABLE = "REFINESAM_AUTOSAVE_DIR"
+
+# Work that was closed without saving is not kept for ever.
+KEPT_DAYS, MOST_KEPT = 30, 10
 
 # Files that this process still writes to; those of others are known by their process.
 _in_use: set[Path] = set()
@@ -153,6 +158,18 @@ def pending_autosaves(folder: str | Path) -> list[tuple[Path, dict[str, Any], da
         except (OSError, DatasetError):  # Deleted in between, or not an autosave.
             continue
     return sorted(found, key=lambda entry: entry[2], reverse=True)
+
+
+def tidy_autosaves(folder: str | Path, now: datetime | None = None) -> None:
+    """Delete what nobody restored for `KEPT_DAYS`, and of each image all but the `MOST_KEPT` newest."""
+    oldest = (now or datetime.now(UTC)) - timedelta(days=KEPT_DAYS)
+    kept: Counter[tuple[Any, ...]] = Counter()
+    for path, image, when in pending_autosaves(folder):
+        of = image["name"], *image["shape"]
+        kept[of] += 1
+        if when < oldest or kept[of] > MOST_KEPT:
+            with contextlib.suppress(OSError):
+                discard_autosave(path)
 
 
 def discard_autosave(path: Path) -> None:

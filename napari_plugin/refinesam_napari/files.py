@@ -14,7 +14,7 @@ from qtpy.QtCore import QTimer
 
 import refinesam
 from refinesam import DatasetError, Session
-from refinesam_napari.autosave import Autosave, autosave_folder, discard_autosave, pending_autosaves
+from refinesam_napari.autosave import Autosave, autosave_folder, discard_autosave, pending_autosaves, tidy_autosaves
 from refinesam_napari.controller import Controller
 from refinesam_napari.document import Document
 from refinesam_napari.engine import Work
@@ -200,9 +200,10 @@ class Files:
             self._timer.start()
 
     def _autosave_first(self, workspace: Workspace) -> None:
-        """What was edited a moment ago is written with its objects, which are about to go."""
+        """The objects, which are about to go, stay in a file of their own; what comes after goes into another."""
         if workspace in self._edited:
             self.autosave()
+        self._end(workspace)
 
     def autosave(self) -> None:
         """Have the state of what was edited written in the background."""
@@ -216,41 +217,53 @@ class Files:
             self._autosaves[workspace].request(self.saved(workspace))
         self._edited.clear()
 
-    def flush(self) -> None:
-        """Write what is not written yet, now."""
+    def flush(self) -> bool:
+        """Write what is not written yet, now; return whether all of it is on disk."""
         if self._timer.isActive():
             self._timer.stop()
             self.autosave()
-        for autosave in self._mine().values():
-            autosave.flush()
+        return all([autosave.flush() for autosave in self._mine().values()])
 
     def close(self) -> None:
-        """The viewer is closed: write what is not written yet. The files stay: what was not saved can be restored."""
+        """The viewer is closed: write what is not written yet. What was not saved can be restored from its file."""
         self.flush()
-        for workspace, autosave in self._mine().items():
+        for workspace in self._mine():
+            self._end(workspace)
+
+    def _end(self, workspace: Workspace) -> None:
+        autosave, document = self._autosaves.pop(workspace, None), workspace.document
+        if autosave is None:
+            return
+        if document.draft or document.objects:
             autosave.close()
-            del self._autosaves[workspace]
+        else:
+            autosave.remove()  # All of it was undone or deleted.
 
     def _mine(self) -> dict[Workspace, Autosave]:
         mine = self.controller.workspaces()
         return {workspace: autosave for workspace, autosave in self._autosaves.items() if workspace in mine}
 
     def left_behind(self) -> list[tuple[Path, str]]:
-        """Autosaves of viewers that are gone, for an image like the one in hand: paths, and when they were written."""
+        """Autosaves of viewers that are gone, for an image like the one in hand, newest first.
+
+        Returns:
+            Their paths, and when they were written, in local time.
+        """
         workspace = self.controller.workspace
         if workspace is None:
             return []
+        tidy_autosaves(autosave_folder())
         found = []
         for path, image, when in pending_autosaves(autosave_folder()):
             if tuple(image["shape"]) == workspace.shape and image["name"] == workspace.image.name:
-                found.append((path, f"{when:%Y-%m-%d %H:%M}"))
+                found.append((path, f"{when.astimezone():%Y-%m-%d %H:%M}"))
         return found
 
     def restore(self, path: Path) -> tuple[str, ...]:
         """Load an autosave, and delete it once its content is in an autosave of this viewer."""
         problems = self.load(path)  # an edit, so there is an autosave to write
-        self.flush()
-        discard_autosave(path)
+        if self.flush():
+            discard_autosave(path)
         return problems
 
 

@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
+from refinesam_napari.autosave import discard_autosave
 from refinesam_napari.controller import Controller
 from refinesam_napari.files import Files
 from refinesam_napari.panels import ObjectsPanel, button, row
@@ -174,13 +175,16 @@ class FilesPanel(QGroupBox):
         self.coco = button(
             controller, "COCO JSON ...", "Export", lambda: self._to("COCO JSON", "_coco", "json", files.export_coco)
         )
-        self.restore = button(controller, "Restore", "Load what a viewer that went down left behind", self._restore)
+        self.left = QComboBox()
+        self.left.setToolTip("When it was written last, the newest first")
+        self.restore = button(controller, "Restore", "Load what was not saved when a viewer ended", self._restore)
+        self.discard = button(controller, "Discard", "Delete this unsaved work for good", self._discard)
+        self.unsaved = row(QLabel("Unsaved work of"), self.left, self.restore, self.discard)
         layout = QVBoxLayout(self)
         layout.addWidget(row(self.save, self.load, self.replay))
         layout.addWidget(row(self.tiff, self.coco))
-        layout.addWidget(self.restore)
+        layout.addWidget(self.unsaved)
         self._image: Any = None
-        self._left: list[Any] = []
 
     def update_shown(self) -> None:
         """Show the state of now."""
@@ -188,10 +192,14 @@ class FilesPanel(QGroupBox):
         self.setEnabled(workspace is not None)
         image = None if workspace is None else workspace.image
         if image is not self._image:  # Looking into the folder takes time; do so once for an image.
-            self._image, self._left = image, self.files.left_behind()
-        self.restore.setVisible(bool(self._left))
-        if self._left:
-            self.restore.setText(f"Restore unsaved work of {self._left[-1][1]}")
+            self._image = image
+            self._look_for_unsaved()
+
+    def _look_for_unsaved(self) -> None:
+        self.left.clear()
+        for path, when in self.files.left_behind():
+            self.left.addItem(when, path)
+        self.unsaved.setVisible(self.left.count() > 0)
 
     def _to(self, title: str, ending: str, suffix: str, write: Callable[[str], None]) -> None:
         name = "session" if self._image is None else self._image.name
@@ -206,10 +214,12 @@ class FilesPanel(QGroupBox):
             self._tell_problems(self.files.load(path))
 
     def _restore(self) -> None:
-        path, _ = self._left[-1]
-        self._tell_problems(self.files.restore(path))
-        self._left = self.files.left_behind()
-        self.controller.changed.emit()
+        self._tell_problems(self.files.restore(self.left.currentData()))
+        self._look_for_unsaved()
+
+    def _discard(self) -> None:
+        discard_autosave(self.left.currentData())
+        self._look_for_unsaved()
 
     def _tell_problems(self, problems: tuple[str, ...]) -> None:
         if problems:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +193,72 @@ def test_autosave_follows_and_is_restored(open_gui: Callable[..., Gui], autosave
     assert np.array_equal(other.labels(), labels)
     assert not orphan.exists()
     gui.until(lambda: not panel.restore.isVisible())
+
+
+def left_behind(path: Path, number: int, when: float) -> Path:
+    """A copy of an autosave as another process would have left it, written at some time."""
+    copy = path.with_name(f"image.99999999{number}.abc{number}.json")
+    copy.write_bytes(path.read_bytes())
+    os.utime(copy, (when, when))
+    return copy
+
+
+def test_the_newest_is_offered_first_in_local_time_and_can_be_discarded(
+    open_gui: Callable[..., Gui], autosaves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    time.tzset()
+    try:
+        gui = open_gui(data.coins())
+        labels = two_coins(gui)
+        gui.widget.files.flush()
+        (path,) = autosaves.glob("*.json")
+        now = time.time() // 60 * 60
+        newest, older = left_behind(path, 1, now - 60), left_behind(path, 2, now - 86_400)
+        ancient = left_behind(path, 3, now - 31 * 86_400)
+        other = open_gui(data.coins())
+        panel = other.widget.files_panel
+        offered = [panel.left.itemText(i) for i in range(panel.left.count())]
+        assert offered == [f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M}" for when in (now - 60, now - 86_400)]
+        assert not ancient.exists()
+        panel.restore.click()
+        assert np.array_equal(other.labels(), labels) and not newest.exists() and older.exists()
+        assert panel.left.count() == 1 and panel.unsaved.isVisible()
+        panel.discard.click()
+        assert not older.exists() and not panel.unsaved.isVisible()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_unsaved_work_does_not_pile_up(open_gui: Callable[..., Gui], autosaves: Path) -> None:
+    gui = open_gui(data.coins())
+    gui.controller.prompts.use_points(True)
+    gui.click(gui.viewer.layers["image"], *COIN)
+    gui.widget.files.flush()
+    (path,) = autosaves.glob("*.json")
+    copies = [left_behind(path, number, time.time() - 60 * number) for number in range(1, 15)]
+    other = open_gui(data.coins())
+    assert other.widget.files_panel.left.count() == 10
+    assert [copy.exists() for copy in copies] == [True] * 10 + [False] * 4
+    # What was undone wholly is nothing to be restored.
+    gui.mask()
+    gui.key("N")
+    gui.key("Z", "control")
+    gui.key("Z", "control")
+    gui.widget.files.close()
+    assert not path.exists()
+
+
+def test_objects_whose_layer_is_removed_stay_restorable(open_gui: Callable[..., Gui], autosaves: Path) -> None:
+    gui = open_gui(data.coins())
+    two_coins(gui)
+    gui.viewer.layers.remove(gui.controller.workspace.objects.layer)
+    gui.controller.prompts.use_points(True)
+    gui.click(gui.viewer.layers["image"], *COIN)
+    gui.widget.files.flush()
+    counts = sorted(len(read_session(path).document.objects) for path in autosaves.glob("*.json"))
+    assert counts == [0, 2]
 
 
 def test_an_edit_is_autosaved_though_another_image_is_chosen_at_once(
