@@ -80,6 +80,8 @@ class Answers(Scene):
         self._paused = self._closed = False
         self.go_on()
         self.choose_image(self.first_image())
+        # Nothing need be pressed before the first click.
+        self.prompts.use_points(True)
 
     def on_gui_thread(self, deliver: Callable[[Any], None]) -> Callable[[Any], None]:
         """Return a function that calls `deliver` on the GUI thread, whatever thread it is called on."""

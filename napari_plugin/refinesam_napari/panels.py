@@ -150,6 +150,7 @@ class ImagePanel(QGroupBox):
 
     def _choose_image(self, index: int) -> None:
         self.controller.choose_image(self.controller.images()[index])
+        self.controller.prompts.use_points(True)
 
     def _choose_model(self, *_: object) -> None:
         weights = self.weights.currentText()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,14 @@ class PromptLayers:
         self._set_defaults()
         self._viewer.layers.selection.active = self.points
         self.points.mode = "add"
+
+    def add_point(self, world: Sequence[float], positive: bool) -> None:
+        """Add a point at a place in the world, as a click would, and let the next clicks do the same."""
+        if self.points is None:
+            return
+        self.use_points(positive)
+        self.points.add(self.points.world_to_data(world))
+        self.use_points(True)
 
     def use_boxes(self) -> None:
         """Let the next drag draw a box."""

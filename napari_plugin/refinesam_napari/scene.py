@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Image
 from qtpy.QtCore import QObject, QTimer
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Scene"]
 
+# A hand that clicks moves the mouse no farther than this.
+CLICK_PIXELS = 4
 PLACE = ("scale", "translate", "rotate", "shear", "affine")
 
 
@@ -123,8 +126,9 @@ class Scene(Committed):
         self.changed.emit()
 
     def _begin(self) -> None:
-        if self.workspace is None and self.first_image() is not None:
-            self.choose_image(self.first_image())
+        if self.workspace is None and (image := self.first_image()) is not None:
+            self.choose_image(image)
+            self.prompts.use_points(True)
 
     def _restore_prompt_layers(self) -> None:
         if self.workspace is None or self.plane is None:
@@ -172,8 +176,23 @@ class Scene(Committed):
             if layer is None:
                 continue
             getattr(layer.events.data, callbacks)(self._pixels_changed)
+            if callbacks == "connect":
+                layer.mouse_drag_callbacks.append(self._image_pressed)
+            elif self._image_pressed in layer.mouse_drag_callbacks:
+                layer.mouse_drag_callbacks.remove(self._image_pressed)
             for name in PLACE:
                 getattr(getattr(layer.events, name), callbacks)(self._placed)
+
+    def _image_pressed(self, layer: Image, event: Any) -> Generator[None]:
+        """While the image is the active layer, a click in it is a prompt, too; a drag moves the view."""
+        start, moved = np.asarray(event.pos), False
+        positive, plain = "Alt" not in event.modifiers, all(key == "Alt" for key in event.modifiers)
+        yield
+        while event.type == "mouse_move":
+            moved = moved or float(np.abs(np.asarray(event.pos) - start).max()) > CLICK_PIXELS
+            yield
+        if not moved and plain and self.plane is not None and layer.mode == "pan_zoom":
+            self.prompts.add_point(event.position, positive)
 
     def use_settings(self, settings: ImageSettings) -> None:
         """See the image's pixels in another way.

@@ -145,6 +145,7 @@ def segment_layer(viewer: napari.Viewer, layer: Image) -> None:
     """Open the widget on a layer: the command in the layers' menu."""
     _, widget = unwrapped(viewer).window.add_plugin_dock_widget("refinesam", "refinesam")
     widget.controller.choose_image(unwrapped(layer))
+    widget.controller.prompts.use_points(True)
 
 
 def unwrapped(proxied: Any) -> Any:
