@@ -52,7 +52,8 @@ class PropagationSettings:
 
     Attributes:
         direction: "up" to higher slice indices, "down" to lower ones, or "both".
-        min_agreement: least IoU of a mask with that of the slice before, in [0, 1].
+        min_agreement: least share of the smaller of two masks, one slice after the other, that lies on the larger one,
+            in [0, 1]. How much an object may grow or shrink is another matter.
         max_area_ratio: most by which the area may grow or shrink from one slice to the next, at least 1.
         min_score: least predicted IoU, in [0, 1].
         min_contrast: least share of the seed's contrast with its surroundings, in [0, 1]; 0 turns the rule off. It
@@ -98,7 +99,7 @@ class PropagatedSlice:
         index: of the slice.
         mask: (H, W) bool, or None where it was refused.
         score: predicted IoU of the mask, or of the refused one.
-        agreement: its IoU with the mask of the slice before, on the seed's side.
+        agreement: the share of the smaller of it and the mask of the slice before, on the seed's side, that both cover.
         source_seed: index of the seed from which this slice was reached.
         stopped: why this direction ends here, None while it goes on. A side that met another goes on after all where
             the other was refused.
@@ -252,11 +253,17 @@ class _Walker:
             if most is not None and abs(index - source) > most:
                 return _End(mask)
             answer = self.predict(index, prompt_from_mask(mask, self.settings, self.mask_prompt))
-            agreements = [refinesam.mask_iou(one, mask) for one in answer.masks]
-            chosen = int(np.argmax(np.multiply(agreements, answer.iou_predictions)))
-            found, score, agreement = answer.masks[chosen], float(answer.iou_predictions[chosen]), agreements[chosen]
-            # Both masks count: a model without a clear object in view returns the one that it was given, or another's.
-            contrast = min(seed_contrast.left(index, one) for one in (mask, found)) if seed_contrast else 1.0
+            ious = [refinesam.mask_iou(one, mask) for one in answer.masks]
+            chosen = int(np.argmax(np.multiply(ious, answer.iou_predictions)))
+            found, score = answer.masks[chosen], float(answer.iou_predictions[chosen])
+            agreement = _overlap(found, mask)
+            # A model without a clear object in view returns the mask that it was given, or another object's: so what
+            # both share counts for itself. Not all of the mask before: an object that moves or shrinks leaves it.
+            contrast = (
+                min(seed_contrast.left(index, found), seed_contrast.left(index, found, found & mask))
+                if seed_contrast
+                else 1.0
+            )
             refusal = self._refusal(mask, found, score, agreement, contrast)
             if refusal is not None:
                 yield PropagatedSlice(index, None, score, agreement, source, refusal)
@@ -276,15 +283,21 @@ class _Walker:
         if not area:
             return "the mask is empty"
         if contrast < limits.min_contrast:
-            return f"the object fades: {contrast:.0%} of the seed's contrast, less than {limits.min_contrast:.0%}"
+            return f"it fades: it stands out {contrast:.0%} as much as at first, less than {limits.min_contrast:.0%}"
         if max(area / area_before, area_before / area) > limits.max_area_ratio:
-            change = f"from {area_before} to {area} pixels"
-            return f"the area changes {change}, by more than a factor of {limits.max_area_ratio:g}"
+            verb = "shrinks" if area < area_before else "grows"
+            return f"it {verb} from {area_before} to {area} pixels, by more than {limits.max_area_ratio:g} times"
         if agreement < limits.min_agreement:
-            return f"the mask's IoU with that of the slice before is {agreement:.2f}, below {limits.min_agreement:g}"
+            return f"it jumps: {agreement:.0%} of it lies where it was before, less than {limits.min_agreement:.0%}"
         if score < limits.min_score:
-            return f"the predicted IoU is {score:.2f}, below {limits.min_score:g}"
+            return f"the model is not sure: {score:.0%}, less than {limits.min_score:.0%}"
         return None
+
+
+def _overlap(one: BoolArray, other: BoolArray) -> float:
+    """Return the share of the smaller mask that lies on the larger one; 0 if one is empty."""
+    smaller = min(np.count_nonzero(one), np.count_nonzero(other))
+    return float(np.count_nonzero(one & other) / smaller) if smaller else 0.0
 
 
 def _deep_points(mask: BoolArray, count: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from refinesam_napari.engine import Cancelled, Progress, Work
 from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
 from refinesam_napari.inference import Request, answer, encode, sessions
 from refinesam_napari.propagation import PropagationSettings, predict_in_crops, propagate
-from refinesam_napari.views import stack_axis
+from refinesam_napari.views import stack_axes
 from refinesam_napari.workspace import Workspace
 
 __all__ = ["Stack"]
@@ -26,14 +26,22 @@ class Stack:
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
         self.settings = PropagationSettings()
+        # The axis that the user chose.
+        self.chosen: int | None = None
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes that objects can be propagated along, the likeliest first."""
+        workspace, plane = self.controller.workspace, self.controller.plane
+        if workspace is None or plane is None:
+            return []
+        return stack_axes(workspace.image, plane, workspace.settings.channel_axis)
 
     @property
     def axis(self) -> int | None:
         """The axis that objects are propagated along, None where there is none."""
-        workspace, plane = self.controller.workspace, self.controller.plane
-        if workspace is None or plane is None:
-            return None
-        return stack_axis(workspace.image, plane, workspace.settings.channel_axis)
+        axes = self.axes
+        return self.chosen if self.chosen in axes else next(iter(axes), None)
 
     def start(self, object_id: int | None = None) -> None:
         """Propagate the object in hand, which is committed first, or a committed one.

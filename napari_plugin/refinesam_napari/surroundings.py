@@ -125,20 +125,27 @@ class SeedContrast:
     @classmethod
     def of(cls, read: Read, index: int, mask: BoolArray) -> SeedContrast:
         """Measure a seed, (H, W) bool and not empty."""
-        difference, spread = _difference(read, index, mask)
+        difference, spread = _difference(read, index, mask, mask)
         clear = float(np.linalg.norm(difference)) > LEAST_DIFFERENCE * spread
         return cls(read, difference if clear else None)
 
-    def left(self, index: int, mask: BoolArray) -> float:
-        """Return how much of the seed's contrast a mask has in a slice: 1 as much, 0 none, 1 where nothing is known."""
-        if self.difference is None or not mask.any():
+    def left(self, index: int, mask: BoolArray, part: BoolArray | None = None) -> float:
+        """Return how much of the seed's contrast a mask has in a slice: 1 as much, 0 none, 1 where nothing is known.
+
+        Args:
+            index: of the slice.
+            mask: (H, W) bool; what lies around it is compared with.
+            part: the pixels of the mask that are looked at, None for all.
+        """
+        part = mask if part is None else part
+        if self.difference is None or not part.any():
             return 1.0
-        difference, _ = _difference(self.read, index, mask)
+        difference, _ = _difference(self.read, index, mask, part)
         return float(difference @ self.difference / (self.difference @ self.difference))
 
 
-def _difference(read: Read, index: int, mask: BoolArray) -> tuple[NDArray[np.float64], float]:
-    """Return the object's mean less the ring's median, per channel, and the ring's spread; zeros without a ring."""
+def _difference(read: Read, index: int, mask: BoolArray, part: BoolArray) -> tuple[NDArray[np.float64], float]:
+    """Return a part's mean less the mask's ring's median, per channel, and the ring's spread; zeros without a ring."""
     radius = math.sqrt(np.count_nonzero(mask) / math.pi)
     near, far = (max(least, share * radius) for least, share in zip(LEAST_RING, RING, strict=True))
     x0, y0, x1, y1 = box_of(mask)
@@ -152,4 +159,5 @@ def _difference(read: Read, index: int, mask: BoolArray) -> tuple[NDArray[np.flo
     if not ring.any():
         return np.zeros(pixels.shape[2]), 0.0
     around = pixels[ring]
-    return pixels[inside].mean(0) - np.median(around, 0), float(np.linalg.norm(around.std(0)))
+    looked_at = part[crop.y0 : crop.y1, crop.x0 : crop.x1]
+    return pixels[looked_at].mean(0) - np.median(around, 0), float(np.linalg.norm(around.std(0)))

@@ -14,7 +14,7 @@ from refinesam_napari.images import along_channels
 if TYPE_CHECKING:
     from napari.layers import Image
 
-__all__ = ["guess_channel_axis", "plane_in_view", "stack_axis", "visible_rectangle"]
+__all__ = ["guess_channel_axis", "plane_in_view", "stack_axes", "visible_rectangle"]
 
 CHANNEL_LABELS = frozenset({"c", "ch", "channel", "channels"})
 DEPTH_LABELS = frozenset({"z", "depth", "plane", "slice"})
@@ -65,17 +65,15 @@ def guess_channel_axis(layer: Image) -> int | None:
     return None if layer.rgb else _labelled(layer, range(layer.ndim), CHANNEL_LABELS)
 
 
-def stack_axis(layer: Image, plane: Plane, channel_axis: int | None) -> int | None:
-    """Return the axis along which a plane's neighbours show the same objects.
+def stack_axes(layer: Image, plane: Plane, channel_axis: int | None) -> list[int]:
+    """Return the axes along which a plane has neighbours, the one that shows the same objects most likely first.
 
-    That is the one labelled as depth, else the last that is not labelled as time; None if there is no other plane.
+    That is the one labelled as depth, else the last that is not labelled as time, else time.
     """
     sizes = layer.data.shape
     others = [axis for axis in range(layer.ndim) if axis not in (*plane.axes, channel_axis) and sizes[axis] > 1]
-    depth = _labelled(layer, others, DEPTH_LABELS)
-    if depth is not None:
-        return depth
-    return next((axis for axis in reversed(others) if _labelled(layer, [axis], TIME_LABELS) is None), None)
+    depth, time = (_labelled(layer, others, labels) for labels in (DEPTH_LABELS, TIME_LABELS))
+    return sorted(others, key=lambda axis: (axis != depth, axis == time, -axis))
 
 
 def visible_rectangle(layer: Image, plane: Plane) -> tuple[float, float, float, float] | None:

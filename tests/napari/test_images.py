@@ -25,7 +25,7 @@ from refinesam_napari.images import (
     ImageSettings,
     ImageSnapshot,
 )
-from refinesam_napari.views import guess_channel_axis, plane_in_view, stack_axis
+from refinesam_napari.views import guess_channel_axis, plane_in_view, stack_axes
 
 RNG = np.random.default_rng(0)
 YX = Plane((0, 1), (FREE, FREE))
@@ -522,19 +522,19 @@ def test_an_rgb_layer_has_no_channel_axis() -> None:
         ((2, 3, 4, 5, 6), ("Depth", "q", "c", "y", "x"), (3, 4), 2, 0),
         ((2, 3, 4, 5, 6), None, (3, 4), 2, 1),
         ((2, 3, 4, 5, 6), None, (3, 4), None, 2),
-        ((2, 1, 5, 6), "tzyx", (2, 3), None, None),
+        ((2, 1, 5, 6), "tzyx", (2, 3), None, 0),
         ((3, 2, 5, 6), "tzyx", (1, 3), None, 2),
-        ((3, 5, 6), ("Frame", "y", "x"), (1, 2), None, None),
+        ((3, 5, 6), ("Frame", "y", "x"), (1, 2), None, 0),
         ((3, 5, 6), None, (1, 2), 0, None),
         ((5, 6), None, (0, 1), None, None),
     ],
 )
-def test_the_stack_runs_along_depth_and_never_along_time(
+def test_the_stack_runs_along_depth_and_along_time_where_there_is_no_other(
     shape: tuple[int, ...], labels: Any, displayed: tuple[int, int], channel_axis: int | None, expected: int | None
 ) -> None:
     layer = Image(np.zeros(shape), axis_labels=labels)
     plane = plane_in_view(layer, displayed, (0,) * len(shape), channel_axis)
-    assert stack_axis(layer, plane, channel_axis) == expected
+    assert next(iter(stack_axes(layer, plane, channel_axis)), None) == expected
 
 
 # ---------------------------------------------------------------- the reader

@@ -168,10 +168,25 @@ def with_slice(stack: np.ndarray, index: int, mask: np.ndarray) -> np.ndarray:
     ("stack", "scores", "settings", "reason"),
     [
         (with_slice(column(), 7, np.zeros(HW, bool)), {}, {}, "the mask is empty"),
-        (with_slice(column(), 7, disc(30, 20, 8)), {}, {"max_area_ratio": 9}, "IoU with that of the slice before is"),
-        (with_slice(column(), 7, disc(22, 20, 3)), {}, {"min_agreement": 0}, "the area changes from .* to .* pixels"),
-        (with_slice(column(), 7, disc(22, 20, 16)), {}, {"min_agreement": 0}, "by more than a factor of 3"),
-        (column(), {7: 0.25}, {}, "the predicted IoU is 0.25, below 0.3"),
+        (
+            with_slice(column(), 7, disc(30, 20, 8)),
+            {},
+            {"max_area_ratio": 9},
+            "it jumps: .*% of it lies where it was before, less than 50%",
+        ),
+        (
+            with_slice(column(), 7, disc(22, 20, 3)),
+            {},
+            {"min_agreement": 0},
+            "it shrinks from .* to .* pixels, by more than 3 times",
+        ),
+        (
+            with_slice(column(), 7, disc(22, 20, 16)),
+            {},
+            {"min_agreement": 0},
+            "it grows from .* to .* pixels, by more than 3 times",
+        ),
+        (column(), {7: 0.25}, {}, "the model is not sure: 25%, less than 30%"),
     ],
 )
 def test_a_doubtful_slice_is_refused_and_ends_its_direction(
@@ -210,9 +225,42 @@ def test_an_object_that_fades_ends(sign: int, channels: int | None) -> None:
     found = list(propagate({0: stack[0]}, Answering(stack), range(6), SETTINGS, MASKS, read=read))
     assert [one.index for one in found if one.mask is not None] == [1, 2, 3]
     assert found[-1].index == 4
-    assert found[-1].stopped == "the object fades: 50% of the seed's contrast, less than 70%"
+    assert found[-1].stopped == "it fades: it stands out 50% as much as at first, less than 70%"
     off = replace(SETTINGS, min_contrast=0)
     assert len(list(propagate({0: stack[0]}, Answering(stack), range(6), off, MASKS, read=read))) == 5
+
+
+@pytest.mark.parametrize("radii", [(12, 12, 11, 10, 8, 6, 4), (4, 6, 8, 10, 12)])
+def test_an_object_of_constant_brightness_that_shrinks_or_grows_does_not_fade(radii: tuple[float, ...]) -> None:
+    stack = np.stack([disc(25, 20, radius) for radius in radii])
+    pixels = 100 + np.random.default_rng(0).normal(0, 1, stack.shape) + 40 * stack
+
+    def read(index: int, crop: Crop) -> np.ndarray:
+        return pixels[index, crop.y0 : crop.y1, crop.x0 : crop.x1]
+
+    found = list(propagate({0: stack[0]}, Answering(stack), range(len(radii)), SETTINGS, MASKS, read=read))
+    assert all(one.mask is not None for one in found) and found[-1].stopped == "reached the last slice"
+
+
+def test_an_object_that_moves_does_not_fade() -> None:
+    stack = np.stack([disc(12 + 4 * index, 20, 8) for index in range(7)])
+    pixels = 100 + np.random.default_rng(0).normal(0, 1, stack.shape) + 40 * stack
+
+    def read(index: int, crop: Crop) -> np.ndarray:
+        return pixels[index, crop.y0 : crop.y1, crop.x0 : crop.x1]
+
+    found = list(propagate({0: stack[0]}, Answering(stack), range(7), SETTINGS, MASKS, read=read))
+    assert all(one.mask is not None for one in found)
+
+
+def test_a_mask_that_is_given_back_where_nothing_is_ends_the_object() -> None:
+    stack, pixels = fading([40, 40, 0.5, 0.5])
+
+    def read(index: int, crop: Crop) -> np.ndarray:
+        return pixels[index, crop.y0 : crop.y1, crop.x0 : crop.x1]
+
+    found = list(propagate({0: stack[0]}, Answering(stack), range(4), SETTINGS, MASKS, read=read))
+    assert [one.index for one in found if one.mask is not None] == [1] and "it fades" in str(found[-1].stopped)
 
 
 def test_a_seed_that_does_not_stand_out_says_nothing_about_other_slices() -> None:
