@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 __all__ = ["EMBEDDINGS_FOLDER", "Answers", "Options"]
 
 EMBEDDINGS_FOLDER = user_cache_path("refinesam") / "embeddings"
+MEMORY_FULL = (
+    "There is not enough memory. Choose the device “cpu” or a smaller model, let the model look at less than the whole "
+    "image, or close other programs that use the GPU; then click again."
+)
 # After the last move of a slider, before the new plane is encoded ahead.
 SETTLED_MS = 250
 
@@ -60,11 +64,13 @@ class Answers(Scene):
         progressed: `Progress` of a running job.
         finished: no job runs any more.
         told: a message for the user, and whether it is an error.
+        answered: an answer to prompts in view came.
     """
 
     progressed = Signal(object)
     finished = Signal()
     told = Signal(str, bool)
+    answered = Signal()
     _arrived = Signal(object)
 
     def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
@@ -151,11 +157,24 @@ class Answers(Scene):
             QTimer.singleShot(0, self._show_draft)
             return
         self._paused = False
-        if self.workspace.edit_draft(name, prompts):
+        inside = {plane: kept for plane, asked in prompts.items() if (kept := self._inside(plane, asked))}
+        if self.workspace.edit_draft(name, inside):
             self.refresh()
             self.edited.emit(self.workspace)
-        if self.prompts.has_strays:
+        if inside != prompts:
+            self.told.emit("That is outside the image: click on an object in it.", False)
+        if inside != prompts or self.prompts.has_strays:
             QTimer.singleShot(0, self._show_draft)
+
+    def _inside(self, plane: Plane, prompts: PlanePrompts) -> PlanePrompts:
+        """Return the prompts that lie in the image."""
+        assert self.workspace is not None
+        height, width = (self.workspace.shape[axis] for axis in plane.axes)
+        points = tuple(point for point in prompts.points if 0 <= point.x < width and 0 <= point.y < height)
+        box = prompts.box
+        if box is not None and (box[2] <= 0 or box[3] <= 0 or box[0] >= width or box[1] >= height):
+            box = None
+        return replace(prompts, points=points, box=box)
 
     def _show_draft(self) -> None:
         if self.workspace is not None:
@@ -234,6 +253,7 @@ class Answers(Scene):
             # An answer about pixels that have changed meanwhile is none.
             if found is not None and generation == workspace.generation:
                 workspace.keep(found)
+                self.answered.emit()
                 if self.workspace is workspace and self.current_answer is found:
                     self.refresh()
         self._ended()
@@ -281,6 +301,9 @@ class Answers(Scene):
         """Tell the user what went wrong: refinesam's own errors say what to do, others name themselves."""
         if isinstance(error, RefineSAMError):
             text = str(error)
+        elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            text = MEMORY_FULL
+            _log.error(text, exc_info=error)
         else:
             text = f"{type(error).__name__}: {error}"
             _log.error(text, exc_info=error)

@@ -91,7 +91,7 @@ class Controller(Answers):
                 if isinstance(mask, Exception):
                     raise mask
                 workspace.complete(change, object_id, request.plane, mask, overwrite)
-            finally:
+            finally:  # What is told of an error comes after.
                 dropped = not awaited and workspace.drop_ghost(change, object_id)
                 self.edited.emit(workspace)
                 self.changed.emit()

@@ -147,10 +147,12 @@ def coco_from_masks(
     scores: Mapping[int, float | None] | None = None,
     category: str = "object",
     polygons: bool = False,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Return masks as a COCO document: an image for every plane that has objects, an annotation for every mask.
 
-    Images are named after the layer and the position, such as "cells_t003_z012", and carry `layer`, `axes` and
+    An image that is one plane has the name of its file, where that is known. Planes of a stack are named after the file
+    or the layer and their position, such as "cells_t003_z012", since names must differ. They carry `layer`, `axes` and
     `position` (of `Plane`) beside COCO's own fields; annotations carry `object_id`, which joins an object's planes.
 
     Args:
@@ -160,6 +162,7 @@ def coco_from_masks(
         axis_labels: name of each data axis.
         scores: predicted IoU by object id; an annotation has a score where it is known.
         category: name of the one category.
+        source: the file that the image was read from.
         polygons: write polygons instead of RLE. COCO takes the union of an annotation's polygons, so they can't say
             that there is a hole: a mask with holes stays RLE. Both give back exactly the same pixels.
 
@@ -184,7 +187,7 @@ def coco_from_masks(
         annotations.append(annotation)
     return {
         "info": {"description": f"Objects segmented in {layer}", "axis_labels": [str(label) for label in axis_labels]},
-        "images": [_coco_image(number, plane, layer, shape, axis_labels) for plane, number in planes.items()],
+        "images": [_coco_image(number, plane, layer, shape, axis_labels, source) for plane, number in planes.items()],
         "annotations": annotations,
         "categories": [{"id": 1, "name": category}],
     }
@@ -208,6 +211,7 @@ def write_coco(path: str | Path, saved: SavedSession, *, category: str = "object
             scores={object_id: item.score for object_id, item in saved.document.objects.items()},
             category=category,
             polygons=polygons,
+            source=saved.image.get("source"),
         ),
     )
 
@@ -221,10 +225,11 @@ def _plane_hw(plane: Plane, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _coco_image(
-    number: int, plane: Plane, layer: str, shape: Sequence[int], axis_labels: Sequence[str]
+    number: int, plane: Plane, layer: str, shape: Sequence[int], axis_labels: Sequence[str], source: str | None
 ) -> dict[str, Any]:
     height, width = _plane_hw(plane, shape)
-    parts = [re.sub(r'[\\/:*?"<>|\s]+', "_", layer)]
+    file = None if source is None else Path(source)
+    parts = [re.sub(r'[\\/:*?"<>|\s]+', "_", layer if file is None else file.stem)]
     for axis, index in enumerate(plane.position):
         if index != FREE:
             label = str(axis_labels[axis])
@@ -233,9 +238,10 @@ def _coco_image(
             parts.append(f"{label}{index:0{max(3, len(str(shape[axis] - 1)))}d}")
     if plane.transposed:
         parts.append("transposed")
+    whole = file is not None and all(shape[axis] == 1 for axis in range(len(shape)) if axis not in plane.axes)
     return {
         "id": number,
-        "file_name": "_".join(parts),
+        "file_name": file.name if file is not None and whole else "_".join(parts),
         "height": height,
         "width": width,
         "layer": layer,

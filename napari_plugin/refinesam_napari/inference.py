@@ -130,10 +130,16 @@ class Answer:
         return self.first_score if self.refined_score is None else self.refined_score
 
     def told(self) -> str:
-        """Return what refinement saw, did and decided, in a few lines; "" without it."""
+        """Return what refinement came to, in plain words; "" without it."""
+        if self.report is None:
+            return ""
+        return "The outline was refined." if self.report.kept == "refined" else "Refinement found nothing better."
+
+    def details(self) -> str:
+        """Return what refinement saw, did and decided, in its own terms; "" without it."""
         report = self.report
         if report is None:
-            return ""
+            return f"predicted IoU {self.first_score:.2f}"
         after = "none" if report.score_after != report.score_after else f"{report.score_after:.2f}"
         return (
             f"κ {report.kappa}, Q {report.compactness:.2f} → {_STRATEGIES[report.strategy]}\n"

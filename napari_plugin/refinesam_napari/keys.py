@@ -18,7 +18,7 @@ KEYS = {
     "Q": ("discard", "drop the prompts in hand"),
     "W": ("turn_sign", "turn the selected points, or the next ones, from on to off the object and back"),
     "U": ("use_boxes", "draw a box; again: back to points"),
-    "G": ("toggle_refine", "refinement (AMR) on or off"),
+    "G": ("toggle_refine", "refinement of the outline on or off"),
     "H": ("toggle_first", "look at the mask before refinement, and back"),
     "J": ("previous_object", "edit the previous object"),
     "K": ("next_object", "edit the next object"),

@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 from refinesam_napari.autosave import discard_autosave
 from refinesam_napari.controller import Controller
 from refinesam_napari.files import Files
-from refinesam_napari.panels import ObjectsPanel, button, row
+from refinesam_napari.panels import ObjectsPanel, button, confidence, row
 from refinesam_napari.review import Filters, Review
 from refinesam_napari.stack import Stack
 
@@ -58,7 +58,7 @@ class EverythingPanel(QGroupBox):
         self.discard = button(controller, "Discard", "Drop the chosen ones", lambda: review.discard(self.chosen))
         self.clear = button(controller, "Drop all", "Drop all candidates", review.clear)
         form = QFormLayout()
-        form.addRow("Least predicted IoU", self.score)
+        form.addRow("Least confidence", self.score)
         form.addRow("Least area, px", self.least_area)
         form.addRow("Greatest area, px", self.greatest_area)
         layout = QVBoxLayout(self)
@@ -83,7 +83,7 @@ class EverythingPanel(QGroupBox):
             self.list.clear()
             for number in review.shown:
                 candidate = review.candidates[number]
-                item = QListWidgetItem(f"{number}: IoU {candidate.score:.2f}, {candidate.mask.area:,} px")
+                item = QListWidgetItem(f"{number}: {confidence(candidate.score)}, {candidate.mask.area:,} px")
                 item.setData(Qt.ItemDataRole.UserRole, number)
                 self.list.addItem(item)
                 if number in selected:
@@ -105,15 +105,21 @@ class StackPanel(QGroupBox):
     def __init__(self, controller: Controller, stack: Stack, objects: ObjectsPanel) -> None:
         super().__init__("Stack (3D, time)")
         self.controller, self.stack, self.objects = controller, stack, objects
-        self.axis = QLabel("")
+        self.axis = QComboBox()
+        self.axis.setToolTip("From one slice to the next in depth, or from one frame to the next in time.")
+        self.axis.activated.connect(controller.attempting(self._choose_axis))
         self.direction = QComboBox()
         for words, name in DIRECTIONS.items():
             self.direction.addItem(words, name)
         self.direction.activated.connect(controller.attempting(self._choose))
         self.agreement = QDoubleSpinBox(maximum=1.0, singleStep=0.05, decimals=2)
-        self.agreement.setToolTip("A slice whose mask overlaps less (IoU) with the slice before ends the object.")
+        self.agreement.setToolTip(
+            "A slice whose outline overlaps less with the slice before ends the object (1: all of it)."
+        )
         self.contrast = QDoubleSpinBox(maximum=1.0, singleStep=0.05, decimals=2)
-        self.contrast.setToolTip("A slice in which the object keeps less of its contrast to its surroundings ends it.")
+        self.contrast.setToolTip(
+            "A slice in which the object stands out less ends it (1: as much as where it was prompted)."
+        )
         self.agreement.setValue(stack.settings.min_agreement)
         self.contrast.setValue(stack.settings.min_contrast)
         for box in (self.agreement, self.contrast):
@@ -136,10 +142,16 @@ class StackPanel(QGroupBox):
         """Show the state of now."""
         workspace, axis = self.controller.workspace, self.stack.axis
         self.setEnabled(axis is not None)
-        words = "no axis: the image has one slice"
-        if workspace is not None and axis is not None:
-            words = f"axis {axis} ({workspace.image.axis_labels[axis]})"
-        self.axis.setText(words)
+        self.axis.clear()
+        if workspace is None or axis is None:
+            self.axis.addItem("no axis: the image has one slice", None)
+            return
+        for other in self.stack.axes:
+            self.axis.addItem(f"axis {other} ({workspace.image.axis_labels[other]})", other)
+        self.axis.setCurrentIndex(self.stack.axes.index(axis))
+
+    def _choose_axis(self, index: int) -> None:
+        self.stack.chosen = self.axis.itemData(index)
 
     def _choose(self, *_: object) -> None:
         self.stack.settings = replace(

@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from refinesam import RefineSAMError
+from refinesam import ConfigError
 from refinesam_napari.answers import EMBEDDINGS_FOLDER
 from refinesam_napari.controller import Controller
 from refinesam_napari.crops import CROP_MODES
@@ -34,17 +34,24 @@ from refinesam_napari.inference import Model
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-__all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel", "button"]
+__all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel", "button", "confidence"]
 
 WEIGHTS = ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 OWN_FILE = "own file ..."
 DEVICES = ("auto", "cpu", "cuda")
 CROP_WORDS = {"auto": "automatic", "whole": "whole image", "view": "what is in view"}
 INTENSITY_WORDS = {
-    "percentile": "percentiles 0.1 to 99.9",
-    "minmax": "minimum to maximum",
-    "as_is": "as is",
-    "contrast_limits": "contrast limits of the layer",
+    "percentile": "automatic, without outliers",
+    "minmax": "darkest to brightest pixel",
+    "as_is": "as it is",
+    "contrast_limits": "as the layer is shown",
+}
+ORIGIN_WORDS = {
+    "prompts": "by clicks and boxes",
+    "everything": "by segment everything",
+    "propagated": "followed through the stack",
+    "painted": "painted",
+    "found": "was there before",
 }
 
 
@@ -54,6 +61,11 @@ def button(controller: Controller, text: str, tip: str, clicked: Callable[[], ob
     made.setToolTip(tip)
     made.clicked.connect(controller.attempting(lambda checked: clicked()))
     return made
+
+
+def confidence(score: float) -> str:
+    """Put a predicted IoU into words."""
+    return f"confidence {min(max(score, 0), 1):.0%}"
 
 
 def combo() -> QComboBox:
@@ -90,13 +102,17 @@ class ImagePanel(QGroupBox):
         self.device.addItems(DEVICES)
         self.device.activated.connect(controller.attempting(self._choose_model))
         self.running_on = QLabel("")
-        self.keep_on_disk = QCheckBox("keep embeddings on disk")
-        self.keep_on_disk.setToolTip("An image that was encoded once is not encoded again, after a restart neither.")
+        self.keep_on_disk = QCheckBox("remember images on disk")
+        self.keep_on_disk.setToolTip(
+            "What the model computes for an image (its embedding) is kept, also over a restart."
+        )
         self.keep_on_disk.toggled.connect(controller.attempting(self._choose_model))
         self.intensity = combo()
         for name in INTENSITIES:
             self.intensity.addItem(INTENSITY_WORDS[name], name)
-        self.intensity.setToolTip("How values that are not 8-bit become what the model sees.")
+        self.intensity.setToolTip(
+            "How values that are not 8-bit are shown to the model. Automatic: percentiles 0.1 to 99.9."
+        )
         self.intensity.activated.connect(controller.attempting(self._choose_settings))
         self.channel_axis = combo()
         self.channel_axis.activated.connect(controller.attempting(self._choose_settings))
@@ -117,9 +133,9 @@ class ImagePanel(QGroupBox):
         form.addRow("Model", self.weights)
         form.addRow("Device", row(self.device, self.running_on))
         form.addRow("", self.keep_on_disk)
-        form.addRow("Intensity", self.intensity)
+        form.addRow("Brightness", self.intensity)
         form.addRow("Channels", row(self.channel_axis, self.channels))
-        form.addRow("Crop", self.crop)
+        form.addRow("Looks at", self.crop)
         form.addRow(self.sees)
         self._weights = controller.options.model.weights
 
@@ -168,21 +184,24 @@ class ImagePanel(QGroupBox):
         workspace = self.controller.workspace
         if workspace is None:
             return
-        try:
-            text = self.channels.text().replace(" ", "")
-            axis = self.channel_axis.currentData()
-            settings = replace(
-                workspace.settings,
-                intensity=self.intensity.currentData(),
-                channel_axis=axis,
-                channels=tuple(int(part) for part in text.split(",") if part) if axis is not None else (),
-            )
-            self.controller.use_settings(settings)
-        except (RefineSAMError, ValueError) as error:
-            self.controller.told.emit(f"Channels {self.channels.text()!r}: {error}", True)
+        axis = self.channel_axis.currentData()
+        settings = replace(
+            workspace.settings,
+            intensity=self.intensity.currentData(),
+            channel_axis=axis,
+            channels=() if axis is None else _numbers(self.channels.text()),
+        )
+        self.controller.use_settings(settings)
 
     def _show_seen(self) -> None:
         self.controller.show_what_the_model_sees()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"Channels are {text!r}: give up to three whole numbers, as in 0 or 0,1 or 2,0,1.")
+    return tuple(int(part) for part in parts)
 
 
 class PromptPanel(QGroupBox):
@@ -202,11 +221,14 @@ class PromptPanel(QGroupBox):
             lambda: prompts.use_points(False),
         )
         self.box = button(controller, "box", "Drag a box around the object (U)", prompts.use_boxes)
-        self.refine = QCheckBox("refine (AMR)  [G]")
+        self.refine = QCheckBox("refine the outline  [G]")
         self.refine.setChecked(controller.options.refine)
         self.refine.toggled.connect(controller.attempting(lambda on: controller.use_options(refine=on)))
         self.first = QCheckBox("before refinement  [H]")
         self.first.toggled.connect(controller.attempting(lambda on: controller.use_options(show_first=on)))
+        self.details = QCheckBox("details")
+        self.details.setToolTip("What refinement measured and decided: κ counts the parts, Q says how compact it is")
+        self.details.toggled.connect(controller.attempting(lambda on: self.update_shown()))
         self.told = QLabel("")
         self.told.setWordWrap(True)
         self.told.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -214,6 +236,7 @@ class PromptPanel(QGroupBox):
         layout.addWidget(row(self.positive, self.negative, self.box))
         layout.addWidget(row(self.refine, self.first))
         layout.addWidget(self.told)
+        layout.addWidget(self.details)
 
     def update_shown(self) -> None:
         """Show the state of now."""
@@ -227,11 +250,14 @@ class PromptPanel(QGroupBox):
             self.told.setText("Click on an object, or draw a box around it.")
             return
         mask = found.first if options.show_first else found.mask
-        lines = [f"{mask.area:,} pixels, predicted IoU {found.first_score:.2f}"]
-        if found.report is not None:
-            lines = [f"{mask.area:,} pixels", found.told()]
+        score = found.first_score if options.show_first else found.score
+        lines = [f"{mask.area:,} pixels, {confidence(score)}"]
+        if found.told() and not options.show_first:
+            lines.append(found.told())
         if found.negatives == "subtracted":
-            lines.append("negative clicks: what lies under them was taken away")
+            lines.append("What lies under the clicks off the object was taken away.")
+        if self.details.isChecked():
+            lines.append(found.details())
         self.told.setText("\n".join(lines))
 
 
@@ -251,6 +277,7 @@ class ObjectsPanel(QGroupBox):
         self.overwrite = QCheckBox("overwrite others")
         self.overwrite.toggled.connect(controller.attempting(lambda on: controller.use_options(overwrite=on)))
         self._targets: list[Labels | None] = []
+        self._listed: tuple[list[tuple[int, str]], int | None] = [], None
         self.list = QListWidget()
         self.list.setMaximumHeight(150)
         self.list.itemDoubleClicked.connect(controller.attempting(lambda item: self._edit()))
@@ -277,17 +304,13 @@ class ObjectsPanel(QGroupBox):
         self.setEnabled(workspace is not None)
         document = None if workspace is None else workspace.document
         chosen = self.chosen if document is None or document.editing is None else document.editing
-        with QSignalBlocker(self.list):
-            self.list.clear()
-            for object_id, item in sorted(document.objects.items()) if document else ():
-                score = "" if item.score is None else f", IoU {item.score:.2f}"
-                planes = f", {len(item.planes)} slices" if len(item.planes) > 1 else ""
-                editing = "  (editing)" if document and document.editing == object_id else ""
-                entry = QListWidgetItem(f"{object_id}: {item.origin}{planes}{score}{editing}")
-                entry.setData(Qt.ItemDataRole.UserRole, object_id)
-                self.list.addItem(entry)
-                if object_id == chosen:
-                    self.list.setCurrentItem(entry)
+        entries: list[tuple[int, str]] = []
+        for object_id, item in sorted(document.objects.items()) if document else ():
+            score = "" if item.score is None else f", {confidence(item.score)}"
+            planes = f", {len(item.planes)} slices" if len(item.planes) > 1 else ""
+            editing = "  (editing)" if document and document.editing == object_id else ""
+            entries.append((object_id, f"{object_id}: {ORIGIN_WORDS[item.origin]}{planes}{score}{editing}"))
+        self._show_list(entries, chosen)
         self._show_labels()
         history = None if workspace is None else workspace.history
         for made, name, verb in (
@@ -298,6 +321,19 @@ class ObjectsPanel(QGroupBox):
             made.setText(verb if name is None else f"{verb}: {name}")
         self.commit.setEnabled(bool(document and document.draft))
         self.discard.setEnabled(bool(document and (document.draft or document.editing)))
+
+    def _show_list(self, entries: list[tuple[int, str]], chosen: int | None) -> None:
+        if (entries, chosen) == self._listed:
+            return  # There may be thousands.
+        self._listed = entries, chosen
+        with QSignalBlocker(self.list):
+            self.list.clear()
+            for object_id, words in entries:
+                entry = QListWidgetItem(words)
+                entry.setData(Qt.ItemDataRole.UserRole, object_id)
+                self.list.addItem(entry)
+                if object_id == chosen:
+                    self.list.setCurrentItem(entry)
 
     def _show_labels(self) -> None:
         objects = None if self.controller.workspace is None else self.controller.workspace.objects

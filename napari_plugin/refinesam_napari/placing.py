@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from napari.layers import Image, Layer
     from napari.viewer import Viewer
 
-__all__ = ["is_kept_active", "keeping_active", "patch_of", "place_like", "place_of", "place_patch", "set_changed"]
+__all__ = [
+    "camera_of",
+    "is_kept_active",
+    "keeping_active",
+    "on_top",
+    "patch_of",
+    "pixel_size",
+    "place_like",
+    "place_of",
+    "place_patch",
+    "set_changed",
+]
 
 PLACE = ("scale", "rotate", "shear", "translate", "affine", "units")
 _keeping: WeakSet[Viewer] = WeakSet()
@@ -40,6 +51,24 @@ def keeping_active(viewer: Viewer) -> Generator[None]:
 def is_kept_active(viewer: Viewer) -> bool:
     """Whether the active layer changes only for `keeping_active`, not because the user selected another."""
     return viewer in _keeping
+
+
+def camera_of(viewer: Viewer) -> Any:
+    """Return a viewer's camera, which has moved in napari 0.9."""
+    return getattr(viewer, "scene", viewer).camera
+
+
+def pixel_size(viewer: Viewer, layer: Layer) -> float:
+    """How many of a layer's data pixels a pixel of the screen is."""
+    return float(1 / (camera_of(viewer).zoom * abs(layer.scale[-1]) or 1))
+
+
+def on_top(viewer: Viewer, layers: Iterable[Layer | None], of: Layer) -> None:
+    """Draw layers after another, in their order."""
+    for layer in layers:
+        if layer in viewer.layers and viewer.layers.index(layer) < viewer.layers.index(of):
+            with keeping_active(viewer):
+                viewer.layers.move(viewer.layers.index(layer), len(viewer.layers))
 
 
 def place_like(layer: Layer, image: Image, **instead: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -9,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
-from refinesam_napari.placing import keeping_active, patch_of, place_like, place_of, place_patch, set_changed
+from refinesam_napari.placing import (
+    keeping_active,
+    on_top,
+    patch_of,
+    pixel_size,
+    place_like,
+    place_of,
+    place_patch,
+    set_changed,
+)
 
 if TYPE_CHECKING:
     from napari.layers import Image, Layer, Points
@@ -24,14 +34,20 @@ COLOURS = {
 }
 # Known from its first moment on, when the viewer tells everybody of the new layer.
 DISPLAY_ONLY = {"refinesam": "display only"}
-AMR_COLOUR = "#ff4bd8"
+AMR_COLOUR, MARK_PIXELS = "#ff4bd8", 9
 
 
 class Preview:
     """An image layer as small as the mask's bounding box, moved to its place: cheap however large the image is."""
 
-    def __init__(self, viewer: Viewer) -> None:
-        self._viewer = viewer
+    def __init__(self, viewer: Viewer, prompts: Callable[[], list[Layer | None]]) -> None:
+        """Prepare.
+
+        Args:
+            viewer: the viewer.
+            prompts: returns the layers that are drawn on top of masks.
+        """
+        self._viewer, self._prompts = viewer, prompts
         self.layer: Image | None = None
         self.amr_points: Points | None = None
 
@@ -93,6 +109,11 @@ class Preview:
             if layer is not None and layer in self._viewer.layers:
                 set_changed(layer, visible=False)
 
+    def fit_to_zoom(self) -> None:
+        """Draw marks as large on the screen as ever."""
+        if self.amr_points is not None and len(self.amr_points.data):
+            self.amr_points.size = MARK_PIXELS * pixel_size(self._viewer, self.amr_points)
+
     def remove(self) -> None:
         """Take the layers out of the viewer."""
         with keeping_active(self._viewer):
@@ -110,7 +131,7 @@ class Preview:
             interpolation2d="nearest",
             **place_of(image),
         )
-        _below_prompts(self._viewer, layer)
+        on_top(self._viewer, self._prompts(), layer)
         return layer
 
     def _show_points(
@@ -129,18 +150,18 @@ class Preview:
                     ndim=ndim,
                     name="refinesam: AMR points",
                     symbol="cross",
-                    size=9,
                     face_color=AMR_COLOUR,
                     **place_of(image),
                 )
                 self.amr_points.editable = False
-                _below_prompts(self._viewer, self.amr_points)
+                on_top(self._viewer, self._prompts(), self.amr_points)
         data = np.array([plane.to_data(x, y) for x, y in points], float).reshape(-1, ndim)
         if channel is not None:
             data[:, channel[0]] = channel[1]
         place_like(self.amr_points, image)
         self.amr_points.data = data
         self.amr_points.selected_data = set()
+        self.fit_to_zoom()
         set_changed(self.amr_points, visible=bool(points))
 
     def _remove(self, layer: Layer | None) -> None:
@@ -153,12 +174,3 @@ def _outlined(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     pixels = mask.astype(np.uint8)
     inner = cv2.erode(pixels, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return np.asarray(np.where(inner, FILL, pixels * OUTLINE), np.uint8)
-
-
-def _below_prompts(viewer: Viewer, layer: Layer) -> None:
-    """Prompts are drawn on top of masks."""
-    names = ("refinesam: boxes", "refinesam: points")
-    above = [index for index, other in enumerate(viewer.layers) if other.name in names]
-    current = viewer.layers.index(layer)
-    if above and min(above) < current:
-        viewer.layers.move(current, min(above))

@@ -11,7 +11,7 @@ from qtpy.QtCore import QTimer
 
 from refinesam_napari.document import PlanePrompts, Point
 from refinesam_napari.geometry import FREE, Plane
-from refinesam_napari.placing import keeping_active, place_like, place_of
+from refinesam_napari.placing import keeping_active, pixel_size, place_like, place_of
 
 if TYPE_CHECKING:
     from napari.layers import Image, Points, Shapes
@@ -21,7 +21,8 @@ __all__ = ["PromptLayers"]
 
 POSITIVE_COLOUR, NEGATIVE_COLOUR = "#2ecc40", "#ff4136"
 BOX_COLOUR = "#ffdc00"
-POINT_PIXELS = 10
+# Of the screen, whatever the zoom.
+POINT_PIXELS, EDGE_PIXELS = 10, 2
 # A click without a drag also leaves a rectangle, of no size to speak of.
 LEAST_BOX = 2.0
 DONE = ("added", "changed", "removed")
@@ -73,7 +74,20 @@ class PromptLayers:
                 self.points = self._new_points(ndim, image)
             for layer in (self.points, self.boxes):
                 place_like(layer, image)
+        self.fit_to_zoom()
         self._set_defaults()
+
+    def fit_to_zoom(self) -> None:
+        """Draw points and edges as large on the screen as ever, and let clicks meet what is drawn."""
+        if self.points is None or self.boxes is None:
+            return
+        pixel = pixel_size(self._viewer, self.points)
+        with self.quiet():
+            self.points.size = POINT_PIXELS * pixel
+            self.points.current_size = POINT_PIXELS * pixel
+            self.boxes.current_edge_width = EDGE_PIXELS * pixel
+            if len(self.boxes.data):
+                self.boxes.edge_width = [EDGE_PIXELS * pixel] * len(self.boxes.data)
 
     def remove(self) -> None:
         """Take the layers out of the viewer."""
@@ -93,7 +107,6 @@ class PromptLayers:
         layer = self._viewer.add_points(
             ndim=ndim,
             name="refinesam: points",
-            size=POINT_PIXELS,
             features={"positive": np.zeros(0, bool), "axes": np.zeros(0, str)},
             border_color="white",
             face_color=POSITIVE_COLOUR,
@@ -113,7 +126,6 @@ class PromptLayers:
             features={"axes": np.zeros(0, str)},
             edge_color=BOX_COLOUR,
             face_color="transparent",
-            edge_width=2,
             **place_of(image),
         )
         if self.boxes is not None:
@@ -226,9 +238,10 @@ class PromptLayers:
             self.boxes.selected_data = set()
             self.boxes.data = []
             if rectangles:
-                self.boxes.add_rectangles(rectangles, edge_color=BOX_COLOUR, face_color="transparent", edge_width=2)
+                self.boxes.add_rectangles(rectangles, edge_color=BOX_COLOUR, face_color="transparent")
             # Also when there are none: napari keeps the features of shapes that `data = []` took away.
             self.boxes.features = {"axes": np.array(rectangle_axes, str)}
+        self.fit_to_zoom()
         self._set_defaults()
 
     def _in_channel(self, point: tuple[float, ...]) -> tuple[float, ...]:

@@ -15,7 +15,8 @@ from refinesam_napari.committed import Committed
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
-from refinesam_napari.placing import is_kept_active
+from refinesam_napari.objects_layer import ObjectsLayer
+from refinesam_napari.placing import camera_of, is_kept_active, on_top
 from refinesam_napari.preview import DISPLAY_ONLY, Preview
 from refinesam_napari.prompt_layers import PromptLayers
 from refinesam_napari.targets import is_ours, place_labels
@@ -23,6 +24,7 @@ from refinesam_napari.views import guess_channel_axis, plane_in_view
 from refinesam_napari.workspace import Workspace, shape_of
 
 if TYPE_CHECKING:
+    from napari.layers import Labels
     from napari.viewer import Viewer
 
 __all__ = ["Scene"]
@@ -43,7 +45,7 @@ class Scene(Committed):
         super().__init__(viewer, parent)
         self.plane: Plane | None = None
         self.prompts = PromptLayers(viewer, self.prompts_edited)
-        self.preview = Preview(viewer)
+        self.preview = Preview(viewer, lambda: [self.prompts.boxes, self.prompts.points])
         for event, callback in self._events():
             event.connect(callback)
 
@@ -81,7 +83,29 @@ class Scene(Committed):
             (dims.events.point, self._moved),
             (dims.events.order, self._moved),
             (dims.events.ndisplay, self._moved),
+            (camera_of(self.viewer).events.zoom, self._zoomed),
         ]
+
+    def _zoomed(self, event: Any) -> None:
+        self.prompts.fit_to_zoom()
+        self.preview.fit_to_zoom()
+
+    def ensure_objects(self) -> ObjectsLayer:
+        """Return the layer of committed objects; a new one is drawn under prompts and preview."""
+        new = self.workspace is not None and self.workspace.objects is None
+        objects = super().ensure_objects()
+        if new:
+            self._draw_over(objects.layer)
+        return objects
+
+    def use_labels(self, layer: Labels) -> None:
+        """Commit objects into an existing Labels layer, drawn under prompts and preview."""
+        super().use_labels(layer)
+        self._draw_over(layer)
+
+    def _draw_over(self, labels: Labels) -> None:
+        preview, prompts = self.preview, self.prompts
+        on_top(self.viewer, [preview.layer, preview.amr_points, prompts.boxes, prompts.points], labels)
 
     def images(self) -> list[Image]:
         """The layers that can be segmented: not those that the plugin made."""

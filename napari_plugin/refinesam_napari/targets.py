@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import colorsys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.utils.colormaps import CyclicLabelColormap, label_colormap
 
 from refinesam import ConfigError
 from refinesam_napari.placing import keeping_active, place_like, place_of
@@ -17,6 +19,9 @@ __all__ = ["is_ours", "labels_shape", "lies_on", "new_labels", "place_labels", "
 
 # Layers that the plugin made for objects: only these does it move, and they follow their image.
 OURS = {"refinesam": "objects"}
+# Hues of the preview, after refinement and before it, and how far others keep from them (1 is once around); least
+# saturation and brightness.
+PREVIEW_HUES, HUES_APART, LEAST_COLOUR = (0.53, 0.1), 0.07, 0.4
 # Of a pixel, by which labels may lie beside their image.
 APART = 0.01
 
@@ -87,9 +92,24 @@ def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axi
     except MemoryError as error:
         raise ConfigError(f"Labels of shape {shape} don't fit into memory; crop the image first.") from error
     with keeping_active(viewer):
-        layer = viewer.add_labels(data, name=f"{image.name} objects", metadata=OURS, **place_of(image))
+        layer = viewer.add_labels(
+            data, name=f"{image.name} objects", metadata=OURS, colormap=_colours(), **place_of(image)
+        )
         place_labels(layer, image, shape, channel_axis)
     return layer
+
+
+def _colours() -> CyclicLabelColormap:
+    """Return napari's colours of labels without those that the preview or a gray image has."""
+
+    def stands_out(colour: list[float]) -> bool:
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour[:3])
+        return min(saturation, value) > LEAST_COLOUR and all(
+            abs((hue - taken + 0.5) % 1 - 0.5) > HUES_APART for taken in PREVIEW_HUES
+        )
+
+    colours = np.asarray(label_colormap().colors)
+    return CyclicLabelColormap(colors=colours[[stands_out(colour) for colour in colours.tolist()]])
 
 
 def place_labels(layer: Labels, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> None:

@@ -73,6 +73,9 @@ class RefineSAMWidget(QWidget):
         self.controller.progressed.connect(self._progressed)
         self.controller.finished.connect(self._finished)
         self.controller.told.connect(self._told)
+        # What went wrong is no news any more when something was done since, or an answer came.
+        self.controller.edited.connect(self._forget_error)
+        self.controller.answered.connect(self._forget_error)
         controller, files = self.controller, self.files
         # Of a destroyed widget no method can be called any more, so not a bound one.
         self.destroyed.connect(lambda: _end(files, controller))
@@ -130,6 +133,10 @@ class RefineSAMWidget(QWidget):
     def _finished(self) -> None:
         self._show_busy.stop()
         self._busy.setVisible(False)
+
+    def _forget_error(self) -> None:
+        if self.status.styleSheet():
+            self._told("", False)
 
     def _told(self, text: str, error: bool) -> None:
         self.status.setText(text)

@@ -104,7 +104,10 @@ def test_keys_toggle_refinement_and_show_before_and_after(open_gui: Callable[...
     gui.click(image, *COIN)
     refined = gui.answer()
     assert refined.report is not None
-    assert str(round(refined.report.compactness, 2)) in gui.widget.prompt_panel.told.text()
+    panel, compactness = gui.widget.prompt_panel, f"Q {refined.report.compactness:.2f}"
+    assert "confidence" in panel.told.text() and compactness not in panel.told.text()
+    panel.details.setChecked(True)
+    assert compactness in panel.told.text() and "predicted IoU" in panel.told.text()
     preview = gui.controller.preview
     assert preview.layer.colormap.name == "refinesam refined"
     gui.key("H")

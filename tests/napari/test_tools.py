@@ -123,6 +123,57 @@ def test_an_object_is_propagated_redone_and_undone(open_gui: Callable[..., Gui])
     assert np.array_equal(gui.labels() == 1, before)
 
 
+def sphere() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A sphere of constant brightness through 11 slices, and its pixels."""
+    z, y, x = np.mgrid[:11, :96, :96]
+    inside = (y - 48) ** 2 + (x - 48) ** 2 + (4 * (z - 5)) ** 2 < 21**2
+    noise = np.random.default_rng(0).normal(0, 6, inside.shape)
+    return np.clip(np.where(inside, 200, 40) + noise, 0, 255).astype(np.uint8), inside
+
+
+def test_a_sphere_of_constant_brightness_does_not_fade(open_gui: Callable[..., Gui]) -> None:
+    image, inside = sphere()
+    gui = open_gui(image, axis_labels=("z", "y", "x"))
+    gui.viewer.dims.set_point(0, 5)
+    gui.key("U")
+    gui.drag(gui.viewer.layers["image"], (5, 26, 26), (5, 70, 70))
+    gui.mask()
+    gui.widget.stack_panel.start.click()
+    gui.settle()
+    found = gui.labels() == 1
+    # All but the poles, which have less than a third of the pixels of their neighbours; and that is what is told.
+    assert found[1:10].any(axis=(1, 2)).all() and not found[[0, 10]].any()
+    assert gui.widget.status.text().count("it shrinks from") == 2
+    assert (found & inside).sum() / (found | inside).sum() > 0.9
+
+
+def test_a_disk_is_followed_through_time(open_gui: Callable[..., Gui]) -> None:
+    """With no axis but time; the axis can be chosen where there are several."""
+    y, x = np.mgrid[:96, :128]
+    inside = np.stack([(y - 48) ** 2 + (x - 30 - 5 * t) ** 2 < 14**2 for t in range(8)])
+    frames = np.clip(np.where(inside, 200, 40) + np.random.default_rng(0).normal(0, 6, inside.shape), 0, 255)
+    gui = open_gui(frames.astype(np.uint8), axis_labels=("t", "y", "x"))
+    gui.settle()
+    panel = gui.widget.stack_panel
+    assert panel.isEnabled() and panel.axis.currentText() == "axis 0 (t)"
+    gui.viewer.dims.set_point(0, 0)
+    gui.key("U")
+    gui.drag(gui.viewer.layers["image"], (0, 33, 15), (0, 63, 45))
+    gui.mask()
+    panel.start.click()
+    gui.settle()
+    found = gui.labels() == 1
+    assert found.any(axis=(1, 2)).all()
+    assert all((found[t] & inside[t]).sum() / (found[t] | inside[t]).sum() > 0.6 for t in range(8))
+    both = open_gui(np.zeros((3, 4, 40, 50), np.uint8), axis_labels=("t", "z", "y", "x"))
+    both.settle()
+    panel = both.widget.stack_panel
+    assert [panel.axis.itemText(i) for i in range(2)] == ["axis 1 (z)", "axis 0 (t)"] and both.widget.stack.axis == 1
+    panel.axis.setCurrentIndex(1)
+    panel.axis.activated.emit(1)
+    assert both.widget.stack.axis == 0
+
+
 def test_save_load_and_replay_to_the_bit(
     open_gui: Callable[..., Gui], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
