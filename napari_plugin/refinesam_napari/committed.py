@@ -14,7 +14,7 @@ from refinesam import ConfigError
 from refinesam_napari.document import Document, History, Write
 from refinesam_napari.objects_layer import ObjectsLayer
 from refinesam_napari.preview import DISPLAY_ONLY
-from refinesam_napari.scanning import objects_in
+from refinesam_napari.scanning import Box, objects_in
 from refinesam_napari.targets import is_ours, labels_shape, lies_on, new_labels, place_labels, unfit
 from refinesam_napari.workspace import Workspace
 
@@ -31,13 +31,14 @@ class _Kept:
 
     Attributes:
         workspaces: by image layer.
-        removed: objects' layers that were removed, with the history that belongs to them: they may come back.
+        removed: objects' layers that were removed, with the history that belongs to them and where their objects
+            were: they may come back.
         image: the one in hand last.
         on_edit: told of what the user paints into the labels, by the widget that is open.
     """
 
     workspaces: weakref.WeakKeyDictionary[Layer, Workspace] = field(default_factory=weakref.WeakKeyDictionary)
-    removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History]] = field(
+    removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History, dict[int, Box]]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
     image: weakref.ref[Image] | None = None
@@ -178,7 +179,7 @@ class Committed(QObject):
         assert workspace.objects is not None
         self.losing.emit(workspace)
         workspace.objects.release()
-        self._removed[workspace.objects.layer] = (workspace, workspace.history)
+        self._removed[workspace.objects.layer] = (workspace, workspace.history, workspace.objects.boxes)
         workspace.objects = None
         draft = workspace.document.draft
         workspace.history = History(Document(draft=draft))
@@ -189,12 +190,14 @@ class Committed(QObject):
         """The objects' layer of before is back, unless others took its place; prompts made meanwhile stay in hand."""
         if layer not in self._removed:
             return
-        workspace, history = self._removed.pop(layer)
+        workspace, history, boxes = self._removed.pop(layer)
         if workspace.objects is not None or self._workspaces.get(workspace.image) is not workspace:
             return
-        workspace.objects = self._objects(workspace, layer)
+        workspace.objects = self._objects(workspace, layer, empty=layer.multiscale)
+        workspace.objects.know(boxes)
         draft, workspace.history = workspace.document.draft, history
-        self._find_objects(workspace)
+        if not layer.multiscale:  # Nobody but us can have changed a pyramid.
+            self._find_objects(workspace)
         if draft != history.document.draft:
             history.do("keep prompts", replace(history.document, draft=draft, editing=None))
         if workspace is self.workspace:
@@ -212,8 +215,8 @@ def _find_objects(workspace: Workspace, axes: tuple[int, int], anew: bool = Fals
     """Bring the document in line with what is in the labels."""
     objects = workspace.objects
     assert objects is not None
-    if tuple(objects.layer.data.shape) != labels_shape(workspace.shape, workspace.channel_axis):
+    if tuple(objects.array.shape) != labels_shape(workspace.shape, workspace.channel_axis):
         return
-    there = objects_in(objects.layer.data, axes, workspace.channel_axis)
+    there = objects_in(objects.array, axes, workspace.channel_axis)
     objects.know({object_id: box for object_id, (box, _) in there.items()})
     workspace.found({object_id: planes for object_id, (_, planes) in there.items()}, anew)

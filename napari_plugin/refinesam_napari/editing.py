@@ -17,6 +17,8 @@ from refinesam_napari.painting import corrections_of
 
 __all__ = ["Editing"]
 
+# Pixels a side that are planned and written at once.
+BLOCK = 2048
 HERE = PlaneMask(0, 0, np.ones((1, 1), np.bool_))
 
 
@@ -330,9 +332,10 @@ class Editing:
         planned = []
         for plane, mask in masks.items():
             old = self.objects.mask_of(object_id, plane)
-            write = self.objects.plan(object_id, plane, mask, old, overwrite)
-            if write is not None:
-                planned.append(write)
+            for block in _blocks([part for part in (mask, old) if part.pixels.size]):
+                write = self.objects.plan(object_id, plane, mask.cut(block), old.cut(block), overwrite)
+                if write is not None:
+                    planned.append(write)
         return planned
 
     def has_pixels(self, item: SegmentedObject) -> bool:
@@ -405,3 +408,14 @@ class Editing:
     def _write(self, writes: Sequence[Write], written: list[Write]) -> None:
         self._apply(writes)
         written += writes
+
+
+def _blocks(masks: Sequence[PlaneMask]) -> Iterator[Crop]:
+    """Divide what masks span into blocks, so that what is computed for one takes little memory."""
+    if not masks:
+        return
+    top, bottom = min(mask.rows.start for mask in masks), max(mask.rows.stop for mask in masks)
+    left, right = min(mask.columns.start for mask in masks), max(mask.columns.stop for mask in masks)
+    for y in range(top, bottom, BLOCK):
+        for x in range(left, right, BLOCK):
+            yield Crop(x, y, min(x + BLOCK, right), min(y + BLOCK, bottom))

@@ -174,7 +174,9 @@ class Files:
         if workspace.objects is None:
             raise DatasetError("There are no objects to export: add one first.")
         layer = workspace.objects.layer
-        write_labels_tiff(path, layer.data, workspace.image.axis_labels, workspace.image.scale, layer.units)
+        write_labels_tiff(
+            path, workspace.objects.array, workspace.image.axis_labels, workspace.image.scale, layer.units
+        )
 
     def export_coco(self, path: str | Path) -> None:
         """Write the objects as COCO JSON, masks as RLE.

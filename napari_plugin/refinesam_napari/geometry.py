@@ -132,6 +132,14 @@ class PlaneMask:
         """Return the whole plane's mask, (H, W) bool."""
         return self._in(Crop(0, 0, hw[1], hw[0]))
 
+    def cut(self, box: Crop) -> PlaneMask:
+        """Return the part in a box, which shares its pixels."""
+        top, left = max(self.y0, box.y0), max(self.x0, box.x0)
+        bottom, right = min(self.rows.stop, box.y1), min(self.columns.stop, box.x1)
+        if top >= bottom or left >= right:
+            return NO_MASK
+        return PlaneMask(top, left, self.pixels[top - self.y0 : bottom - self.y0, left - self.x0 : right - self.x0])
+
     def united(self, other: PlaneMask) -> PlaneMask:
         """Return what either covers."""
         if not (self.pixels.size and other.pixels.size):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectsLayer"]
 
+# Pixels written at once of which napari may keep its own record, which takes twenty times their memory.
+MOST_REMEMBERED = 1_000_000
+
 
 class ObjectsLayer:
     """Reads and writes one Labels layer, and tells what the user painted in it."""
@@ -39,7 +42,7 @@ class ObjectsLayer:
             empty: nothing is in the layer, so that it need not be read.
         """
         self.layer, self._on_paint, self._on_replace = layer, on_paint, on_replace
-        self._quiet = False
+        self._quiet = self._undrawn = False
         # Box around all that was ever written of an object, so that it is found without searching a large image.
         self._extents: dict[int, tuple[slice, ...]] = {}
         self._masks: dict[tuple[int, Plane], PlaneMask] = {}
@@ -48,6 +51,11 @@ class ObjectsLayer:
         layer.events.paint.connect(self._painted)
         layer.events.data.connect(self._replaced)
         layer.events.set_data.connect(self._refreshed)
+
+    @property
+    def array(self) -> Any:
+        """The layer's pixels, of a pyramid those at full resolution."""
+        return self.layer.data[0] if self.layer.multiscale else self.layer.data
 
     def release(self) -> None:
         """Stop watching."""
@@ -63,7 +71,12 @@ class ObjectsLayer:
         self._on_replace()
 
     def _highest(self) -> int:
-        return int(np.max(self.layer.data)) if self.layer.data.size else 0
+        return int(np.max(self.array)) if self.array.size else 0
+
+    @property
+    def boxes(self) -> dict[int, tuple[slice, ...]]:
+        """The boxes around objects, as far as they are known."""
+        return dict(self._extents)
 
     def know(self, boxes: Mapping[int, tuple[slice, ...]]) -> None:
         """Take note of the boxes around objects that are in the layer already, to find them without a search."""
@@ -85,7 +98,7 @@ class ObjectsLayer:
         if extent is None:
             if object_id > self.highest_before:
                 return PlaneMask(0, 0, np.zeros((0, 0), np.bool_))
-            extent = tuple(slice(0, size) for size in self.layer.data.shape)
+            extent = tuple(slice(0, size) for size in self.array.shape)
         rows, columns = extent[plane.axes[0]], extent[plane.axes[1]]
         inside = self._plane_values(plane, rows, columns) == object_id
         crop = Crop(columns.start, rows.start, columns.stop, rows.stop)
@@ -98,17 +111,17 @@ class ObjectsLayer:
         return int(values[0, 0]) if row >= 0 and column >= 0 and values.size else 0
 
     def _plane_values(self, plane: Plane, rows: slice, columns: slice) -> NDArray[Any]:
-        values = np.asarray(self.layer.data[plane.key(rows, columns)])
+        values = np.asarray(self.array[plane.key(rows, columns)])
         return values.T if plane.transposed else values
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def check_id(self, object_id: int) -> None:
         """Raise ConfigError if the layer's type of number is too small for an id."""
-        largest = np.iinfo(self.layer.data.dtype).max
+        largest = np.iinfo(self.array.dtype).max
         if object_id > largest:
             raise ConfigError(
-                f"Object {object_id} does not fit into a labels layer of {self.layer.data.dtype} (up to {largest}). "
+                f"Object {object_id} does not fit into a labels layer of {self.array.dtype} (up to {largest}). "
                 "Convert the layer to a wider type (right click: Convert data type), then go on."
             )
 
@@ -132,7 +145,7 @@ class ObjectsLayer:
         rows = slice(min(p.rows.start for p in parts), max(p.rows.stop for p in parts))
         columns = slice(min(p.columns.start for p in parts), max(p.columns.stop for p in parts))
         key = tuple(slice(k, k + 1) if isinstance(k, int) else k for k in plane.key(rows, columns))
-        before = np.array(self.layer.data[key])
+        before = np.array(self.array[key])
         wanted = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
         if mask.pixels.size:
             y, x = mask.y0 - rows.start, mask.x0 - columns.start
@@ -142,7 +155,13 @@ class ObjectsLayer:
         free = np.ones_like(own) if overwrite else (before == 0) | own
         after = np.where(wanted_nd & free, object_id, np.where(own, 0, before)).astype(before.dtype)
         changed = after != before
-        return Write(key, changed, before, after) if changed.any() else None
+        return Write(key, changed, *_compact(changed, before, after)) if changed.any() else None
+
+    def refresh(self) -> None:
+        """Draw what napari was not told of."""
+        if self._undrawn:
+            self._undrawn = False
+            self.layer.refresh(extent=False)
 
     def apply(self, writes: Sequence[Write]) -> None:
         """Write all that was planned, or nothing.
@@ -161,10 +180,10 @@ class ObjectsLayer:
         self._all_or_nothing(writes, self._forward, self._backward)
 
     def _backward(self, write: Write) -> None:
-        self._set(write.key, *write.backward(np.asarray(self.layer.data[write.key])))
+        self._set(write.key, *write.backward(np.asarray(self.array[write.key])))
 
     def _forward(self, write: Write) -> None:
-        self._set(write.key, *write.forward(np.asarray(self.layer.data[write.key])))
+        self._set(write.key, *write.forward(np.asarray(self.array[write.key])))
 
     def _all_or_nothing(
         self, writes: Iterable[Write], there: Callable[[Write], None], back: Callable[[Write], None]
@@ -178,21 +197,27 @@ class ObjectsLayer:
             for write in reversed(done):
                 with contextlib.suppress(Exception):
                     back(write)
+            self.refresh()
             raise ConfigError(
                 f"The labels layer {self.layer.name!r} can't be written to, so nothing was changed "
                 f"({type(error).__name__}: {error}). Choose another layer under “into”, or a new one."
             ) from error
+        self.refresh()
 
     def _set(self, key: tuple[slice, ...], where: NDArray[np.bool_], values: NDArray[Any] | int) -> None:
         local = np.nonzero(where)
         if not len(local[0]):
             return
-        self._forget(np.asarray(self.layer.data[key])[local], values)
+        self._forget(np.asarray(self.array[key])[local], values)
         indices = tuple(axis + part.start for axis, part in zip(local, key, strict=True))
         new = values[local] if isinstance(values, np.ndarray) else values
-        if self.layer._slice.empty:
+        if self.layer.multiscale or len(local[0]) > MOST_REMEMBERED:
+            self.array[indices] = new
+            self._make_coarser(key)
+            self._undrawn = True
+        elif self.layer._slice.empty:
             # The viewer stands outside the layer: napari has nothing to refresh, and would fail at it.
-            self.layer.data[indices] = new
+            self.array[indices] = new
         else:
             self._quiet = True
             try:
@@ -200,6 +225,19 @@ class ObjectsLayer:
             finally:
                 self._quiet = False
         self._note(key, new)
+
+    def _make_coarser(self, key: tuple[slice, ...]) -> None:
+        """Bring the coarser levels of a pyramid in line with a box that was written."""
+        if not self.layer.multiscale:
+            return
+        full = self.array
+        for level in list(self.layer.data)[1:]:
+            steps = [round(size / coarse) for size, coarse in zip(full.shape, level.shape, strict=True)]
+            box = tuple(slice(part.start // step, -(-part.stop // step)) for part, step in zip(key, steps, strict=True))
+            cells = tuple(
+                slice(part.start * step, part.stop * step, step) for part, step in zip(box, steps, strict=True)
+            )
+            level[box] = full[cells]
 
     def _forget(self, *values: NDArray[Any] | int) -> None:
         """What was known of the masks of these ids doesn't hold any more."""
@@ -222,12 +260,22 @@ class ObjectsLayer:
         writes = tuple(_writes_of(event.value))
         for write in writes:
             # napari tells of a fill before it writes it; who is told here may look at the pixels.
-            values = np.array(self.layer.data[write.key])
+            values = np.array(self.array[write.key])
             np.copyto(values, write.new, where=write.mask, casting="unsafe")
-            self.layer.data[write.key] = values
+            self.array[write.key] = values
             self._note(write.key, write.new)
             self._forget(write.old, write.new)
         self._on_paint(writes)
+
+
+def _compact(
+    changed: NDArray[np.bool_], old: NDArray[Any], new: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any] | int]:
+    """Give back values from which nothing is lost where they changed, in as little memory as a single value takes."""
+    values = new[changed]
+    if (old == old.flat[0]).all():
+        old = np.broadcast_to(np.array(old.flat[0]), old.shape)
+    return old, int(values[0]) if (values == values[0]).all() else new
 
 
 def _writes_of(atoms: Iterable[Any]) -> Iterator[Write]:

@@ -22,18 +22,23 @@ OURS = {"refinesam": "objects"}
 # Hues of the preview, after refinement and before it, and how far others keep from them (1 is once around); least
 # saturation and brightness.
 PREVIEW_HUES, HUES_APART, LEAST_COLOUR = (0.53, 0.1), 0.07, 0.4
+# Pixels a side beyond which labels are drawn by parts, and those of the coarsest level at most. Graphics cards draw up
+# to 16,384 a side, and napari copies all of it at each change.
+MOST_DRAWN, COARSEST = 16_384, 2048
 # Of a pixel, by which labels may lie beside their image.
 APART = 0.01
 
 
 def unfit(labels: Labels, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> str | None:
     """Say why a Labels layer can't hold the objects of an image of this shape, None if it can."""
-    if labels.multiscale:
+    if labels.multiscale and not is_ours(labels):
         return "it is a pyramid, which napari can't edit: keep its full resolution alone"
     found, needed = tuple(labels.data.shape), labels_shape(shape, channel_axis)
     if found != needed:
         return f"its shape is {found}, but the image needs {needed}"
-    if not is_ours(labels) and not lies_on(labels, image, channel_axis):
+    if is_ours(labels):
+        return _unwritable(labels.data[0] if labels.multiscale else labels.data)
+    if not lies_on(labels, image, channel_axis):
         return f"it lies elsewhere than the image ({_difference(labels, image)}): give it the image's place"
     return _unwritable(labels.data)
 
@@ -81,22 +86,38 @@ def _unwritable(data: Any) -> str | None:
 def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> Labels:
     """Add an empty Labels layer for an image's objects.
 
-    On the channel axis it has size 1, stretched over all channels: an object belongs to each of them.
+    On the channel axis it has size 1, stretched over all channels: an object belongs to each of them. Of a very large
+    image it is a pyramid, so that napari draws what is in view alone; in a pyramid nobody can paint.
 
     Raises:
         ConfigError: there is not enough memory.
     """
     try:
         # Untouched pages of zeros take no memory, so a large image costs only what is segmented of it.
-        data = np.zeros(labels_shape(shape, channel_axis), np.uint16)
+        levels = [np.zeros(size, np.uint16) for size in _levels(labels_shape(shape, channel_axis))]
     except MemoryError as error:
         raise ConfigError(f"Labels of shape {shape} don't fit into memory; crop the image first.") from error
     with keeping_active(viewer):
         layer = viewer.add_labels(
-            data, name=f"{image.name} objects", metadata=OURS, colormap=_colours(), **place_of(image)
+            levels if len(levels) > 1 else levels[0],
+            multiscale=len(levels) > 1,
+            name=f"{image.name} objects",
+            metadata=OURS,
+            colormap=_colours(),
+            **place_of(image),
         )
         place_labels(layer, image, shape, channel_axis)
     return layer
+
+
+def _levels(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes of the levels that labels need: one, unless they are too large to be drawn whole."""
+    levels = [shape]
+    while max(levels[-1]) > (MOST_DRAWN if len(levels) == 1 else COARSEST):
+        step = 2 ** len(levels)
+        # Only long axes: there are few planes, and each is drawn for itself.
+        levels.append(tuple(-(-size // step) if size > COARSEST else size for size in shape))
+    return levels
 
 
 def _colours() -> CyclicLabelColormap:

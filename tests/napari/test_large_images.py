@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -12,12 +14,17 @@ import dask.array as da
 import numpy as np
 import psutil
 import pytest
+from napari.layers import Image, Labels
 from numpy.typing import NDArray
 from qtpy.QtTest import QTest
 
 from napari_gui import Gui
-from refinesam_napari.geometry import Crop, PlaneMask
+from refinesam_napari.document import PlanePrompts
+from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
+from refinesam_napari.images import ImageSettings
 from refinesam_napari.inference import Model, sessions
+from refinesam_napari.objects_layer import ObjectsLayer
+from refinesam_napari.workspace import Workspace
 
 LARGE, CHUNK, RADIUS = 12_000, 512, 150
 CENTRE = (7_000, 4_100)
@@ -250,3 +257,77 @@ def test_exchanged_pixels_are_encoded_anew_and_found_again(open_gui: Callable[..
     click(fresh, *both)
     assert np.array_equal(fresh.mask(), changed) and overlap(changed, other > 120) > 0.9
     assert cache.misses == misses + 1
+
+
+# ---------------------------------------------------------------- labels of very large images
+
+
+def huge(side: int) -> list[da.Array]:
+    """A pyramid of dark pixels with a bright square of 300 in the middle."""
+    middle = side // 2
+
+    def chunk(block_info: Any = None) -> NDArray[np.uint8]:
+        (top, bottom), (left, right) = block_info[None]["array-location"]
+        rows, columns = np.ogrid[top:bottom, left:right]
+        return np.where((abs(rows - middle) < 150) & (abs(columns - middle) < 150), 200, 20).astype(np.uint8)
+
+    full = da.map_blocks(chunk, chunks=da.core.normalize_chunks(2048, (side, side)), dtype=np.uint8)
+    return [full[:: 2**level, :: 2**level] for level in range(7)]
+
+
+def test_the_first_commit_into_a_very_large_pyramid_is_no_burden(open_gui: Callable[..., Gui], tmp_path: Path) -> None:
+    side = 40_000
+    gui = open_gui(huge(side), name="image", multiscale=True, contrast_limits=(0, 255))
+    gui.settle()
+    process = psutil.Process()
+    click(gui, side / 2, side / 2)
+    found = gui.answer()
+    before, ticks = process.memory_info().rss, []
+    gui.key("N")
+    ticks.append(process.memory_info().rss)
+    gui.settle()
+    # Of 3.2 GB of labels only what was written, and what is in view, is there.
+    assert max(*ticks, process.memory_info().rss) - before < 300e6
+    objects = gui.controller.workspace.objects
+    assert objects.layer.multiscale and objects.array.shape == (side, side)
+    rows, columns = found.mask.rows, found.mask.columns
+    written = objects.array[rows, columns] == 1
+    assert np.array_equal(written, found.mask.pixels) and found.mask.area > 60_000
+    # It is drawn at every zoom ...
+    middle = (side // 2, side // 2)
+    assert objects.layer.get_value(middle, world=True)[1] == 1
+    shown = gui.colour_at(gui.controller.prompts.points, *middle)
+    assert shown.std() > 20, "the labels' colour, not gray"
+    for level in list(objects.layer.data)[1:]:
+        step = side // level.shape[0]
+        assert level[middle[0] // step, middle[1] // step] == 1 and (level == 1).sum() < 2 * found.mask.area / step**2
+    # ... and can be undone, done again, exported, deleted.
+    gui.key("Z", "control")
+    assert not objects.array[rows, columns].any() and not any(level.any() for level in list(objects.layer.data)[2:])
+    gui.key("Z", "control shift")
+    gui.widget.files.export_coco(tmp_path / "coco.json")
+    assert np.array_equal(objects.array[rows, columns] == 1, found.mask.pixels)
+    layer = objects.layer
+    gui.viewer.layers.remove(layer)
+    gui.viewer.layers.append(layer)
+    gui.controller.delete(1)
+    assert not objects.array[rows, columns].any() and not gui.controller.workspace.document.objects
+
+
+def test_a_large_object_is_written_in_blocks_that_take_little_memory() -> None:
+    side = 9_000
+    workspace = Workspace(Image(np.zeros((side, side), np.uint8)), ImageSettings())
+    workspace.objects = ObjectsLayer(Labels(np.zeros((side, side), np.uint16)), lambda writes: None, empty=True)
+    rows, columns = np.ogrid[:side, :side]
+    whole = (rows - side / 2) ** 2 + (columns - side / 2) ** 2 < (side / 2 - 1) ** 2
+    mask, plane = PlaneMask.of(whole, Crop(0, 0, side, side)), Plane((0, 1), (FREE, FREE))
+    tracemalloc.start()
+    change = workspace.commit(1, {plane: PlanePrompts()}, {plane: mask}, overwrite=False, score=None)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(workspace.objects.array == 1, whole)
+    assert change is not None and all(part.mask.size <= 2048**2 for part in change.writes)
+    # A byte a pixel is kept for undo, and one to know the mask; to write a block takes its share, not the object's.
+    assert kept < 2.5 * side**2 and peak < 6 * side**2
+    workspace.undo()
+    assert not workspace.objects.array.any()
