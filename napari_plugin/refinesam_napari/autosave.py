@@ -46,6 +46,7 @@ class Autosave:
 
     Attributes:
         path: the file, which exists from the first write to `remove`.
+        on_error: is told, in a sentence, why a write failed.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Autosave:
         name = re.sub(r"[^A-Za-z0-9_-]+", "_", key)[:60]
         self.path = Path(folder) / f"{name}.{os.getpid()}.{uuid.uuid4().hex}.json"
         self._wait_s = wait_s
-        self._on_error = on_error
+        self.on_error = on_error
         self._pending: SavedSession | None = None
         self._timer: threading.Timer | None = None
         self._closed = False
@@ -140,8 +141,8 @@ class Autosave:
         return saved
 
     def _report(self, failure: str | None) -> None:
-        if failure is not None and self._on_error is not None:
-            self._on_error(failure)
+        if failure is not None and self.on_error is not None:
+            self.on_error(failure)
 
 
 def pending_autosaves(folder: str | Path) -> list[tuple[Path, dict[str, Any], datetime]]:

@@ -79,6 +79,7 @@ class Committed(QObject):
         for workspace in list(self._workspaces.values()):
             if workspace.objects is not None and workspace.objects.layer not in self.viewer.layers:
                 self.let_go_of_objects(workspace)
+            workspace.drop_ghosts()  # Masks that were still awaited when the widget was closed never came.
 
     def workspaces(self) -> list[Workspace]:
         """What was made of each of the viewer's images."""

@@ -17,10 +17,6 @@ from refinesam_napari.painting import corrections_of
 
 __all__ = ["Editing"]
 
-# Pixels a side that are planned and written at once.
-BLOCK = 2048
-HERE = PlaneMask(0, 0, np.ones((1, 1), np.bool_))
-
 
 @dataclass(eq=False, kw_only=True)
 class Editing:
@@ -139,7 +135,9 @@ class Editing:
         masks = {plane: self._corrected(object_id, plane, mask) for plane, mask in masks.items()}
         writes = self.plan(object_id, masks, overwrite)
         planes = dict.fromkeys([*item.planes, *masks])
-        kept = tuple(plane for plane in planes if plane in item.prompts or masks.get(plane, HERE).pixels.size)
+        kept = tuple(
+            plane for plane in planes if plane in item.prompts or plane not in masks or masks[plane].pixels.size
+        )
         item = replace(item, planes=kept, origin="propagated")
         with self._pixels_first() as written:
             self._write(writes, written)
@@ -210,13 +208,22 @@ class Editing:
             others = () if item is None else tuple(other for other in item.planes if other != plane)
             if emptied and item is not None and not self.has_pixels(replace(item, planes=others)):
                 return
-            if not change.undone:
-                self._apply(writes)
-            change.writes += writes
+            if change.undone:
+                change.writes += writes
+            else:
+                self._write(writes, change.writes)
             if superseding is not None:
                 steps[superseding].writes[:0] = self.plan(object_id, {plane: NO_MASK}, overwrite)
         finally:
             self._go(position)
+
+    def drop_ghosts(self) -> None:
+        """Drop all objects without a pixel, in one step."""
+        document = self.document
+        for item in [item for item in document.objects.values() if not self.has_pixels(item)]:
+            document = document.without_object(item.id)
+        if document is not self.document:
+            self.history.do("drop empty objects", document)
 
     def drop_ghost(self, change: Change, object_id: int) -> bool:
         """Once all masks of a new object have come: if it got no pixel, nobody sees it any more. Whether that is so."""
@@ -275,15 +282,12 @@ class Editing:
                 document = document.with_object(item.corrected(plane, correction))
         self._record("paint", document, writes)
 
-    def found(self, planes: Mapping[int, Sequence[Plane]], anew: bool = False) -> bool:
+    def found(self, planes: Mapping[int, Sequence[Plane]], anew: bool = False) -> None:
         """Take the objects that are in the labels for those of the document: new ones in, those that are gone out.
 
         Args:
             planes: in which planes each has pixels.
             anew: begin the history there, since another layer is meant from now on.
-
-        Returns:
-            Whether there was a difference.
         """
         before = {} if anew else self.document.objects
         objects = {
@@ -296,7 +300,6 @@ class Editing:
             self.history = History(replace(document, editing=None))
         elif objects.keys() != before.keys():
             self.history.do("change labels", document)
-        return objects.keys() != before.keys()
 
     def undo(self) -> Change | None:
         """Step back; None at the beginning.
@@ -327,16 +330,7 @@ class Editing:
 
     def plan(self, object_id: int, masks: Mapping[Plane, PlaneMask], overwrite: bool) -> list[Write]:
         """Plan to give an object new masks in some planes."""
-        if self.objects is None:
-            return []
-        planned = []
-        for plane, mask in masks.items():
-            old = self.objects.mask_of(object_id, plane)
-            for block in _blocks([part for part in (mask, old) if part.pixels.size]):
-                write = self.objects.plan(object_id, plane, mask.cut(block), old.cut(block), overwrite)
-                if write is not None:
-                    planned.append(write)
-        return planned
+        return [] if self.objects is None else list(self.objects.plans(object_id, masks, overwrite))
 
     def has_pixels(self, item: SegmentedObject) -> bool:
         """Whether an object has a pixel in the labels."""
@@ -371,10 +365,6 @@ class Editing:
             for object_id in object_ids:
                 self.objects.check_id(object_id)
 
-    def _apply(self, writes: Sequence[Write]) -> None:
-        if self.objects is not None:
-            self.objects.apply(writes)
-
     @contextmanager
     def _pixels_first(self) -> Iterator[list[Write]]:
         """Collect what is written before its step is recorded; if a part fails, all of it is taken back."""
@@ -406,16 +396,6 @@ class Editing:
         return self.history.do(name, document, written)
 
     def _write(self, writes: Sequence[Write], written: list[Write]) -> None:
-        self._apply(writes)
+        if self.objects is not None:
+            self.objects.apply(writes)
         written += writes
-
-
-def _blocks(masks: Sequence[PlaneMask]) -> Iterator[Crop]:
-    """Divide what masks span into blocks, so that what is computed for one takes little memory."""
-    if not masks:
-        return
-    top, bottom = min(mask.rows.start for mask in masks), max(mask.rows.stop for mask in masks)
-    left, right = min(mask.columns.start for mask in masks), max(mask.columns.stop for mask in masks)
-    for y in range(top, bottom, BLOCK):
-        for x in range(left, right, BLOCK):
-            yield Crop(x, y, min(x + BLOCK, right), min(y + BLOCK, bottom))

@@ -51,6 +51,8 @@ class Files:
         controller.losing.connect(self._autosave_first)
         # Errors come from the thread that writes.
         self._tell = controller.on_gui_thread(lambda text: controller.told.emit(text, True))
+        for autosave in self._mine().values():  # of a widget that was closed
+            autosave.on_error = self._tell
 
     def saved(self, workspace: Workspace | None = None) -> SavedSession:
         """Return all that is needed to go on working with an image: that of a workspace, else the one in hand.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectsLayer"]
 
+# Pixels a side that are planned and written at once.
+BLOCK = 2048
 # Pixels written at once of which napari may keep its own record, which takes twenty times their memory.
 MOST_REMEMBERED = 1_000_000
 
@@ -124,6 +126,15 @@ class ObjectsLayer:
                 f"Object {object_id} does not fit into a labels layer of {self.array.dtype} (up to {largest}). "
                 "Convert the layer to a wider type (right click: Convert data type), then go on."
             )
+
+    def plans(self, object_id: int, masks: Mapping[Plane, PlaneMask], overwrite: bool) -> Iterator[Write]:
+        """Plan to give an object new masks in some planes, block by block, so that each takes little memory."""
+        for plane, mask in masks.items():
+            old = self.mask_of(object_id, plane)
+            for block in _blocks([part for part in (mask, old) if part.pixels.size]):
+                write = self.plan(object_id, plane, mask.cut(block), old.cut(block), overwrite)
+                if write is not None:
+                    yield write
 
     def plan(self, object_id: int, plane: Plane, mask: PlaneMask, old: PlaneMask, overwrite: bool) -> Write | None:
         """Plan to give an object a mask in a plane, in place of its old one; None if that changes nothing.
@@ -266,6 +277,17 @@ class ObjectsLayer:
             self._note(write.key, write.new)
             self._forget(write.old, write.new)
         self._on_paint(writes)
+
+
+def _blocks(masks: Sequence[PlaneMask]) -> Iterator[Crop]:
+    """Divide what masks span into blocks."""
+    if not masks:
+        return
+    top, bottom = min(mask.rows.start for mask in masks), max(mask.rows.stop for mask in masks)
+    left, right = min(mask.columns.start for mask in masks), max(mask.columns.stop for mask in masks)
+    for y in range(top, bottom, BLOCK):
+        for x in range(left, right, BLOCK):
+            yield Crop(x, y, min(x + BLOCK, right), min(y + BLOCK, bottom))
 
 
 def _compact(

@@ -121,6 +121,19 @@ def test_closing_while_something_is_computed_ends_it(open_gui: Callable[..., Gui
     assert again.mask()[COIN]
 
 
+def test_an_object_whose_mask_is_awaited_leaves_no_ghost(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    gui.controller.prompts.points.add(COIN)
+    gui.key("N")
+    assert gui.controller.busy and list(gui.controller.workspace.document.objects) == [1]
+    close(gui)
+    again = reopen(gui)
+    assert not again.controller.workspace.document.objects and again.widget.objects_panel.list.count() == 0
+    again.key("Z", "control")
+    again.key("Z", "control")
+    assert len(again.controller.prompts.points.data) == 1 and again.mask()[COIN]
+
+
 def test_the_autosave_goes_on_over_a_closed_dock(open_gui: Callable[..., Gui], autosaves: Path) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
