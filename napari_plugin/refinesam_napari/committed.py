@@ -79,7 +79,9 @@ class Committed(QObject):
         for workspace in list(self._workspaces.values()):
             if workspace.objects is not None and workspace.objects.layer not in self.viewer.layers:
                 self.let_go_of_objects(workspace)
-            workspace.drop_ghosts()  # Masks that were still awaited when the widget was closed never came.
+            # Masks that were still awaited when the widget was closed never came.
+            items = workspace.document.objects.values()
+            workspace.found({item.id: item.planes for item in items if workspace.has_pixels(item)})
 
     def workspaces(self) -> list[Workspace]:
         """What was made of each of the viewer's images."""
@@ -108,7 +110,8 @@ class Committed(QObject):
         elif is_ours(layer := workspace.objects.layer):
             place_labels(layer, image, shape, channel_axis)
         elif not lies_on(layer, image, channel_axis):
-            raise ConfigError(f"Nothing was changed: {layer.name!r}, {unfit(layer, image, shape, channel_axis)}.")
+            reason = unfit(layer, image, shape, channel_axis)
+            raise ConfigError(f"Nothing was changed, since {layer.name!r} can't be used: {reason}.")
         return workspace.objects
 
     def targets(self) -> dict[Labels, str | None]:

@@ -144,7 +144,9 @@ class Editing:
         self._record(f"propagate object {object_id}", self.document.with_object(item), written)
 
     def replace_all(self, document: Document, masks: Mapping[tuple[int, Plane], PlaneMask], name: str) -> list[int]:
-        """Put another document and its masks in place of all that is here, in one step.
+        """Put another document and its masks in place of all that was made here, in one step.
+
+        What was in the labels before stays, but for objects of the same ids.
 
         Returns:
             Ids of the objects that have no pixel: they are left out, but those with prompts, whose masks can be
@@ -154,9 +156,14 @@ class Editing:
             ConfigError: see `commit`.
         """
         self._check_ids(object_id for object_id, _ in masks)
+        others = [item for key, item in self.document.objects.items() if key not in document.objects]
+        stay = {item.id: item for item in others if item.origin == "found"}
+        if stay:
+            document = replace(document, objects=MappingProxyType({**stay, **document.objects}))
         with self._pixels_first() as written:
             for object_id, item in self.document.objects.items():
-                self._write(self.plan(object_id, dict.fromkeys(item.planes, NO_MASK), overwrite=False), written)
+                if object_id not in stay:
+                    self._write(self.plan(object_id, dict.fromkeys(item.planes, NO_MASK), overwrite=False), written)
             for (object_id, plane), mask in masks.items():
                 self._write(self.plan(object_id, {plane: mask}, overwrite=False), written)
         empty = [object_id for object_id, item in document.objects.items() if not self.has_pixels(item)]
@@ -216,14 +223,6 @@ class Editing:
                 steps[superseding].writes[:0] = self.plan(object_id, {plane: NO_MASK}, overwrite)
         finally:
             self._go(position)
-
-    def drop_ghosts(self) -> None:
-        """Drop all objects without a pixel, in one step."""
-        document = self.document
-        for item in [item for item in document.objects.values() if not self.has_pixels(item)]:
-            document = document.without_object(item.id)
-        if document is not self.document:
-            self.history.do("drop empty objects", document)
 
     def drop_ghost(self, change: Change, object_id: int) -> bool:
         """Once all masks of a new object have come: if it got no pixel, nobody sees it any more. Whether that is so."""
@@ -299,7 +298,7 @@ class Editing:
         if anew:
             self.history = History(replace(document, editing=None))
         elif objects.keys() != before.keys():
-            self.history.do("change labels", document)
+            self.history.do("update objects", document)
 
     def undo(self) -> Change | None:
         """Step back; None at the beginning.

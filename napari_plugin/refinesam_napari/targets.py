@@ -70,17 +70,13 @@ def _difference(labels: Labels, image: Image) -> str:
 
 
 def _unwritable(data: Any) -> str | None:
-    writeable = data.flags.writeable if isinstance(data, np.ndarray) else not getattr(data, "read_only", False)
-    if not writeable:
-        return "its pixels are read-only: open the file for writing, or copy them into a new layer"
     if isinstance(data, np.ndarray):
-        return None
-    pixel = tuple(np.zeros(1, int) for _ in data.shape)
-    try:
-        data[pixel] = np.asarray(data[pixel])
-    except Exception as error:
-        return f"its pixels can't be changed ({type(error).__name__}): copy them into a new layer"
-    return None
+        writeable = data.flags.writeable
+    elif hasattr(data, "read_only"):  # zarr
+        writeable = not data.read_only
+    else:
+        return f"its pixels can't be changed in place ({type(data).__name__}): copy them into a new layer"
+    return None if writeable else "its pixels are read-only: open the file for writing, or copy them into a new layer"
 
 
 def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> Labels:

@@ -467,6 +467,17 @@ def test_recomputing_takes_nothing_from_others_and_leaves_no_ghost(workspace: Wo
     undo_all_and_redo_all(workspace)
 
 
+def test_what_was_in_the_labels_before_stays_when_a_session_is_loaded(workspace: Workspace) -> None:
+    pixels(workspace)[1, 15:, :5] = 8
+    assert workspace.objects is not None
+    workspace.objects.know({8: (slice(1, 2), slice(15, 20), slice(0, 5))})
+    workspace.found({8: [SECOND]}, anew=True)
+    commit(workspace, 9, {FIRST: UPPER})
+    workspace.replace_all(Document().with_object(SegmentedObject(1, {}, (SECOND,))), {(1, SECOND): UPPER}, "load")
+    assert sorted(workspace.document.objects) == [1, 8] and (pixels(workspace) == 8).sum() == 25
+    assert not (pixels(workspace) == 9).any() and (pixels(workspace)[1] == 1).sum() == 100
+
+
 def test_of_loaded_objects_without_pixels_those_with_prompts_stay(workspace: Workspace) -> None:
     loaded = (
         Document()
