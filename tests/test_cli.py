@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -223,6 +224,74 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait()
+
+
+def test_version_and_short_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"refinesam {version('refinesam')}\n"
+    for command in ([], ["segment"], ["weights"], ["weights", "list"], ["evaluate"], ["train", "mae"]):
+        assert run(monkeypatch, *command, "-h") == 0
+        short = capsys.readouterr().out
+        assert run(monkeypatch, *command, "--help") == 0
+        assert capsys.readouterr().out == short and "Usage" in short
+
+
+def printed_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    assert run(monkeypatch, *arguments, "--format", "json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_programs_read_of_masks(
+    monkeypatch: pytest.MonkeyPatch, photo: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["segment", photo, "--point", "40,30", "--refine", "--weights", weights]
+    found = printed_json(monkeypatch, capsys, *asked)
+    (one,) = found.pop("predictions")
+    assert found == {"image": "photo.png", "height": 60, "width": 80}
+    mask = decode_rle(one["segmentation"])
+    assert mask.shape == (60, 80) and mask.sum() == one["area"]
+    assert 0 <= one["predicted_iou"] <= 1 and one["negatives"] == "none"
+    assert one["refinement"]["kept"] in ("first", "refined")
+    thresholds = ["--iou-threshold", "0", "--stability-threshold", "0", "--points-per-side", "3"]
+    everything = printed_json(monkeypatch, capsys, "everything", photo, "--weights", weights, *thresholds)
+    assert len(everything["predictions"]) > 1
+    assert all(one["refinement"] is None for one in everything["predictions"])
+
+
+def test_what_programs_read_of_weights_and_evaluations(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = {one["name"]: one for one in printed_json(monkeypatch, capsys, "weights", "list")}
+    assert Path(listed["builtin"]["path"]).is_file() and listed["builtin"]["size"] > 10**6
+    assert listed["sam_vit_h"]["url"].startswith("https://")
+    mask = np.zeros((60, 80), bool)
+    mask[20:40, 30:60] = True
+    annotations, report = tmp_path / "instances.json", tmp_path / "report.json"
+    annotations.write_text(json.dumps(coco_document({photo.name: ((60, 80), [(mask, None)])})))
+    asked = ["--annotations", annotations, "--images", photo.parent, "--weights", weights, "--json", report]
+    found = printed_json(monkeypatch, capsys, "evaluate", *asked)
+    written = json.loads(report.read_text())
+    assert found.keys() == {"summary"} and found["summary"] == written["summary"]
+
+
+def test_errors_leave_paths_and_addresses_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a folder [bold]" / ("long_name_" * 15 + ".png")
+    assert run(monkeypatch, "segment", path, "--point", "1,1") == 1
+    assert str(path) in capsys.readouterr().err
+    monkeypatch.setenv("REFINESAM_CACHE", str(tmp_path))
+
+    def unreachable(url: str, *_: object) -> None:
+        raise OSError(f"no network to {url}")
+
+    monkeypatch.setattr("refinesam.registry.download", unreachable)
+    assert run(monkeypatch, "weights", "fetch", "sam_vit_h") == 1
+    from refinesam.registry import REGISTRY
+
+    assert str(REGISTRY["sam_vit_h"].url) in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +14,16 @@ from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from refinesam.command_options import DeviceOption, ThreadsOption, WeightsOption
+from refinesam.command_options import DeviceOption, FormatOption, ThreadsOption, WeightsOption, print_json
+from refinesam.command_results import prediction_document, print_predictions, write_predictions
 from refinesam.errors import ConfigError, MissingExtraError, PromptError, RefineSAMError
 from refinesam.evaluation.commands import evaluate
-from refinesam.files import JSON, PNG, check_outputs, write_json, write_outputs
+from refinesam.files import JSON, PNG, check_outputs
 from refinesam.threads import settle_threads, wait_passively
 from refinesam.training.commands import app as training_app
 
 if TYPE_CHECKING:
-    from refinesam.types import Prediction, Prompt
+    from refinesam.types import Prompt
 
 __all__ = ["app", "main"]
 
@@ -63,6 +63,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 weights_app = typer.Typer(help="List, fetch and verify weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
@@ -92,6 +93,23 @@ def main() -> None:
         errors.print(f"[bold red]Error:[/] {type(error).__name__}: ", end="")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)  # paths and URLs stay whole
         raise SystemExit(1) from None
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from refinesam import __version__
+
+        typer.echo(f"refinesam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
 
 
 def _numbers(text: str, count: int, what: str) -> list[float]:
@@ -132,6 +150,7 @@ def segment(
     page: PageOption = None,
     channel: ChannelOption = None,
     max_megapixels: MegapixelsOption = None,
+    printed: FormatOption = "table",
 ) -> None:
     """Segment one object, named by clicks, a box, or both."""
     check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
@@ -144,7 +163,10 @@ def segment(
     encoded = load(weights, device=device, threads=settled).encode(pixels)
     first = encoded.predict(prompt)
     result = encoded.refine(first) if refine else first
-    _print_predictions([result])
+    if printed == "json":
+        print_json(prediction_document(image.name, encoded.image_hw, [result]))
+    else:
+        print_predictions([result], console)
 
     def picture() -> Any:
         from refinesam.overlay import draw_comparison, draw_mask, draw_prompt
@@ -153,7 +175,7 @@ def segment(
             return draw_comparison(pixels, [(first, result)])
         return draw_prompt(draw_mask(pixels, first.mask), prompt)
 
-    _write(overlay, picture, coco, image.name, encoded.image_hw, [result])
+    write_predictions(overlay, picture, coco, image.name, encoded.image_hw, [result])
 
 
 @app.command()
@@ -171,6 +193,7 @@ def everything(
     page: PageOption = None,
     channel: ChannelOption = None,
     max_megapixels: MegapixelsOption = None,
+    printed: FormatOption = "table",
 ) -> None:
     """Segment everything in an image."""
     check_outputs([(overlay, PNG), (coco, JSON)], inputs=[image, weights])
@@ -192,11 +215,14 @@ def everything(
         predictions = generator.generate(
             pixels, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
         )
-    console.print(f"{len(predictions)} masks")
+    image_hw = (pixels.shape[0], pixels.shape[1])
+    if printed == "json":
+        print_json(prediction_document(image.name, image_hw, predictions))
+    else:
+        console.print(f"{len(predictions)} masks")
     from refinesam.overlay import draw_everything
 
-    image_hw = (pixels.shape[0], pixels.shape[1])
-    _write(overlay, lambda: draw_everything(pixels, predictions), coco, image.name, image_hw, predictions)
+    write_predictions(overlay, lambda: draw_everything(pixels, predictions), coco, image.name, image_hw, predictions)
 
 
 app.command()(evaluate)
@@ -217,10 +243,16 @@ def demo(
 
 
 @weights_app.command("list")
-def list_weights() -> None:
+def list_weights(printed: FormatOption = "table") -> None:
     """Show the weights that are known, and which of them are here."""
     from refinesam.registry import REGISTRY, status
 
+    if printed == "json":
+        known = ("name", "variant", "size", "licence", "digest", "url", "note")
+        entries = [{name: getattr(entry, name) for name in known} for entry in REGISTRY.values()]
+        paths = [{"status": status(entry), "path": str(entry.path)} for entry in REGISTRY.values()]
+        print_json([entry | path for entry, path in zip(entries, paths, strict=True)])
+        return
     table = Table("name", "variant", "status", "size", "licence", "digest")
     for entry in REGISTRY.values():
         size = "" if entry.size is None else f"{entry.size / 1e6:.0f} MB"
@@ -262,46 +294,6 @@ def _channel(text: str) -> list[int]:
     except ValueError:
         message = f"--channel {text!r} must be one whole number or three with commas between them, such as 0,1,2."
         raise ConfigError(message) from None
-
-
-def _print_predictions(predictions: list[Prediction]) -> None:
-    from refinesam.masks import box_from_mask
-
-    table = Table("predicted IoU", "area (px)", "box x0, y0, x1, y1", "refinement")
-    for prediction in predictions:
-        box = box_from_mask(prediction.mask)
-        report = prediction.refinement
-        table.add_row(
-            f"{prediction.score:.3f}",
-            str(int(prediction.mask.sum())),
-            "empty" if box is None else ", ".join(f"{v:g}" for v in box.tolist()),
-            "" if report is None else report.reason,
-        )
-    console.print(table)
-    if predictions and predictions[0].negatives == "subtracted":
-        console.print(
-            "Negative clicks were answered training-free, by subtraction: this model was not trained on them."
-        )
-
-
-def _write(
-    overlay: Path | None,
-    picture: Callable[[], Any],
-    coco: Path | None,
-    name: str,
-    image_hw: tuple[int, int],
-    predictions: list[Prediction],
-) -> None:
-    from refinesam.images import write_png
-    from refinesam.masks import coco_document
-
-    writers: dict[Path, Callable[[Path], object]] = {}
-    if overlay is not None:
-        writers[overlay] = lambda path: write_png(path, picture())
-    if coco is not None:
-        content = {name: (image_hw, [(p.mask, p.score) for p in predictions])}
-        writers[coco] = lambda path: write_json(path, coco_document(content))
-    write_outputs(writers)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they print for programs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = ["DeviceOption", "FormatOption", "ThreadsOption", "WeightsOption"]
+__all__ = ["DeviceOption", "FormatOption", "ThreadsOption", "WeightsOption", "print_json"]
 
 WeightsOption = Annotated[str, typer.Option(help="Name of `refinesam weights list`, or a file.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -16,3 +17,8 @@ ThreadsOption = Annotated[
 FormatOption = Annotated[
     Literal["table", "json"], typer.Option("--format", help="What is printed: for people, or for programs.")
 ]
+
+
+def print_json(content: Any) -> None:
+    """Print for programs: JSON on standard output, which has no NaN and no infinity."""
+    typer.echo(json.dumps(content, indent=1, allow_nan=False))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from refinesam.command_options import DeviceOption, ThreadsOption, WeightsOption
+from refinesam.command_options import DeviceOption, FormatOption, ThreadsOption, WeightsOption, print_json
 from refinesam.errors import ConfigError
 from refinesam.files import HTML, JSON, PARQUET, check_outputs, write_json, write_outputs
 from refinesam.threads import settle_threads
 
 if TYPE_CHECKING:
     from refinesam.amr import AMRConfig
+    from refinesam.evaluation.click_report import ClickEvaluation
     from refinesam.evaluation.presets import PresetName
+    from refinesam.evaluation.report import Evaluation
     from refinesam.evaluation.running import Outcome, Request
     from refinesam.session import Session
 
@@ -30,6 +33,15 @@ ProtocolOption = Annotated[
 ]
 RefinementOption = Annotated[
     Literal["full", "fast", "paper", "paper-prose"], typer.Option(help="Which refinement, with --refine.")
+]
+ChooseOption = Annotated[
+    Literal["score", "box"] | None, typer.Option(help="The mask of several that counts: by score or by the box.")
+]
+ApOption = Annotated[
+    str | None, typer.Option(help="Also mask AP, of: boxes, prompts, or a detector's COCO results (a file).")
+]
+PresetOption = Annotated[
+    Literal["paper-table-1", "paper-table-2"] | None, typer.Option(help="Measure a table of the source paper.")
 ]
 console = Console()
 errors = Console(stderr=True)
@@ -46,35 +58,27 @@ def evaluate(
     threads: ThreadsOption = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
     seed: Annotated[int, typer.Option(help="Of random clicks and noise.")] = 0,
-    choose: Annotated[
-        Literal["score", "box"] | None, typer.Option(help="The mask of several that counts: by score or by the box.")
-    ] = None,
+    choose: ChooseOption = None,
     feed_back: Annotated[bool, typer.Option(help="noc: prompt with the logits before, too.")] = True,
-    ap: Annotated[
-        str | None, typer.Option(help="Also mask AP, of: boxes, prompts, or a detector's COCO results (a file).")
-    ] = None,
+    ap: ApOption = None,
     lvis: Annotated[bool, typer.Option("--lvis", help="AP by LVIS' rules.")] = False,
     proposals: Annotated[bool, typer.Option("--proposals", help="Also AR@1000 of segment everything.")] = False,
     backend: Annotated[Literal["pycocotools", "faster"], typer.Option(help="What computes AP and AR.")] = "pycocotools",
-    preset: Annotated[
-        Literal["paper-table-1", "paper-table-2"] | None, typer.Option(help="Measure a table of the source paper.")
-    ] = None,
+    preset: PresetOption = None,
     json: Annotated[Path | None, typer.Option(help="Write summary and records.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write the records, a row an object.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots and pictures.")] = None,
+    printed: FormatOption = "table",
 ) -> None:
     """Measure mIoU against ground truth, per category and size, with and without refinement; clicks, AP and AR."""
-    check_outputs([(json, JSON), (parquet, PARQUET), (html, HTML)], inputs=[annotations, weights, ap])
+    outputs = _Outputs(json, parquet, html, printed)
+    outputs.check(inputs=[annotations, weights, ap])
     session_of = partial(_session, device=device, threads=settle_threads(threads))
     if preset is not None:
-        changed = {
-            "--protocol": protocol != "box",
-            "--weights": weights != "builtin",
-            "--refine": refine,
-            "--amr": amr != "full",
-        }
-        _check_fixed({**changed, "--choose": choose, "--lvis": lvis, "--proposals": proposals, "--parquet": parquet})
-        _run_preset(preset, annotations, images, session_of, ap, limit, seed, json, html)
+        changed = {"--protocol": protocol != "box", "--weights": weights != "builtin", "--amr": amr != "full"}
+        changed |= {"--refine": refine, "--choose": choose is not None, "--lvis": lvis, "--proposals": proposals}
+        _check_fixed(changed | {"--parquet": parquet is not None})
+        _run_preset(preset, annotations, images, session_of, ap, limit, seed, outputs)
         return
     if annotations is None or images is None:
         raise ConfigError("Give --annotations, a COCO JSON file, and --images, the folder of the images it names.")
@@ -95,7 +99,7 @@ def evaluate(
         keep_masks=html is not None,
         backend=backend,
     )
-    _run(request, weights, session_of, json, parquet, html)
+    _run(request, weights, session_of, outputs)
 
 
 def _refinement(name: str) -> AMRConfig:
@@ -105,7 +109,7 @@ def _refinement(name: str) -> AMRConfig:
     return named[name]() if name in named else AMRConfig(rule="paper_prose")
 
 
-def _check_fixed(options: Mapping[str, object]) -> None:
+def _check_fixed(options: Mapping[str, bool]) -> None:
     if given := [name for name, value in options.items() if value]:
         raise ConfigError(f"The tables of the paper fix {', '.join(given)}: leave it out, or leave --preset out.")
 
@@ -116,36 +120,60 @@ def _session(weights: str, device: str, threads: int) -> Session:
     return load(weights, device=device, threads=threads)
 
 
-def _run(
-    request: Request,
-    weights: str,
-    session_of: Callable[[str], Session],
-    json: Path | None,
-    parquet: Path | None,
-    html: Path | None,
-) -> None:
+@dataclass(frozen=True)
+class _Outputs:
+    """Where the results go, None where not, and what is printed."""
+
+    json: Path | None
+    parquet: Path | None
+    html: Path | None
+    printed: str
+
+    def check(self, inputs: Iterable[str | Path | None]) -> None:
+        """Find out before the work whether all of them can be written."""
+        check_outputs([(self.json, JSON), (self.parquet, PARQUET), (self.html, HTML)], inputs)
+        if self.parquet is not None:
+            from refinesam.evaluation.parquet import arrow_modules
+
+            arrow_modules()
+
+    def write(
+        self,
+        document: Callable[[bool], dict[str, Any]],
+        outcomes: Mapping[str, Outcome],
+        records: Evaluation | ClickEvaluation | None = None,
+    ) -> None:
+        """Print what programs read, and write the files; `document` takes whether every object is in it."""
+        from refinesam.evaluation.html_report import write_html
+        from refinesam.evaluation.parquet import write_parquet
+
+        if self.printed == "json":
+            print_json(document(False))
+        writers: dict[Path, Callable[[Path], object]] = {}
+        if self.json is not None:
+            writers[self.json] = lambda path: write_json(path, document(True), indent=1)
+        if self.parquet is not None and records is not None:
+            writers[self.parquet] = partial(write_parquet, records)
+        if self.html is not None:
+            writers[self.html] = lambda path: write_html(path, outcomes)
+        write_outputs(writers)
+
+
+def _run(request: Request, weights: str, session_of: Callable[[str], Session], outputs: _Outputs) -> None:
     from refinesam.evaluation.dataset import read_coco_folder
-    from refinesam.evaluation.html_report import write_html
-    from refinesam.evaluation.parquet import arrow_modules, write_parquet
     from refinesam.evaluation.running import run_request
 
-    if parquet is not None:
-        arrow_modules()
     folder = read_coco_folder(request.annotations, request.images)
     session = session_of(weights)
     with _progress() as on_progress:
         outcome = run_request(session, request, folder, on_progress)
-    _print(outcome)
-    writers: dict[Path, Callable[[Path], object]] = {}
-    if json is not None:
-        writers[json] = lambda path: write_json(path, outcome.document(), indent=1)
-    if parquet is not None:
-        records = outcome.evaluation or outcome.clicks
-        assert records is not None, "every request asks for one of them"
-        writers[parquet] = partial(write_parquet, records)
-    if html is not None:
-        writers[html] = lambda path: write_html(path, {Path(weights).name: outcome})
-    write_outputs(writers)
+    if outputs.printed == "table":
+        _print(outcome)
+    outputs.write(
+        lambda records: outcome.document(records=records),
+        {Path(weights).name: outcome},
+        outcome.evaluation or outcome.clicks,
+    )
 
 
 def _run_preset(
@@ -156,8 +184,7 @@ def _run_preset(
     detections: str | None,
     limit: int | None,
     seed: int,
-    json: Path | None,
-    html: Path | None,
+    outputs: _Outputs,
 ) -> None:
     from refinesam.evaluation.presets import PRESETS, preset_document, preset_table, run_preset
 
@@ -174,15 +201,9 @@ def _run_preset(
             on_progress=on_progress,
             on_missing=lambda sentence: errors.print(f"Left out: {sentence}", markup=False, soft_wrap=True),
         )
-    console.print(preset_table(preset, measured))
-    writers: dict[Path, Callable[[Path], object]] = {}
-    if json is not None:
-        writers[json] = lambda path: write_json(path, preset_document(preset, measured), indent=1)
-    if html is not None:
-        from refinesam.evaluation.html_report import write_html
-
-        writers[html] = lambda path: write_html(path, {one.model: one.outcome for one in measured})
-    write_outputs(writers)
+    if outputs.printed == "table":
+        console.print(preset_table(preset, measured))
+    outputs.write(lambda _: preset_document(preset, measured), {one.model: one.outcome for one in measured})
 
 
 def _print(outcome: Outcome) -> None:
