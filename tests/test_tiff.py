@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,32 @@ def test_items_name_page_intensity_and_channel(tmp_path: Path) -> None:
         assert found[key].answers[0].prediction.mask.sum() == 24 * 16
     for key, words in (("no page", "page="), ("no pages", "page=1"), ("no policy", "bright"), ("no channel", "0 to 2")):
         assert words in str(found[key].error)
+
+
+@pytest.mark.parametrize("kind", ["gray", "white is zero", "float", "RGB with alpha", "8-bit"])
+def test_what_is_large_is_read_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    deep = np.random.default_rng(0).integers(0, 4000, (640, 480), dtype=np.uint16)
+    array, options = {
+        "gray": (deep, {"photometric": "minisblack", "tile": (64, 64)}),
+        "white is zero": (deep, {"photometric": "miniswhite", "rowsperstrip": 16}),
+        "float": (np.where(deep < 5, np.nan, deep).astype(np.float32), {"photometric": "minisblack", "tile": (64, 64)}),
+        "RGB with alpha": (
+            np.stack([deep] * 4, axis=2),
+            {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (64, 64)},
+        ),
+        "8-bit": ((deep >> 4).astype(np.uint8), {"photometric": "minisblack", "tile": (64, 64)}),
+    }[kind]
+    tifffile.imwrite(tmp_path / "a.tif", array, compression="zlib", metadata=None, **options)
+    monkeypatch.setattr("refinesam.images.BLOCK_VALUES", 5000)
+    found, peaks = [], []
+    for large in (10**9, 0):
+        monkeypatch.setattr("refinesam.tiff.LARGE_PIXELS", large)
+        tracemalloc.start()
+        found.append(read_image(tmp_path / "a.tif"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    np.testing.assert_array_equal(*found)
+    assert peaks[1] < peaks[0] - 0.9 * array.nbytes
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -209,10 +209,10 @@ def _intensity_range(image: NDArray[Any], intensity: IntensityPolicy) -> tuple[f
     if intensity == "as_is" and image.dtype.kind in "iu":
         limits = np.iinfo(image.dtype)
         return float(limits.min), float(limits.max)
-    values = _finite(image)
-    if not values.size:
+    ranges = [(values.min(), values.max()) for block in _blocks(image) if (values := _finite(block)).size]
+    if not ranges:
         raise ImageError("The image holds only NaN or infinity: check how it was computed or read.")
-    low, high = float(values.min()), float(values.max())
+    low, high = float(min(least for least, _ in ranges)), float(max(most for _, most in ranges))
     if intensity == "as_is":
         if low < 0 or high > 1:
             raise ImageError(
@@ -240,12 +240,20 @@ def _stretched(image: NDArray[Any], low: float, high: float) -> NDArray[np.uint8
     """Map [low, high] to [0, 255], rounding to the nearest; what lies outside is clipped, NaN becomes 0."""
     half_range = high / 2 - low / 2 or 1.0  # halves: high - low overflows for the largest floats
     result = np.empty(image.shape, np.uint8)
+    start = 0
+    for part in _blocks(image):
+        block = np.clip(part.astype(np.float64), low, high)
+        block = (block / 2 - low / 2) / half_range
+        result[start : start + len(part)] = np.nan_to_num(block) * 255 + 0.5
+        start += len(part)
+    return result
+
+
+def _blocks(image: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the image by some of its rows at a time."""
     rows = max(1, BLOCK_VALUES // image[0].size)
     for start in range(0, len(image), rows):
-        block = np.clip(image[start : start + rows].astype(np.float64), low, high)
-        block = (block / 2 - low / 2) / half_range
-        result[start : start + rows] = np.nan_to_num(block) * 255 + 0.5
-    return result
+        yield image[start : start + rows]
 
 
 def _first_bytes(path: Path) -> bytes:

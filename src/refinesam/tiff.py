@@ -21,6 +21,7 @@ TOO_LARGE = "Crop or tile it, or allow more: max_pixels=, on the command line --
 # Bits of NewSubfileType (TIFF 6.0, section 8) that mark a smaller version of another page, and a mask.
 REDUCED_OR_MASK = 1 | 4
 TRANSPARENCY_MASK = 4  # as photometric interpretation
+LARGE_PIXELS = 100_000_000
 # What slide scanners put beside the scan, by the names that tifffile finds.
 BESIDE_THE_SCAN = {"Thumbnail", "Label", "Macro", "Map"}
 
@@ -128,13 +129,16 @@ def _check_page(page: tifffile.TiffPage, file_size: int, max_pixels: int | None)
 
 def _plane(page: tifffile.TiffPage, keep_all: bool) -> NDArray[Any]:
     """Return (H, W) or (H, W, channels), without alpha unless all channels are to be chosen from."""
-    image = page.asarray()
+    # What is large is decoded tile by tile, or strip by strip, into a file that is mapped into memory; as_rgb goes
+    # through it by blocks, so that only the 8-bit result takes memory.
+    large = page.imagewidth * page.imagelength > LARGE_PIXELS
+    image = np.asarray(page.asarray(out="memmap" if large else None))
+    if page.photometric == 0:  # white is zero; in place, for what was decoded is nobody else's
+        image = np.subtract(1, image, out=image) if image.dtype.kind == "f" else np.invert(image, out=image)
     if "S" in page.axes:
         image = np.moveaxis(image, page.axes.index("S"), -1)
         if not keep_all and page.extrasamples and set(page.extrasamples) <= {1, 2}:  # associated, unassociated alpha
             image = image[:, :, : -len(page.extrasamples)]
         if not keep_all and image.shape[2] == 4 and page.photometric != 2:
             raise ImageError("its 4 channels are not RGBA: choose one or three with channel=, or pass three to as_rgb.")
-    if page.photometric == 0:  # white is zero
-        image = 1 - image if image.dtype.kind == "f" else ~image
     return image
