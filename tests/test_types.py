@@ -118,3 +118,5 @@ def test_predicted_ious_are_ious_and_keep_their_order() -> None:
     assert made.iou_predictions.argsort().tolist() == [2, 0, 1]
     assert made.iou_predictions == pytest.approx([1, 1, 0], abs=1e-6)
     assert prediction(iou_predictions=np.array([0.5, 1, 0], np.float32)).iou_predictions.tolist() == [0.5, 1, 0]
+    broken = prediction(iou_predictions=np.array([np.inf, 1.5, np.nan], np.float32)).iou_predictions
+    assert np.isnan(broken[[0, 2]]).all() and broken[1] == 1

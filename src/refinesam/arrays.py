@@ -40,7 +40,11 @@ def read_only(array: ArrayLike) -> NDArray[Any]:
 
 
 def iou_array(values: FloatArray) -> FloatArray:
-    """Return predicted IoUs in [0, 1]; those above 1, which a model may predict, keep their order just below it."""
+    """Return predicted IoUs in [0, 1]; those above 1, which a model may predict, keep their order just below it.
+
+    What is infinite is no IoU and becomes NaN.
+    """
+    values = np.where(np.isfinite(values), values, np.float32(np.nan))
     clipped = np.clip(values, 0, 1)
     for rank, index in enumerate(np.argsort(-np.where(values > 1, values, 0), kind="stable")[: (values > 1).sum()]):
         clipped[index] -= rank * np.finfo(np.float32).eps

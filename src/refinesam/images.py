@@ -91,7 +91,8 @@ def read_image(
 
     The format is known by content, not by extension. EXIF and TIFF orientation are applied. 16-bit and float data keep
     their full depth until `intensity` is applied. A TIFF whose axes say three channels on three pages is one image;
-    with `channel`, one with any number of channels on as many pages. Overviews, thumbnails and masks are no pages.
+    with `channel`, one with any number of channels on as many pages. Overviews, thumbnails and masks are no pages. A
+    page of more than 100 million pixels is decoded tile by tile, into a temporary file.
 
     Args:
         path: a PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000 or AVIF file.
