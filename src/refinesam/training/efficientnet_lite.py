@@ -8,14 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from refinesam.download import file_digest
 from refinesam.errors import WeightsError
 from refinesam.models.config import LITE_STEMS, LiteStem
 from refinesam.models.efficientnet_lite import ChannelAffine, ConvNorm, EfficientNetLite, InvertedBottleneck
 
-__all__ = ["load_efficientnet_lite"]
+__all__ = ["LiteTeacher", "is_efficientnet_lite", "load_efficientnet_lite"]
 
 SHA256: dict[LiteStem, str] = {
     "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -23,6 +24,30 @@ SHA256: dict[LiteStem, str] = {
     "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
 NORM_EPS = 1e-3
+
+
+class LiteTeacher(nn.Module):
+    """The stages as what SAMI's student reconstructs: strides 16 and 32, by the pixel of stride 16.
+
+    Attributes:
+        width: channels of both together.
+    """
+
+    def __init__(self, stages: EfficientNetLite) -> None:
+        super().__init__()
+        self.stages = stages
+        self.width = sum(stages.channels[2:])
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (B, 3, S, S): (B, S/16, S/16, width)."""
+        *_, sixteenth, last = self.stages.encode_normalised(pixels)
+        last = F.interpolate(last, size=sixteenth.shape[-2:], mode="bilinear", align_corners=False)
+        return torch.cat([sixteenth, last], dim=1).permute(0, 2, 3, 1)
+
+
+def is_efficientnet_lite(path: str | Path) -> bool:
+    """Whether a path is one of the released files."""
+    return Path(path).is_file() and file_digest(Path(path), "sha256") in SHA256.values()
 
 
 def load_efficientnet_lite(path: str | Path) -> tuple[LiteStem, EfficientNetLite]:

