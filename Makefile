@@ -120,9 +120,9 @@ GPU_PYTHON ?= python3
 GPU_SECONDS ?= 540
 OUT ?= gpu_output
 
-gpu-pack: $(STAMP) ## .gpu/: the training data of DATA=folder and wheels, to be carried to a machine with a GPU
+gpu-pack: $(STAMP) ## .gpu/: training data of DATA=folder, weights START=file, wheels: for a machine with a GPU
 	rm -rf .gpu && mkdir -p .gpu/wheels .gpu/site
-	$(VENV)/bin/python training/pack.py --data $(DATA) --output .gpu/data.tar.xz
+	$(VENV)/bin/python training/pack.py --data $(DATA) $(if $(START),--start $(START)) --output .gpu/data.tar.xz
 	$(VENV)/bin/python -m pip freeze | grep -E '^($(subst $() ,|,$(subst -,.,$(GPU_WHEELS))))==' > .gpu/wheels.txt
 	$(VENV)/bin/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \

@@ -23,7 +23,7 @@ from refinesam.errors import WeightsError
 from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS
 from refinesam.registry import REGISTRY, WeightsEntry
-from refinesam.weights import _uninitialised_model, load_model, save_weights
+from refinesam.weights import _uninitialised_model, load_model, rounded, save_weights
 
 State = dict[str, Tensor]
 
@@ -438,3 +438,14 @@ def test_broken_models_are_not_saved(tmp_path: Path, value: float, dtype: torch.
         save_weights(model, tmp_path / "w.safetensors", dtype)
     assert (tmp_path / "w.safetensors").read_bytes() == b"the earlier file"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_rounded_weights_are_near_and_end_in_zeros() -> None:
+    values = torch.randn(10_000) * torch.logspace(-4, 3, 10_000)
+    values = torch.cat([values, torch.tensor([0.0, 1.0, -2.0, 0.99999, -0.99999])])
+    found = rounded(values)
+    assert found.dtype == torch.float16
+    assert not (found.view(torch.int16) & 3).any()
+    normal = values.abs() > 1e-4
+    assert ((found.float() - values).abs()[normal] <= 0.0025 * values.abs()[normal]).all()
+    assert torch.equal(found[-5:-2].float(), values[-5:-2])

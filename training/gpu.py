@@ -4,8 +4,8 @@
 
 1. The CUDA tests, tests/gpu.
 2. Throughput of encoding and clicking, benchmarks/gpu_throughput.py.
-3. Training from the shipped weights by training/gpu.toml for the rest of the time: PHASES at growing input sizes, as
-   many steps as a timed trial says will fit.
+3. Training from the pack's weights, else the shipped ones, by training/gpu.toml for the rest of the time: PHASES at
+   growing input sizes, as many steps as a timed trial says will fit.
 
 Each part's results are in OUT when it ends: tests.log, throughput.json, training.json, and the weights in parts of at
 most 15 MiB, to be put together by `cat OUT/weights.part* > weights.safetensors`. Without a GPU all of it runs on the
@@ -15,6 +15,7 @@ CPU, which shows that it works and nothing else.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -181,9 +182,13 @@ def main(arguments: list[str] | None = None) -> None:
                 archive.extractall(scratch, filter="data")
             folder = Path(scratch)
         images = ResidentImages.read(load_sources(folder, recipe.data, "train"), recipe.data.resident, device)
+        if (start := folder / "start.safetensors").exists():
+            kept = shutil.copy(start, given.output / "start.safetensors")
+            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": str(kept)})})
     print(f"{len(images.pixels)} images after {time.monotonic() - begun:.0f} s", flush=True)
     train(recipe, TINY_PHASES if given.tiny else PHASES, images, device, begun + given.seconds, given.output)
-    (given.output / "weights.safetensors").unlink()
+    for name in ("weights.safetensors", "start.safetensors"):
+        (given.output / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Pack the training images of some sources into one small file, to be carried to a machine without them.
 
-    python training/pack.py --data DATA --output .gpu/data.tar.xz
+    python training/pack.py --data DATA --start runs/builtin/phase1/weights.safetensors --output .gpu/data.tar.xz
 
 Images are shrunk to a longest side of --side and written as WebP; masks follow. The pack has the layout of its sources:
-unpacked, it is a --data of its own. What cannot be read is named and left out.
+unpacked, it is a --data of its own. What cannot be read is named and left out. Beside the sources lie the weights to
+start from, rounded to fp16.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from refinesam.errors import DatasetError, ImageError
 from refinesam.files import replacing
@@ -25,8 +27,10 @@ from refinesam.training.config import DataConfig, read_config
 from refinesam.training.layouts import load_sources
 from refinesam.training.resident import shrunk_image
 from refinesam.training.sources import Source
+from refinesam.weights import load_model, rounded, save_weights
 
 RECIPE = Path(__file__).parent / "gpu.toml"
+START = "start.safetensors"
 
 
 def write_source(source: Source, folder: Path, side: int, quality: int) -> None:
@@ -62,9 +66,15 @@ def write_source(source: Source, folder: Path, side: int, quality: int) -> None:
     (folder / "instances_train.json").write_text(json.dumps(content, separators=(",", ":")), "utf-8")
 
 
-def pack(data: Path, sources: tuple[str, ...], side: int, quality: int, output: Path) -> None:
+def pack(
+    data: Path, sources: tuple[str, ...], side: int, quality: int, output: Path, start: Path | None = None
+) -> None:
     """Write the pack, atomically."""
     with tempfile.TemporaryDirectory() as scratch:
+        if start is not None:
+            model = load_model(start)
+            model.load_state_dict({name: rounded(value) for name, value in model.state_dict().items()})
+            save_weights(model, Path(scratch) / START, torch.float16)
         for name, source in zip(sources, load_sources(data, DataConfig(sources=sources), "train"), strict=True):
             write_source(source, Path(scratch) / name, side, quality)
         with replacing(output) as temporary, tarfile.open(temporary, "w:xz") as archive:
@@ -76,12 +86,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sources", nargs="+", help="default: those of training/gpu.toml")
-    parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--quality", type=int, default=55, help="of WebP, 1 to 100")
+    parser.add_argument("--start", type=Path, help="weights to start from; default: those that ship")
+    parser.add_argument("--side", type=int, default=448)
+    parser.add_argument("--quality", type=int, default=45, help="of WebP, 1 to 100")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     sources = tuple(arguments.sources or read_config(RECIPE).data.sources)
-    pack(arguments.data, sources, arguments.side, arguments.quality, arguments.output)
+    pack(arguments.data, sources, arguments.side, arguments.quality, arguments.output, arguments.start)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -16,15 +16,9 @@ from pathlib import Path
 import torch
 
 from refinesam.files import write_json
-from refinesam.weights import load_model, save_weights
+from refinesam.weights import load_model, rounded, save_weights
 
 TARGET = Path(__file__).resolve().parent.parent / "src" / "refinesam" / "assets" / "builtin.safetensors"
-
-
-def rounded(value: torch.Tensor) -> torch.Tensor:
-    """Round to fp16 whose two last bits are zero."""
-    # Sign and magnitude: a carry goes to the exponent, as it should.
-    return ((value.half().view(torch.int16) + 2) & ~3).view(torch.float16)
 
 
 def main() -> None:

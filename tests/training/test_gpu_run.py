@@ -40,10 +40,13 @@ def test_a_pack_is_a_folder_of_the_same_objects(
     folder = write_source(tmp_path / "data", "shapes", [draw_shapes(1), draw_shapes(2, (300, 200)), draw_shapes(3)])
     (folder / "images" / "train3.png").write_bytes(b"no picture")
     packed = tmp_path / "pack" / "data.tar.xz"
-    script("pack").pack(tmp_path / "data", ("shapes",), 96, 80, packed)
+    script("pack").pack(tmp_path / "data", ("shapes",), 96, 80, packed, "builtin")
     assert "left out: shapes/train3.png" in capsys.readouterr().out
     with tarfile.open(packed) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
+    start, shipped = load_model(tmp_path / "unpacked" / "start.safetensors"), load_model("builtin")
+    for name, value in start.state_dict().items():
+        assert torch.allclose(value, shipped.state_dict()[name], rtol=0.003, atol=1e-6), name
     config = DataConfig(sources=("shapes",))
     (whole,), (small,) = (load_sources(tmp_path / root, config, "train") for root in ("data", "unpacked"))
     assert len(small) == 2
