@@ -6,8 +6,10 @@ import os
 
 from label_studio_ml import api  # type: ignore[import-not-found,unused-ignore]
 
+import refinesam
 from refinesam_labelstudio.labelml import RefineSAM, service
 
+refinesam.settle_threads(concurrency=2)
 app = api.init_app(model_class=RefineSAM)
 if hasattr(api, "_manager"):
     # 1.0.9 answers no prediction before the first setup, as after a restart; so it gets a model here.

@@ -55,6 +55,12 @@ WeightsOption = Annotated[
     str, typer.Option(envvar="REFINESAM_WEIGHTS", help="Name of `refinesam weights list`, a file, or a versions.json.")
 ]
 DeviceOption = Annotated[str, typer.Option(envvar="REFINESAM_DEVICE", help="auto, cpu, cuda, cuda:1, ...")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, envvar="REFINESAM_THREADS", help="That compute an answer; serve takes half the cores, preannotate all."
+    ),
+]
 RefineOption = Annotated[bool, typer.Option("--refine", help="Apply Adaptive Mask Refinement.")]
 ExtraOption = Annotated[str, typer.Option(help='As a project\'s extra params, such as {"output": "polygon"}.')]
 FolderOption = Annotated[
@@ -90,6 +96,7 @@ def serve(
     local_root: RootsOption = None,
     allow_host: HostsOption = None,
     learn: Annotated[bool, typer.Option("--learn", help="Collect accepted annotations from the webhook.")] = False,
+    threads: ThreadsOption = None,
 ) -> None:
     """Run the ML backend.
 
@@ -101,6 +108,8 @@ def serve(
     from refinesam_labelstudio.app import create_app
 
     _log()
+    # Before the weights load and torch with them. Two answers at once are common: a click while a batch runs.
+    refinesam.settle_threads(threads, concurrency=2)
     credentials, options = basic_auth(), options_from(refine, extra_params)
     service = start_service(weights, device, options, folder, local_root or (), allow_host or (), learn)
     address = host if host not in ("0.0.0.0", "::") else "this machine's address"
@@ -131,6 +140,7 @@ def preannotate_project(
     folder: FolderOption = DEFAULT_FOLDER,
     local_root: RootsOption = None,
     allow_host: HostsOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Store a prediction for every task of a project; may be ended and started again at any time.
 
@@ -140,6 +150,7 @@ def preannotate_project(
     LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY say where and as whom.
     """
     _log()
+    refinesam.settle_threads(threads)
     given = options_from(refine, extra_params)
     server = required_label_studio(allow_host or ())
     connections = server.ml_backends(project)
