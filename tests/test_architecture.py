@@ -29,7 +29,7 @@ ADAPTERS_AND_HOSTS = ("refinesam_", "napari", "qtpy", "magicgui", "fastapi", "la
 TORCH = ("torch", "safetensors.torch")
 
 # The aims are about 300 and 50 lines; this is where "about" ends.
-LONGEST_MODULE = 330
+LONGEST_MODULE = 400
 LONGEST_FUNCTION = 60
 
 

@@ -128,7 +128,7 @@ def test_the_shipped_recipes_are_valid(path: Path) -> None:
     if kind := kinds.get(method):
         assert read_settings(path, kind) != kind(), "a recipe of defaults alone would be none"
     else:
-        assert method in ("builtin", "finetune"), "finetuning's are tested with its settings"
+        assert method in ("builtin", "finetune", "gpu"), "finetuning's are tested with its settings"
 
 
 def test_the_rate_rises_in_warm_up_epochs_and_falls_as_a_cosine(photos: Path, runs: Path) -> None:

@@ -131,15 +131,19 @@ class HybridEncoder(LightEncoder):
     maps at strides 8 and 4 go to the mask decoder.
     """
 
-    def __init__(self, config: ModelConfig, eighth: int, quarter: int) -> None:
-        """Prepare what follows on convolutions that have `eighth` channels at stride 8 and `quarter` at stride 4."""
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        eighth, quarter = self._make_convolutions(config)
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, config.pos_grid, config.pos_grid, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.neck = neck(config.width, EMBED_DIM)
         self.high_res8 = nn.Conv2d(eighth, 64, 1)
         self.high_res4 = nn.Conv2d(quarter, 32, 1)
         self._cached = CachedPosEmbed()
+
+    @abstractmethod
+    def _make_convolutions(self, config: ModelConfig) -> tuple[int, int]:
+        """Make the modules that `convolve` runs, and return the channels of its maps at strides 8 and 4."""
 
     @abstractmethod
     def convolve(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,13 +167,13 @@ class HybridEncoder(LightEncoder):
 class PlainHybridEncoder(HybridEncoder):
     """The hybrid over a plain stem, which starts at random."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def _make_convolutions(self, config: ModelConfig) -> tuple[int, int]:
         half, quarter, eighth = PLAIN_STEM_WIDTHS
-        super().__init__(config, eighth, quarter)
         self.stem2 = ConvBlock(3, half, stride=2)
         self.stem4 = nn.Sequential(ConvBlock(half, quarter, stride=2), ResidualConvBlock(quarter))
         self.stem8 = nn.Sequential(ConvBlock(quarter, eighth, stride=2), ResidualConvBlock(eighth))
         self.stem16 = nn.Conv2d(eighth, config.width, 3, stride=2, padding=1)
+        return eighth, quarter
 
     def convolve(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn normalised pixels (B, 3, S, S) into patches (B, C, S/16, S/16) and the maps at strides 8 and 4."""
@@ -184,14 +188,13 @@ class LiteHybridEncoder(HybridEncoder):
     Patches are made of the stages at stride 16 and, enlarged, at stride 32.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def _make_convolutions(self, config: ModelConfig) -> tuple[int, int]:
         assert config.stem != "plain"
-        stages = EfficientNetLite(config.stem)
-        quarter, eighth, sixteenth, last = stages.channels
-        super().__init__(config, eighth, quarter)
-        self.stages = stages
+        self.stages = EfficientNetLite(config.stem)
+        quarter, eighth, sixteenth, last = self.stages.channels
         self.patches16 = nn.Conv2d(sixteenth, config.width, 1)
         self.patches32 = nn.Conv2d(last, config.width, 1, bias=False)
+        return eighth, quarter
 
     def convolve(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn normalised pixels (B, 3, S, S) into patches (B, C, S/16, S/16) and the maps at strides 8 and 4."""
