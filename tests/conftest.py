@@ -1,4 +1,7 @@
-"""What every test shares: hypothesis without a deadline, because no test may depend on how busy the machine is."""
+"""What every test shares: hypothesis without a deadline, because no test may depend on how busy the machine is.
+
+Two processes run the tests. Those of a host stay in one, which starts the host's server or window once.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,19 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+TESTS = Path(__file__).parent
+HOSTS = ("fiftyone", "labelstudio", "napari")
+
 settings.register_profile("refinesam", deadline=None, print_blob=True)
 settings.load_profile("refinesam")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each host's tests together, and those of any other module."""
+    for item in items:
+        module = item.path.relative_to(TESTS)
+        group = module.parts[0] if module.parts[0] in HOSTS else str(module)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
