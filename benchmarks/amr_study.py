@@ -30,7 +30,7 @@ from amr_looks import PROTOCOLS, collect, sampled
 from amr_rules import CHOICES, PAPER, VARIANTS, baseline, by_points, point_rules, stored
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.files import write_json
-from refinesam.training.calibration import Scores
+from refinesam.training.finetune.calibration import Scores
 from sources import TRAINED_ON
 
 

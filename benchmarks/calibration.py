@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from refinesam.files import write_json
-from refinesam.training.calibration import Scores, scores_by_prompt
-from refinesam.training.config import DataConfig
-from refinesam.training.data import load_sources
-from refinesam.training.validate import WholeImages
+from refinesam.training.finetune.calibration import Scores, scores_by_prompt
+from refinesam.training.finetune.validate import WholeImages
+from refinesam.training.sources.layouts import load_sources
 from refinesam.weights import load_model
 
 
@@ -43,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.weights)
     model.config = replace(model.config, input_size=arguments.input_size or model.config.input_size)
-    folders = load_sources(arguments.data, DataConfig(sources=tuple(arguments.sources)), "val")
+    folders = load_sources(arguments.data, tuple(arguments.sources), "val")
     samples = WholeImages(folders, model.config.input_size, arguments.images)
     result: dict[str, Any] = {}
     for protocol, kinds in scores_by_prompt(model, samples, torch.device("cpu")).items():

@@ -35,16 +35,16 @@ from refinesam.masks import encode_rle
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
 from refinesam.predictor import resolve_device
-from refinesam.training.config import FinetuneConfig
-from refinesam.training.data import PromptedCrops, batches_from
-from refinesam.training.finetuning import Finetuning
-from refinesam.training.image_files import find_images
-from refinesam.training.layouts import load_sources
-from refinesam.training.pretrain_config import MaeConfig, SamiConfig
-from refinesam.training.pretrain_data import Views, view_batches
-from refinesam.training.pretraining import Pretraining
+from refinesam.training.finetune.config import FinetuneConfig
+from refinesam.training.finetune.data import PromptedCrops, batches_from
+from refinesam.training.finetune.state import Finetuning
+from refinesam.training.pretrain.config import MaeConfig, SamiConfig
+from refinesam.training.pretrain.data import Views, view_batches
+from refinesam.training.pretrain.state import Pretraining
+from refinesam.training.pretrain.teacher import Teacher
 from refinesam.training.processes import Processes
-from refinesam.training.teacher import Teacher
+from refinesam.training.sources.image_files import find_images
+from refinesam.training.sources.layouts import load_sources
 
 IMAGES = 8
 # Vendor data sheets, dense bf16, TFLOP/s, by a part of the device's name.
@@ -143,7 +143,7 @@ def _prepare_finetuning(stage: Stage, root: Path, batch: int, precision: str, pr
         }
     )
     run = Finetuning(config, processes)
-    sources = load_sources(root, config.data, "train")
+    sources = load_sources(root, config.data.sources, "train")
     family = run.model.config.family
     samples = PromptedCrops(sources, stage.size, config.data, config.prompts, 0, family=family)
     with batches_from(samples, range(1), batch, 0) as batches:

@@ -29,11 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refinesam.files import write_json
 from refinesam.predictor import resolve_device
-from refinesam.training.config import FinetuneConfig, read_config
-from refinesam.training.data import load_sources
-from refinesam.training.finetuning import Finetuning
+from refinesam.training.finetune.config import FinetuneConfig, read_config
+from refinesam.training.finetune.resident import ResidentImages, ResidentSamples
+from refinesam.training.finetune.state import Finetuning
 from refinesam.training.processes import Processes
-from refinesam.training.resident import ResidentImages, ResidentSamples
+from refinesam.training.sources.layouts import load_sources
 from refinesam.weights import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
             with tarfile.open(folder) as archive:
                 archive.extractall(scratch, filter="data")
             folder = Path(scratch)
-        images = ResidentImages.read(load_sources(folder, recipe.data, "train"), recipe.data.resident, device)
+        images = ResidentImages.read(load_sources(folder, recipe.data.sources, "train"), recipe.data.resident, device)
         if (start := folder / "start.safetensors").exists():
             kept = shutil.copy(start, given.output / "start.safetensors")
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": str(kept)})})

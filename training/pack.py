@@ -23,10 +23,10 @@ import torch
 from refinesam.errors import DatasetError, ImageError
 from refinesam.files import replacing
 from refinesam.masks import encode_rle
-from refinesam.training.config import DataConfig, read_config
-from refinesam.training.layouts import load_sources
-from refinesam.training.resident import shrunk_image
-from refinesam.training.sources import Source
+from refinesam.training.finetune.config import read_config
+from refinesam.training.finetune.resident import shrunk_image
+from refinesam.training.sources.layouts import load_sources
+from refinesam.training.sources.source import Source
 from refinesam.weights import load_model, rounded, save_weights
 
 RECIPE = Path(__file__).parent / "gpu.toml"
@@ -75,7 +75,7 @@ def pack(
             model = load_model(start)
             model.load_state_dict({name: rounded(value) for name, value in model.state_dict().items()})
             save_weights(model, Path(scratch) / START, torch.float16)
-        for name, source in zip(sources, load_sources(data, DataConfig(sources=sources), "train"), strict=True):
+        for name, source in zip(sources, load_sources(data, sources, "train"), strict=True):
             write_source(source, Path(scratch) / name, side, quality)
         with replacing(output) as temporary, tarfile.open(temporary, "w:xz") as archive:
             archive.add(scratch, arcname=".")

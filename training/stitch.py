@@ -23,8 +23,8 @@ from refinesam.models.build import build_model, normalise
 from refinesam.models.config import CONFIGS
 from refinesam.models.image_encoder import HybridEncoder, LiteHybridEncoder
 from refinesam.models.promptable import PromptableModel
-from refinesam.training.data import fit_to_square
 from refinesam.training.efficientnet_lite import load_efficientnet_lite
+from refinesam.training.finetune.data import fit_to_square
 from refinesam.weights import load_model, save_weights
 
 SIZE = 256

@@ -18,10 +18,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from refinesam.files import write_json
-from refinesam.training.config import FinetuneConfig, read_config
-from refinesam.training.finetune import StepReport, finetune
-from refinesam.training.pretrain import PretrainReport, pretrain
-from refinesam.training.pretrain_config import MaeConfig, SamiConfig
+from refinesam.training.finetune.config import FinetuneConfig, read_config
+from refinesam.training.finetune.run import StepReport, finetune
+from refinesam.training.pretrain.config import MaeConfig, SamiConfig
+from refinesam.training.pretrain.run import PretrainReport, pretrain
 from refinesam.training.settings import read_settings
 
 HERE = Path(__file__).resolve().parent

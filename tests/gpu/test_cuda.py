@@ -23,10 +23,10 @@ from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS
 from refinesam.predictor import DtypeName, Predictor
 from refinesam.session import Session
-from refinesam.training.config import FinetuneConfig
-from refinesam.training.finetune import finetune
-from refinesam.training.pretrain import pretrain
-from refinesam.training.pretrain_config import MaeConfig, SamiConfig
+from refinesam.training.finetune.config import FinetuneConfig
+from refinesam.training.finetune.run import finetune
+from refinesam.training.pretrain.config import MaeConfig, SamiConfig
+from refinesam.training.pretrain.run import pretrain
 from refinesam.weights import load_model
 
 DEVICE = os.environ.get("REFINESAM_TEST_DEVICE", "cuda")

@@ -17,8 +17,9 @@ import torch
 
 from refinesam.images import write_png
 from refinesam.masks import box_from_mask, encode_rle
-from refinesam.training.config import FinetuneConfig
-from refinesam.training.data import PromptedCrops, Sample, batches_from, load_sources
+from refinesam.training.finetune.config import FinetuneConfig
+from refinesam.training.finetune.data import PromptedCrops, Sample, batches_from
+from refinesam.training.sources.layouts import load_sources
 
 Shapes = tuple[np.ndarray, list[np.ndarray]]
 
@@ -92,7 +93,7 @@ def _tiny_config(**sections: Any) -> FinetuneConfig:
 
 
 def _batches_of(config: FinetuneConfig, root: Path, count: int) -> list[Sample]:
-    folders = load_sources(root, config.data, "train")
+    folders = load_sources(root, config.data.sources, "train")
     samples = PromptedCrops(folders, 64, config.data, config.prompts, config.seed)
     with batches_from(samples, range(count), config.optim.batch_size, 0) as batches:
         return [next(batches) for _ in range(count)]

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from refinesam.masks import decode_segmentation, mask_iou
-from refinesam.training.config import DataConfig
-from refinesam.training.data import load_sources
-from refinesam.training.resident import ResidentImages
+from refinesam.training.finetune.config import DataConfig
+from refinesam.training.finetune.resident import ResidentImages
+from refinesam.training.sources.layouts import load_sources
 from refinesam.weights import load_model
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_a_pack_is_a_folder_of_the_same_objects(
     for name, value in start.state_dict().items():
         assert torch.allclose(value, shipped.state_dict()[name], rtol=0.003, atol=1e-6), name
     config = DataConfig(sources=("shapes",))
-    (whole,), (small,) = (load_sources(tmp_path / root, config, "train") for root in ("data", "unpacked"))
+    (whole,), (small,) = (load_sources(tmp_path / root, config.sources, "train") for root in ("data", "unpacked"))
     assert len(small) == 2
     same, shrunk = small.read(0), small.read(1)
     assert same.pixels.shape == whole.read(0).pixels.shape and max(shrunk.pixels.shape) == 96
@@ -64,7 +64,7 @@ def test_training_ends_by_its_deadline_with_weights_in_parts(
     gpu = script("gpu")
     monkeypatch.setattr(gpu, "PART_BYTES", 5 * 2**20)
     recipe = tiny_config(model={"variant": "hybrid_lite0"}, data={"resident": 96, "val_images": 0})
-    images = ResidentImages.read(load_sources(shapes_root, recipe.data, "train"), 96, CPU)
+    images = ResidentImages.read(load_sources(shapes_root, recipe.data.sources, "train"), 96, CPU)
     gpu.train(recipe, gpu.TINY_PHASES, images, CPU, time.monotonic() + 8, tmp_path)
     phases = json.loads((tmp_path / "training.json").read_text())["phases"]
     assert [phase["input_size"] for phase in phases] == [64, 96]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from refinesam.training.finetuning import Finetuning
+from refinesam.training.finetune.state import Finetuning
 from refinesam.training.loop import make_optimizers
 from refinesam.training.muon import Muon, orthogonalised
 from refinesam.training.processes import Processes

@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from refinesam.training.config import FinetuneConfig
-    from refinesam.training.pretrain import PretrainReport
-    from refinesam.training.pretrain_config import MaeConfig, SamiConfig
+    from refinesam.training.finetune.config import FinetuneConfig
+    from refinesam.training.pretrain.config import MaeConfig, SamiConfig
+    from refinesam.training.pretrain.run import PretrainReport
 
 __all__ = ["app"]
 
@@ -41,7 +41,7 @@ def finetune(
 
     A file with tables [[phase]] is several runs, each from the weights of the one before, in folders phase1, phase2.
     """
-    from refinesam.training.config import read_phases
+    from refinesam.training.finetune.config import read_phases
 
     phases = read_phases(config)
     for number, settings in enumerate(phases, start=1):
@@ -53,7 +53,7 @@ def finetune(
 
 
 def _finetune(settings: FinetuneConfig, data: Path, output: Path, device: str) -> Path:
-    from refinesam.training.finetune import StepReport, finetune
+    from refinesam.training.finetune.run import StepReport, finetune
 
     damaged = 0
     with _progress() as update:
@@ -72,7 +72,7 @@ def _finetune(settings: FinetuneConfig, data: Path, output: Path, device: str) -
 @app.command()
 def sami(config: ConfigArgument, data: ImagesOption, output: RunOption, device: DeviceOption = "auto") -> None:
     """Pretrain a light encoder to reconstruct a frozen teacher's features from a quarter of the patches."""
-    from refinesam.training.pretrain_config import SamiConfig
+    from refinesam.training.pretrain.config import SamiConfig
     from refinesam.training.settings import read_settings
 
     _pretrain(read_settings(config, SamiConfig), data, output, device)
@@ -81,7 +81,7 @@ def sami(config: ConfigArgument, data: ImagesOption, output: RunOption, device: 
 @app.command()
 def mae(config: ConfigArgument, data: ImagesOption, output: RunOption, device: DeviceOption = "auto") -> None:
     """Pretrain a light encoder to reconstruct pixels: the baseline beside SAMI."""
-    from refinesam.training.pretrain_config import MaeConfig
+    from refinesam.training.pretrain.config import MaeConfig
     from refinesam.training.settings import read_settings
 
     _pretrain(read_settings(config, MaeConfig), data, output, device)
@@ -95,8 +95,8 @@ def classify(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure an encoder by classification: a linear probe, or finetuning."""
-    from refinesam.training.classify import classify as run
-    from refinesam.training.classify_config import ClassifyConfig
+    from refinesam.training.classify.config import ClassifyConfig
+    from refinesam.training.classify.run import classify as run
     from refinesam.training.settings import read_settings
 
     settings = read_settings(config, ClassifyConfig)
@@ -114,8 +114,8 @@ def classify(
 def index(data: Annotated[Path, typer.Argument(help="Folder of tar shards, at any depth.")]) -> None:
     """Write beside each tar shard what lies where in it, so that no later run has to look; remote shards need it."""
     from refinesam.errors import DatasetError
-    from refinesam.training.image_files import files_below
-    from refinesam.training.shards import write_index
+    from refinesam.training.sources.image_files import files_below
+    from refinesam.training.sources.shards import write_index
 
     shards = [path for path in files_below(data) if path.suffix.lower() == ".tar"]
     if not shards:
@@ -133,7 +133,7 @@ def index(data: Annotated[Path, typer.Argument(help="Folder of tar shards, at an
 
 
 def _pretrain(settings: SamiConfig | MaeConfig, data: Path, output: Path, device: str) -> None:
-    from refinesam.training.pretrain import pretrain
+    from refinesam.training.pretrain.run import pretrain
 
     damaged = 0
     with _progress() as update:

@@ -1,0 +1,1 @@
+"""Image classification on a pretrained encoder: linear probe and finetuning."""

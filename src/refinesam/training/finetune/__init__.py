@@ -1,0 +1,1 @@
+"""Finetuning: images with masks, simulated prompts, SAM's losses."""

@@ -1,0 +1,1 @@
+"""Pretraining an image encoder from images alone: SAMI and MAE."""
