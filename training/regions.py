@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,18 @@ from refinesam.files import write_json
 from refinesam.images import read_image
 from refinesam.masks import coco_document, decode_segmentation, mask_iou
 
-SCALES = (60, 120, 240, 480, 960)
+SCALES = (2, 8, 30, 60, 120, 240, 480, 960)
 # Longest side at which regions are looked for: texture finer than that makes no object.
 WORKED_SIDE = 320
 # Shares of the image, or of the object for its parts.
 SMALLEST, LARGEST = 0.004, 0.5
 SMALLEST_PART, LARGEST_PART = 0.05, 0.7
-# A region must come out alike at another scale, fill its convex hull, and differ from what surrounds it (in Lab).
+# A region must come out alike at the next scale, fill its convex hull, and differ from what surrounds it (in Lab).
 PERSISTENT, SOLID, CONTRAST = 0.8, 0.65, 18.0
 # ... with an edge under most of its outline, not in the mean alone.
-EDGE, EDGED = 14.0, 0.7
+EDGE, EDGED = 18.0, 0.85
 # Above this IoU with an annotated object a region says nothing new, and of two such regions one is enough.
-KNOWN, SAME = 0.5, 0.7
+KNOWN, SAME = 0.6, 0.7
 
 Mask = NDArray[np.bool_]
 
@@ -59,19 +61,14 @@ def new_regions(pixels: NDArray[np.uint8], objects: list[Mask]) -> list[Mask]:
     size = (round(width * shrunk), round(height * shrunk))
     lab = cv2.cvtColor(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB).astype(np.float32)
     small = [cv2.resize(one.astype(np.uint8), size, interpolation=cv2.INTER_AREA).astype(bool) for one in objects]
-    levels = [list(_level(lab, scale)) for scale in SCALES]
+    edges = _edges(lab)
     found: list[tuple[float, Mask]] = []
-    for i, level in enumerate(levels):
-        others = [one for j, other in enumerate(levels) if j != i for one in other]
-        for region in level:
-            if any(mask_iou(region, one) > PERSISTENT for one in others):
-                found += _judged(region, lab, SMALLEST * region.size, LARGEST * region.size)
-                for one in small:
-                    if one.mean() > 4 * SMALLEST:
-                        part = region & one
-                        found += _judged(
-                            part, lab, max(SMALLEST * part.size, SMALLEST_PART * one.sum()), LARGEST_PART * one.sum()
-                        )
+    for region in _persistent(lab):
+        found += _judged(region, lab, edges, SMALLEST * region.size, LARGEST * region.size)
+        for one in small:
+            if one.mean() > 4 * SMALLEST and (part := region & one).any():
+                least = max(SMALLEST * part.size, SMALLEST_PART * one.sum())
+                found += _judged(part, lab, edges, least, LARGEST_PART * one.sum())
     kept: list[Mask] = []
     for _, region in sorted(found, key=lambda one: -one[0]):
         if all(mask_iou(region, one) < KNOWN for one in small) and all(mask_iou(region, one) < SAME for one in kept):
@@ -79,14 +76,22 @@ def new_regions(pixels: NDArray[np.uint8], objects: list[Mask]) -> list[Mask]:
     return [_enlarged(one, width, height) for one in kept]
 
 
-def _level(lab: NDArray[np.float32], scale: float) -> list[Mask]:
-    labels = felzenszwalb(
-        lab, scale=scale, sigma=0.8, min_size=int(SMALLEST * lab.shape[0] * lab.shape[1]), channel_axis=-1
-    )
-    return [labels == number for number in range(labels.max() + 1)]
+def _persistent(lab: NDArray[np.float32]) -> Iterator[Mask]:
+    """Regions (h, w) that come out alike at two scales, once each."""
+    least = int(SMALLEST * lab.shape[0] * lab.shape[1])
+    levels = [felzenszwalb(lab / 255, scale=k, sigma=0.8, min_size=least, channel_axis=-1) for k in SCALES]
+    for fine, coarse in pairwise(levels):
+        # How many pixels each pair of regions shares.
+        shared = np.zeros((fine.max() + 1, coarse.max() + 1), np.int64)
+        np.add.at(shared, (fine.ravel(), coarse.ravel()), 1)
+        union = shared.sum(axis=1, keepdims=True) + shared.sum(axis=0) - shared
+        for number in np.flatnonzero((shared / union).max(axis=1) > PERSISTENT):
+            yield fine == number
 
 
-def _judged(region: Mask, lab: NDArray[np.float32], least: float, most: float) -> list[tuple[float, Mask]]:
+def _judged(
+    region: Mask, lab: NDArray[np.float32], edges: NDArray[np.float32], least: float, most: float
+) -> list[tuple[float, Mask]]:
     """The region with its contrast, smoothed and without holes; nothing if it is no region to learn from."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     smooth = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, kernel)
@@ -104,7 +109,7 @@ def _judged(region: Mask, lab: NDArray[np.float32], least: float, most: float) -
     if not around.any():
         return []
     line = (mask > 0) & (cv2.erode(mask, kernel, borderValue=1) == 0)
-    if (_edges(lab)[line] > EDGE).mean() < EDGED:
+    if (edges[line] > EDGE).mean() < EDGED:
         return []
     contrast = float(np.linalg.norm(lab[rim].mean(axis=0) - lab[around].mean(axis=0)))
     return [(contrast, mask > 0)] if contrast >= CONTRAST else []
@@ -113,7 +118,8 @@ def _judged(region: Mask, lab: NDArray[np.float32], least: float, most: float) -
 def _edges(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     """Greatest difference in colour between a pixel's neighbourhoods left and right, or above and below."""
     x, y = (cv2.Scharr(lab, cv2.CV_32F, *order, scale=1 / 16) for order in ((1, 0), (0, 1)))
-    return np.asarray(np.sqrt((x**2 + y**2).sum(axis=-1)))
+    # An outline that runs two pixels beside the edge has found it.
+    return np.asarray(cv2.dilate(np.sqrt((x**2 + y**2).sum(axis=-1)), np.ones((5, 5), np.uint8)))
 
 
 def _enlarged(mask: Mask, width: int, height: int) -> Mask:
@@ -126,7 +132,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sources", nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--most", type=int, default=16, help="regions of an image")
+    parser.add_argument("--most", type=int, default=20, help="regions of an image")
     given = parser.parse_args()
     for source in given.sources:
         started, data = time.monotonic(), given.data / source
