@@ -27,14 +27,14 @@ def regions() -> ModuleType:
 
 
 def scene() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A figure in a red coat and blue trousers, with a green box beside it, on gray."""
+    """A figure in a red coat and black trousers, with a green box beside it, on gray."""
     noise = np.random.default_rng(0).normal(0, 2, (200, 260, 3))
     image = np.full((200, 260, 3), 128.0) + noise
     masks = {name: np.zeros((200, 260), bool) for name in ("coat", "trousers", "box")}
     masks["coat"][40:100, 60:110] = True
     masks["trousers"][100:170, 60:110] = True
     masks["box"][80:150, 170:230] = True
-    for name, colour in (("coat", (200, 40, 40)), ("trousers", (40, 50, 190)), ("box", (40, 160, 60))):
+    for name, colour in (("coat", (200, 40, 40)), ("trousers", (25, 25, 30)), ("box", (40, 160, 60))):
         image[masks[name]] = colour + noise[masks[name]]
     # As through a lens: no photograph goes from one colour to another within a pixel.
     return cv2.GaussianBlur(image, (0, 0), 1.0).clip(0, 255).astype(np.uint8), masks
