@@ -25,7 +25,7 @@ from refinesam.models.sam_image_encoder import (
 )
 
 PARITY = Path(__file__).parent / "parity"
-RELEASED = ["efficientsam_ti", "efficientsam_s", "sam_vit_b"]
+RELEASED = ["efficientsam_ti", "efficientsam_s", "mobile_sam", "sam_vit_b"]
 
 # Small enough to run in milliseconds; every kind of block is there.
 SMALL = {
@@ -88,6 +88,7 @@ def test_the_state_dict_is_that_of_the_reference(name: str) -> None:
     [
         ("efficientsam_ti", 10_223_204, 6_163_840),
         ("efficientsam_s", 26_413_028, 22_353_664),
+        ("mobile_sam", 10_130_092, 6_065_532),
         ("sam_vit_b", 93_735_472, 89_670_912),
         ("sam_vit_l", 312_342_832, 308_278_272),
         ("sam_vit_h", 641_090_608, 637_026_048),
@@ -98,7 +99,7 @@ def test_parameter_counts(name: str, total: int, encoder: int) -> None:
     assert parameters_of(model) == total
     assert parameters_of(model.image_encoder) == encoder
     assert parameters_of(model.mask_decoder) == 4_058_340
-    assert sum(buffer.numel() for buffer in model.buffers()) == 2 * 128
+    assert sum(buffer.numel() for buffer in model.prompt_encoder.buffers()) == 2 * 128
 
 
 @pytest.mark.parametrize("multimask_output", [True, False])

@@ -75,7 +75,7 @@ class Encoded:
         yield "mask_only", self.decode(([], []), prior)
 
 
-@pytest.fixture(scope="module", params=["efficientsam_ti", "efficientsam_s", "sam_vit_b"])
+@pytest.fixture(scope="module", params=["efficientsam_ti", "efficientsam_s", "mobile_sam", "sam_vit_b"])
 def encoded(request: pytest.FixtureRequest) -> Encoded:
     """Encoding at 1024 takes seconds: once per model."""
     config = config_named(request.param)

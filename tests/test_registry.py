@@ -102,7 +102,15 @@ def files_in(folder: Path) -> list[str]:
 
 
 def test_every_entry_is_complete() -> None:
-    assert list(REGISTRY) == ["builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
+    assert list(REGISTRY) == [
+        "builtin",
+        "efficientsam_ti",
+        "efficientsam_s",
+        "mobile_sam",
+        "sam_vit_b",
+        "sam_vit_l",
+        "sam_vit_h",
+    ]
     for name, entry in REGISTRY.items():
         assert entry.name == name
         assert entry.variant in CONFIGS

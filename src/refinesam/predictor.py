@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from refinesam.embeddings import EmbeddingStore, Features, check_bytes
 from refinesam.errors import ConfigError, PromptError, WeightsError
 from refinesam.models.frames import Frame
-from refinesam.models.image_encoder import PATCH_SIZE, ImageFeatures, LiteHybridEncoder
+from refinesam.models.image_encoder import PATCH_SIZE, ImageFeatures
+from refinesam.models.layers import fold_norms
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
 from refinesam.registry import find_entry, weights_path
@@ -71,8 +72,7 @@ class Predictor:
         self._process = os.getpid()
         self.device, self.dtype = device, dtype
         self.model = model.eval().requires_grad_(False).to(device)
-        if isinstance(self.model.image_encoder, LiteHybridEncoder):
-            self.model.image_encoder.fold_norms()
+        fold_norms(self.model.image_encoder)
         self.model.image_encoder.to(dtype)
         self.config = self.model.config
         self.capabilities = self.config.capabilities

@@ -116,6 +116,13 @@ def _sam(name: str, file: str, sha256: str, size: int) -> WeightsEntry:
     return WeightsEntry(name, name, url, f"sha256:{sha256}", "Apache-2.0", size, "Segment Anything as released")
 
 
+def _mobile_sam() -> WeightsEntry:
+    commit = "34bbbfdface3c18e5221aa7de6032d7220c6c6a1"
+    url = f"https://github.com/ChaoningZhang/MobileSAM/raw/{commit}/weights/mobile_sam.pt"
+    digest = "git-blob-sha1:7ef2d090979fd9853adf17b7a99c8b94a1c5a6a7"
+    return WeightsEntry("mobile_sam", "mobile_sam", url, digest, "Apache-2.0", None, "MobileSAM as released")
+
+
 REGISTRY: Mapping[str, WeightsEntry] = MappingProxyType(
     {
         entry.name: entry
@@ -133,6 +140,7 @@ REGISTRY: Mapping[str, WeightsEntry] = MappingProxyType(
                 "fa4e9f05f753e109dbde052f97d37903b833cf53",
                 "EfficientSAM-S as released, zipped",
             ),
+            _mobile_sam(),
             _sam(
                 "sam_vit_b",
                 "sam_vit_b_01ec64.pth",

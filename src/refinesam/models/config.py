@@ -28,6 +28,7 @@ class ModelConfig:
         input_size: side in pixels of the square input.
         pos_grid: side of the grid of the stored position embedding.
         global_blocks: SAM only, the blocks that attend over the whole image; the others use 14x14 windows.
+        encoder: SAM only, its own ViT or MobileSAM's TinyViT, whose widths and depths stand in `models/tiny_vit.py`.
         stem: hybrid only, the convolutions under the ViT: a plain stem, or the stages of an EfficientNet-Lite.
     """
 
@@ -39,6 +40,7 @@ class ModelConfig:
     input_size: int = 1024
     pos_grid: int = 14
     global_blocks: tuple[int, ...] = ()
+    encoder: Literal["vit", "tiny_vit"] = "vit"
     stem: Literal["plain", "lite0", "lite1", "lite2"] = "plain"
 
     @property
@@ -62,6 +64,7 @@ CONFIGS: dict[str, ModelConfig] = {
         ModelConfig("sam_vit_b", "sam", width=768, depth=12, heads=12, pos_grid=64, global_blocks=(2, 5, 8, 11)),
         ModelConfig("sam_vit_l", "sam", width=1024, depth=24, heads=16, pos_grid=64, global_blocks=(5, 11, 17, 23)),
         ModelConfig("sam_vit_h", "sam", width=1280, depth=32, heads=16, pos_grid=64, global_blocks=(7, 15, 23, 31)),
+        ModelConfig("mobile_sam", "sam", width=320, depth=12, heads=10, encoder="tiny_vit"),
         ModelConfig("hybrid_ti", "hybrid", width=192, depth=8, heads=3, input_size=256, pos_grid=16),
         *(
             ModelConfig(f"hybrid_{stem}", "hybrid", width=192, depth=8, heads=3, input_size=384, pos_grid=16, stem=stem)

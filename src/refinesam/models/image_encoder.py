@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinesam.models.config import ModelConfig
-from refinesam.models.efficientnet_lite import ConvNorm, EfficientNetLite
+from refinesam.models.efficientnet_lite import EfficientNetLite
 from refinesam.models.layers import Block, CachedPosEmbed, neck
 
 __all__ = ["HybridEncoder", "ImageFeatures", "LightEncoder", "LiteHybridEncoder", "PlainHybridEncoder", "ViTEncoder"]
@@ -203,9 +203,3 @@ class LiteHybridEncoder(HybridEncoder):
         context = F.interpolate(self.patches32(last), scale_factor=2.0, mode="bilinear", align_corners=False)
         # Where stride 16 has an odd side, stride 32 has half of the next even one.
         return patches + context[..., : patches.shape[-2], : patches.shape[-1]], eighth, quarter
-
-    def fold_norms(self) -> None:
-        """Put every scale and shift into its convolution, in place: the same function, sooner; for inference."""
-        for module in self.stages.modules():
-            if isinstance(module, ConvNorm):
-                module.fold()

@@ -11,16 +11,17 @@ from refinesam.models.mask_decoder import SamMaskDecoder
 from refinesam.models.prompt_encoder import PADDING, TOP_LEFT, SamPromptEncoder
 from refinesam.models.promptable import PromptableModel
 from refinesam.models.sam_image_encoder import SamImageEncoder
+from refinesam.models.tiny_vit import TinyViT
 
 __all__ = ["Sam"]
 
 
 class Sam(PromptableModel):
-    """SAM with a ViT-B, ViT-L or ViT-H image encoder."""
+    """SAM with a ViT-B, ViT-L or ViT-H image encoder, or with MobileSAM's TinyViT."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.image_encoder = SamImageEncoder(config)
+        self.image_encoder = TinyViT() if config.encoder == "tiny_vit" else SamImageEncoder(config)
         self.prompt_encoder = SamPromptEncoder()
         self.mask_decoder = SamMaskDecoder()
 
