@@ -1,4 +1,4 @@
-"""The rules that `amr_study.py` compares, decided from what `amr_looks.py` stored; see there."""
+"""The rules that `amr_study.py` compares, decided from what `amr_passes.py` stored; see there."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import Any
 
 import numpy as np
 
-from amr_looks import in_image
+from amr_passes import in_image
 from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
+from refinesam.amr.consensus import CROP_WEIGHT, LEAST_GAIN, agreement, decide, objection, voting
+from refinesam.amr.vote import TEMPERATURE, THRESHOLDS, Candidates
 from refinesam.boxes import box_iou
-from refinesam.consensus import TEMPERATURE, THRESHOLDS, Ballot
 from refinesam.masks import box_from_mask, mask_iou
-from refinesam.second_looks import CLOSER_SAY, LEAST_GAIN
+from refinesam.types import Prediction, Prompt
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A rule of choice over the looks of `AMRConfig.full()`; the default is the shipped one.
+    """A rule of choice over the passes of `AMRConfig.full()`; the default is the shipped one.
 
     Attributes:
-        windows: how many of the windows vote beside the first look.
-        closer: what a closer look has to say, beside 1 of every other.
-        second: whether the second look at the whole image votes; None: where there is no window.
+        windows: how many of the crops vote beside the first masks.
+        crop_weight: of a pass in a crop, beside 1 of every other.
+        second: whether the second pass on the whole image votes; None: where there is no crop.
         temperature: of the weights within one decode; infinite means that predicted IoU is not used.
         thresholds: of the vote.
         min_gain: least gain of expected IoU.
-        early_exit: the first mask stays where its look's masks agree by more.
+        early_exit: the first mask stays where the first masks agree by more.
     """
 
     windows: int = 1
     second: bool | None = None
-    closer: float = CLOSER_SAY
+    crop_weight: float = CROP_WEIGHT
     temperature: float = TEMPERATURE
     thresholds: tuple[float, ...] = THRESHOLDS
     min_gain: float = LEAST_GAIN
@@ -44,13 +45,13 @@ class Variant:
 VARIANTS: Mapping[str, Variant] = {
     "full": Variant(),
     "fast": Variant(windows=0, early_exit=AMRConfig.fast().early_exit),
-    "fast, asking always": Variant(windows=0),
+    "fast, always with a second pass": Variant(windows=0),
     "votes of the first decode alone": Variant(windows=0, second=False),
-    "full, and the second look has a vote, too": Variant(second=True),
-    "full, every look with the same say": Variant(closer=1),
-    "full, a closer look counts twice": Variant(closer=2),
-    "full, a closer look counts eight times": Variant(closer=8),
-    "full, and a nearer window": Variant(windows=2),
+    "full, and the second pass has a vote, too": Variant(second=True),
+    "full, every pass of the same weight": Variant(crop_weight=1),
+    "full, a crop counts twice": Variant(crop_weight=2),
+    "full, a crop counts eight times": Variant(crop_weight=8),
+    "full, and a smaller crop": Variant(windows=2),
     "early exit at 0.98": Variant(early_exit=0.98),
     "early exit at 0.95": Variant(early_exit=0.95),
     "early exit at 0.9": Variant(early_exit=0.9),
@@ -67,35 +68,32 @@ def unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.unpackbits(bits)[: int(np.prod(shape))].reshape(shape).astype(bool)
 
 
-def further(row: Mapping[str, Any], variant: Variant) -> list[tuple[Mapping[str, Any], float]]:
-    """Return the looks that vote beside the first, each with what it has to say.
+def voters(row: Mapping[str, Any], variant: Variant) -> list[Candidates]:
+    """Return the passes that vote beside the first.
 
-    In the order in which they were taken: votes that lie on a threshold fall by the last digit of their sum.
+    In the order in which they were made: votes that lie on a threshold fall by the last digit of their sum.
     """
-    windows = row["windows"][: variant.windows]
-    second = not windows if variant.second is None else variant.second
-    looks = [(look, 1.0) for look in row["second"]] if second else []
-    return looks + [(look, variant.closer) for look in windows]
+    whole = [Candidates(one["masks"], one["scores"]) for one in row["second"]]
+    crops = [
+        Candidates(one["masks"], one["scores"], one["window"], variant.crop_weight)
+        for one in row["windows"][: variant.windows]
+    ]
+    if variant.second is None:
+        return voting([*whole, *crops])
+    return [*whole, *crops] if variant.second else crops
 
 
-def decided(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tuple[float, float]:
+def kept(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tuple[float, float]:
     """Return the IoU with the truth of what a variant keeps, and its gain of expected IoU, 0 for the first mask."""
-    first = row["first"]["masks"][row["first"]["best"]]
-    ballot = Ballot(first, variant.temperature, variant.thresholds)
-    ballot.add(row["first"]["masks"], row["first"]["scores"])
-    before, decision = baseline(row), ballot.decide()
-    columns, rows = row["clicks"].astype(int).T
-    missed = (first[rows, columns] != row["labels"]).sum()
-    if decision is not None and decision.first_expected_iou > variant.early_exit and not missed:
-        return before, 0.0
-    for look, say in further(row, variant):
-        ballot.add(look["masks"], look["scores"], look["window"], say)
-    decision = ballot.decide()
-    if decision is None or decision.gain <= variant.min_gain:
-        return before, 0.0
-    if (decision.mask[rows, columns] != row["labels"]).sum() > missed:
-        return before, 0.0
-    return mask_iou(decision.mask, truth), decision.gain
+    masks, scores = row["first"]["masks"], row["first"]["scores"]
+    prompt = Prompt(row["clicks"], row["labels"], row["box"])
+    first = Prediction(masks, scores, np.zeros((len(masks), 1, 1), np.float32), prompt)
+    alone = decide(first, [], variant.temperature, variant.thresholds)
+    if agreement(first, alone) <= variant.early_exit:
+        decision = decide(first, voters(row, variant), variant.temperature, variant.thresholds)
+        if decision is not None and not objection(first, decision, variant.min_gain):
+            return mask_iou(decision.mask, truth), decision.gain
+    return baseline(row), 0.0
 
 
 # Instead of a vote: the one mask, of all that the presets decoded, whose product of these signals is highest.
@@ -110,18 +108,18 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 def chosen(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the IoU with the truth of the mask that each of `CHOICES` takes."""
-    looks = [row["first"], *row["second"], *row["windows"][:1]]
-    masks = [in_image(mask, look["window"], row["hw"]) for look in looks for mask in look["masks"]]
+    passes = [row["first"], *row["second"], *row["windows"][:1]]
+    masks = [in_image(mask, one["window"], row["hw"]) for one in passes for mask in one["masks"]]
     cells = np.stack([mask[::2, ::2].ravel() for mask in masks]).astype(np.float32)
     common = cells @ cells.T
     areas = cells.sum(axis=1)
     signals = {
-        "predicted": np.concatenate([look["scores"] for look in looks]).clip(0, 1),
-        "stability": np.concatenate([look["stabilities"] for look in looks]),
+        "predicted": np.concatenate([one["scores"] for one in passes]).clip(0, 1),
+        "stability": np.concatenate([one["stabilities"] for one in passes]),
         "prompt": np.array([fits(mask, row) for mask in masks]),
         "consensus": (common / np.maximum(areas[:, None] + areas[None] - common, 1)).mean(axis=1),
     }
-    ious = np.concatenate([look["ious"] for look in looks])
+    ious = np.concatenate([one["ious"] for one in passes])
     return {
         name: float(ious[np.argmax(np.prod([signals[one] for one in names], axis=0))])
         for name, names in CHOICES.items()
@@ -142,13 +140,13 @@ def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
     for path in sorted(cache.glob(f"{split}-*.pickle")):
         for row in pickle.loads(path.read_bytes()):
             truth = unpacked(row.pop("truth"), row["hw"])
-            looks = [row["first"], *row["windows"], *row["second"]]
-            for look in looks:
-                look["masks"] = unpacked(look["masks"], look["shape"])
-            row["decided"] = {name: decided(row, truth, variant) for name, variant in VARIANTS.items()}
+            passes = [row["first"], *row["windows"], *row["second"]]
+            for one in passes:
+                one["masks"] = unpacked(one["masks"], one["shape"])
+            row["kept"] = {name: kept(row, truth, variant) for name, variant in VARIANTS.items()}
             row["chosen"] = chosen(row)
-            for look in looks:
-                del look["masks"]
+            for one in passes:
+                del one["masks"]
             yield row
 
 

@@ -1,10 +1,10 @@
-"""What Adaptive Mask Refinement gains, by protocol and source: every look once on disk, every rule from there.
+"""What Adaptive Mask Refinement gains, by protocol and source: every pass once on disk, every rule from there.
 
     python benchmarks/amr_study.py collect --data DATA --cache CACHE --images 6 --objects 3
     python benchmarks/amr_study.py report --cache CACHE --data DATA --json benchmarks/results/amr_study.json
 
-`collect` prompts for a sample of the objects of a split, the same for every run, and stores all masks that the looks of
-the presets and of a nearer window decode, with the results of the rules that only add points; an image that is stored
+`collect` prompts for a sample of the objects of a split, the same for every run, and stores all masks that the passes
+of the presets and of a smaller crop decode, with the results of the rules that only add points; an image that is stored
 is not collected again, so it may be ended and started anew. `report` decides from what is stored: the paper's rule in
 both readings, at other thresholds, with one of its two signals, its points appended or alone, in one to three passes;
 and rules other than the default (ablations). Milliseconds are CPU time of one thread: they don't depend on what else
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import refinesam
-from amr_looks import PROTOCOLS, collect, sampled
+from amr_passes import PROTOCOLS, collect, sampled
 from amr_rules import CHOICES, PAPER, VARIANTS, baseline, by_points, point_rules, stored
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.files import write_json
@@ -54,19 +54,19 @@ def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any
 
 
 def candidates(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The looks that the presets take, by kind."""
-    window = [("window", look) for look in row["windows"][:1]]
-    return [("first", row["first"]), *window, *(("second", look) for look in row["second"])]
+    """The passes that the presets make, by kind."""
+    window = [("window", one) for one in row["windows"][:1]]
+    return [("first", row["first"]), *window, *(("second", one) for one in row["second"])]
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     methods: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "baseline": baseline,
         **{name: lambda row, config=config: by_points(row, config)["iou"] for name, config in PAPER.items()},
-        "full": lambda row: row["decided"]["full"][0],
-        "fast": lambda row: row["decided"]["fast"][0],
+        "full": lambda row: row["kept"]["full"][0],
+        "fast": lambda row: row["kept"]["fast"][0],
         "oracle_first_three": lambda row: max(row["first"]["ious"]),
-        "oracle_of_all_looks": lambda row: max(max(look["ious"]) for _, look in candidates(row)),
+        "oracle_of_all_passes": lambda row: max(max(one["ious"]) for _, one in candidates(row)),
     }
     return {name: summary(rows, after) for name, after in methods.items()}
 
@@ -94,10 +94,10 @@ def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
     kinds: dict[str, list[tuple[str, float, float]]] = {}
     for row in rows:
         prompted = "box" if "box" in row["protocol"] else "clicks"
-        for kind, look in candidates(row):
-            pair = (row["source"], float(look["scores"][look["best"]]), look["ious"][look["best"]])
+        for kind, one in candidates(row):
+            pair = (row["source"], float(one["scores"][one["best"]]), one["ious"][one["best"]])
             kinds.setdefault(f"predicted IoU, {kind}, {prompted}", []).append(pair)
-        iou, gain = row["decided"]["full"]
+        iou, gain = row["kept"]["full"]
         if gain:
             score = min(1.0, float(row["first"]["scores"].max()) + gain)
             kinds.setdefault(f"score of the refined mask, {prompted}", []).append((row["source"], score, iou))
@@ -201,7 +201,7 @@ def report(arguments: argparse.Namespace) -> None:
             "cost": costs(own, result["encode_ms"]),
         }
         result["ablations"][protocol] = {
-            name: summary(own, lambda row, name=name: row["decided"][name][0]) for name in VARIANTS
+            name: summary(own, lambda row, name=name: row["kept"][name][0]) for name in VARIANTS
         }
         result["choices"][protocol] = {
             name: summary(own, lambda row, name=name: row["chosen"][name]) for name in CHOICES

@@ -32,7 +32,7 @@ from .samples import Target, target_of
 from .schema import Fields, Settings, check_whole
 from .storing import store
 
-__all__ = ["Comparison", "amr_config", "check_samples", "compare", "loaded_session"]
+__all__ = ["Comparison", "check_samples", "compare", "loaded_session"]
 
 # Images read ahead of the model; more would only take memory.
 READ_AHEAD: Final = 4
@@ -154,11 +154,6 @@ def loaded_session(weights: str, device: str) -> Session:
     return refinesam.load(weights, device=device)
 
 
-def amr_config(settings: Settings) -> AMRConfig:
-    """Return the refinement that the settings name."""
-    return {"fast": AMRConfig.fast, "full": AMRConfig.full, "paper": AMRConfig.paper}[settings.amr]()
-
-
 @dataclass
 class _Work:
     """One call of `compare` in progress."""
@@ -213,7 +208,7 @@ class _Work:
 
     @cached_property
     def _config(self) -> AMRConfig:
-        return amr_config(self.settings)
+        return AMRConfig.named(self.settings.amr)
 
     @property
     def asked_digest(self) -> str:

@@ -47,9 +47,10 @@ class ServiceOptions:
         """Return these options with what a project asks for in its extra params.
 
         Args:
-            extra_params: an object, the same as JSON text, or nothing. "amr": true, false, "fast", "full", "paper" or
-                the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle"; "everything": true,
-                false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label"; "tolerance"; "smallest_part".
+            extra_params: an object, the same as JSON text, or nothing. "amr": true, false, a name of
+                `AMRConfig.named` or the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle";
+                "everything": true, false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label";
+                "tolerance"; "smallest_part".
 
         Raises:
             ConfigError: an unknown name, or a value of the wrong kind or out of range.
@@ -104,11 +105,15 @@ def _as_mapping(extra_params: object) -> Mapping[str, Any]:
 def _amr(value: object) -> AMRConfig | None:
     if isinstance(value, bool):
         return AMRConfig() if value else None
-    presets = {"fast": AMRConfig.fast, "full": AMRConfig.full, "paper": AMRConfig.paper}
-    if isinstance(value, str) and value in presets:
-        return presets[value]()
+    if isinstance(value, str):
+        try:
+            return AMRConfig.named(value)
+        except ConfigError as error:
+            raise ConfigError(
+                f'"amr" may be true, false, a name or an object with fields of AMRConfig. {error}'
+            ) from None
     if not isinstance(value, Mapping):
-        raise ConfigError('"amr" must be true, false, "fast", "full", "paper" or an object with fields of AMRConfig.')
+        raise ConfigError('"amr" must be true, false, a name such as "fast" or an object with fields of AMRConfig.')
     known = [item.name for item in fields(AMRConfig)]
     if unknown := [str(name) for name in value if name not in known]:
         raise ConfigError(f'"amr" has {", ".join(unknown)}; known are {", ".join(known)}.')

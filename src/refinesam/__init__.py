@@ -94,7 +94,7 @@ __all__ = [
 
 # Public name -> the module that holds it. Type checkers read the imports above, the interpreter reads this table.
 _EXPORTS: dict[str, str] = {
-    "AMRConfig": "refinesam.amr",
+    "AMRConfig": "refinesam.amr.config",
     "AutomaticMaskGenerator": "refinesam.automatic",
     "Capabilities": "refinesam.types",
     "CocoScores": "refinesam.evaluation.coco",

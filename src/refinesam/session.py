@@ -75,7 +75,7 @@ class EncodedImage:
     Attributes:
         image_hw: height and width of the original image, the frame of prompts and masks.
         key: digest of the image's content.
-        pixels: (H, W, 3) uint8, a read-only copy for closer looks at a part of it; None where there is none.
+        pixels: (H, W, 3) uint8, a read-only copy for crops of it; None where there is none.
     """
 
     image_hw: tuple[int, int]
@@ -151,7 +151,7 @@ class EncodedImage:
         return amr.refine(
             prediction,
             self.predict,
-            config or amr.AMRConfig(),
+            config,
             max_points=max_points,
             mask_prompt=self.model.capabilities.mask_prompt,
             zoom=None if self.pixels is None else self._zoomed,

@@ -122,6 +122,11 @@ class Prompt:
         """(M, 2) float32, the points not on the object."""
         return np.asarray(self.points[self.labels == 0])
 
+    @property
+    def slots(self) -> int:
+        """How many points of a model's `Capabilities.max_points` it takes: a click one, a box two."""
+        return len(self.points) + (0 if self.box is None else 2)
+
     def with_points(self, points: ArrayLike, labels: ArrayLike | None = None) -> Prompt:
         """Return this prompt with further points appended; labels default to 1."""
         more, more_labels = points_and_labels(points, labels)

@@ -473,6 +473,8 @@ def test_weights_that_do_not_load(make: Callable[..., Service], error: BaseExcep
         ({"extra_params": {"amr": "on"}}, "true, false"),
         ({"extra_params": {"amr": {"rules": 1}}}, "rules; known are"),
         ({"extra_params": {"amr": {"rule": "best"}}}, "choose one of"),
+        ({"extra_params": {"amr": {"iterations": 2}}}, "no use for"),
+        ({"extra_params": {"amr": "best"}}, "choose one of full, fast, paper"),
         ({"extra_params": {"amr": {"depth": 10**400}}}, "too large"),
         ({"extra_params": {"amr": {"iterations": 10**9}}}, "from 1 to 64"),
         ({"extra_params": {"output": "circle"}}, "one of brush"),
@@ -509,11 +511,13 @@ def test_predict_says_what_is_wrong(make: Callable[..., Service], body: dict[str
 
 
 def test_extra_params_are_read() -> None:
-    options = ServiceOptions().updated('{"amr": {"iterations": 2}, "everything": {"min_area": 50}, "max_masks": 3}')
-    assert options.amr == AMRConfig(iterations=2)
+    options = ServiceOptions().updated(
+        '{"amr": {"rule": "centre", "iterations": 2}, "everything": {"min_area": 50}, "max_masks": 3}'
+    )
+    assert options.amr == AMRConfig(rule="centre", iterations=2)
     assert options.everything == {"min_area": 50}
     assert options.max_masks == 3
-    assert options.version("w") == "w+amr(iterations=2)"
+    assert options.version("w") == "w+amr(rule=centre,iterations=2)"
     assert ServiceOptions().updated("") == ServiceOptions().updated(None) == ServiceOptions()
     assert options.updated({"amr": False, "everything": False}).version("w") == "w"
     assert options.updated({"everything": True}).everything == {}

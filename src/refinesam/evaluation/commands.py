@@ -18,7 +18,6 @@ from refinesam.files import HTML, JSON, PARQUET, check_outputs, write_json, writ
 from refinesam.threads import settle_threads
 
 if TYPE_CHECKING:
-    from refinesam.amr import AMRConfig
     from refinesam.evaluation.click_report import ClickEvaluation
     from refinesam.evaluation.presets import PresetName
     from refinesam.evaluation.report import Evaluation
@@ -82,13 +81,14 @@ def evaluate(
         return
     if annotations is None or images is None:
         raise ConfigError("Give --annotations, a COCO JSON file, and --images, the folder of the images it names.")
+    from refinesam.amr import AMRConfig
     from refinesam.evaluation.running import Request
 
     request = Request(
         annotations=annotations,
         images=images,
         protocol=protocol,
-        refine=_refinement(amr) if refine else None,
+        refine=AMRConfig.named(amr) if refine else None,
         seed=seed,
         limit_images=limit,
         choose=choose,
@@ -100,13 +100,6 @@ def evaluate(
         backend=backend,
     )
     _run(request, weights, session_of, outputs)
-
-
-def _refinement(name: str) -> AMRConfig:
-    from refinesam.amr import AMRConfig
-
-    named = {"full": AMRConfig.full, "fast": AMRConfig.fast, "paper": AMRConfig.paper}
-    return named[name]() if name in named else AMRConfig(rule="paper_prose")
 
 
 def _check_fixed(options: Mapping[str, bool]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refinesam.topology import boundary_points, centre_points
+from refinesam.amr.points import boundary_points, centre_points
 from refinesam.training.finetune.prompts import SELF_MADE, SelfMade, self_made_prompt, self_made_prompts
 
 PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3

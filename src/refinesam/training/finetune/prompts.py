@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refinesam.amr.points import boundary_points, centre_points
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
-from refinesam.topology import boundary_points, centre_points
 from refinesam.training.finetune.config import PromptConfig
 
 __all__ = [
@@ -151,7 +151,7 @@ def correction_clicks(
 def self_made_prompt(
     mask: NDArray[np.bool_], points: NDArray[np.float32], labels: NDArray[np.int64], kind: SelfMade
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Make the prompt that follows from a first mask: its box, or points as `refinesam.topology` places them.
+    """Make the prompt that follows from a first mask: its box, or points as `refinesam.amr` places them.
 
     Args:
         mask: (S, S), the first mask.

@@ -1,4 +1,4 @@
-"""What a mask is measured by, which strategy follows, and where its points lie (source paper, section XI)."""
+"""What a mask is measured by, and where its points lie (source paper, section XI)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mask_arrays import POINT_RULES, any_mask, disc, rectangle
-from refinesam.amr import AMRConfig, MaskQuality, boundary_points, centre_points, choose_strategy, mask_quality
+from mask_arrays import any_mask, disc, rectangle
+from refinesam.amr import boundary_points, centre_points, mask_quality
 from refinesam.errors import ConfigError, PromptError
 
 SQUARE_Q = math.pi / 4
@@ -103,81 +103,6 @@ def test_masks_of_any_layout_are_read_and_others_refused(function: Callable[[Any
         function(mask[None])
     with pytest.raises(PromptError, match="Threshold logits first"):
         function(mask.astype(np.float32))
-
-
-# --- Rules ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kappa", "compactness", "equation", "prose"),
-    [
-        (1, 0.9, "centre", "centre"),
-        (1, 0.6, "centre", "centre"),  # "compact (compactness >= 0.6)"
-        (1, 0.59, "boundary", "boundary"),
-        (2, 0.9, "boundary", "centre"),
-        (2, 0.6, "boundary", "centre"),
-        (3, 0.1, "boundary", "centre"),
-    ],
-)
-def test_both_readings_of_the_paper(kappa: int, compactness: float, equation: str, prose: str) -> None:
-    quality = MaskQuality(kappa, compactness)
-    assert choose_strategy(quality, AMRConfig(rule="paper_equation")) == equation
-    assert choose_strategy(quality, AMRConfig(rule="paper_prose")) == prose
-    assert choose_strategy(quality, AMRConfig(rule="centre")) == "centre"
-    assert choose_strategy(quality, AMRConfig(rule="boundary")) == "boundary"
-
-
-def test_every_named_rule_exists() -> None:
-    for rule in POINT_RULES:
-        assert choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule=rule)) in ("centre", "boundary")
-    with pytest.raises(ConfigError, match="places no points by strategy"):
-        choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule="consensus"))
-
-
-def test_the_threshold_is_the_configured_one() -> None:
-    quality = MaskQuality(1, 0.5)
-    assert choose_strategy(quality, AMRConfig("paper_prose", compactness_threshold=0.6)) == "boundary"
-    assert choose_strategy(quality, AMRConfig("paper_prose", compactness_threshold=0.5)) == "centre"
-
-
-def test_the_papers_configuration() -> None:
-    expected = AMRConfig("paper_equation", 0.6, 0.7, point_count=2, append=True, iterations=1, min_gain=None)
-    assert AMRConfig.paper() == expected
-    assert AMRConfig().rule == "consensus"
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("rule", "best", "paper_equation, paper_prose, centre, boundary"),
-        ("rule", ["centre"], "choose one of"),
-        ("rule", None, "choose one of"),
-        ("compactness_threshold", -0.1, "from 0 to 1"),
-        ("compactness_threshold", 1.1, "from 0 to 1"),
-        ("compactness_threshold", float("nan"), "a number"),
-        ("compactness_threshold", "0.6", "a number"),
-        ("depth", 1.0, "below 1"),
-        ("depth", -0.5, "below 1"),
-        ("depth", True, "a number"),
-        ("early_exit", 1.5, "from 0 to 1"),
-        ("early_exit", None, "a number"),
-        ("point_count", 0, "at least 1"),
-        ("point_count", 2.0, "whole number"),
-        ("point_count", True, "whole number"),
-        ("iterations", 0, "at least 1"),
-        ("iterations", None, "whole number"),
-        ("min_gain", -0.01, "at least 0"),
-        ("min_gain", float("inf"), "a number"),
-        ("append", 1, "True or False"),
-        ("zooms", 4, "give at most 8 numbers"),
-        ("zooms", (2.0,) * 9, "give at most 8 numbers"),
-        ("zooms", (2.0, 0.9), "at least 1 each"),
-        ("zooms", ("2",), "at least 1 each"),
-    ],
-)
-def test_bad_settings_are_named(name: str, value: object, words: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{name} is .*{words}"):
-        AMRConfig(**{name: value})
 
 
 @pytest.mark.parametrize(

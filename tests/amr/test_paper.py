@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mask_arrays import POINT_RULES, disc, rectangle
-from refinesam.amr import AMRConfig, Rule, boundary_points, centre_points, mask_quality, refine
-from refinesam.errors import PromptError
+from refinesam.amr import (
+    AMRConfig,
+    MaskQuality,
+    Rule,
+    boundary_points,
+    centre_points,
+    choose_strategy,
+    mask_quality,
+    refine,
+)
+from refinesam.errors import ConfigError, PromptError
 from refinesam.types import Prediction, Prompt
 
 PROSE = AMRConfig(rule="paper_prose")
@@ -39,6 +48,44 @@ class Decoder:
         if isinstance(answer, Exception):
             raise answer
         return prediction_of(*answer, prompt)
+
+
+# --- Rules ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kappa", "compactness", "equation", "prose"),
+    [
+        (1, 0.9, "centre", "centre"),
+        (1, 0.6, "centre", "centre"),  # "compact (compactness >= 0.6)"
+        (1, 0.59, "boundary", "boundary"),
+        (2, 0.9, "boundary", "centre"),
+        (2, 0.6, "boundary", "centre"),
+        (3, 0.1, "boundary", "centre"),
+    ],
+)
+def test_both_readings_of_the_paper(kappa: int, compactness: float, equation: str, prose: str) -> None:
+    quality = MaskQuality(kappa, compactness)
+    assert choose_strategy(quality, AMRConfig(rule="paper_equation")) == equation
+    assert choose_strategy(quality, AMRConfig(rule="paper_prose")) == prose
+    assert choose_strategy(quality, AMRConfig(rule="centre")) == "centre"
+    assert choose_strategy(quality, AMRConfig(rule="boundary")) == "boundary"
+
+
+def test_every_named_rule_exists() -> None:
+    for rule in POINT_RULES:
+        assert choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule=rule)) in ("centre", "boundary")
+    with pytest.raises(ConfigError, match="places no points by strategy"):
+        choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule="consensus"))
+
+
+def test_the_threshold_is_the_configured_one() -> None:
+    quality = MaskQuality(1, 0.5)
+    assert choose_strategy(quality, AMRConfig("paper_prose", compactness_threshold=0.6)) == "boundary"
+    assert choose_strategy(quality, AMRConfig("paper_prose", compactness_threshold=0.5)) == "centre"
+
+
+# --- A pass -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_better_mask_is_kept_with_the_prompt_that_obtained_it() -> None:

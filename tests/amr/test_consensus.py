@@ -1,4 +1,4 @@
-"""The consensus of several looks: what is asked of the model, and what comes of it."""
+"""The consensus of several passes: what is asked of the model, and what comes of it."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def first_prediction(masks: np.ndarray = FIRST, prompt: Prompt = CLICKS) -> Pred
     return Prediction(masks, scores(*[0.5] * len(masks)), np.zeros((len(masks), 4, 4), np.float32), prompt)
 
 
-def test_all_looks_in_turn() -> None:
+def test_all_passes_in_turn() -> None:
     world = World([FIRST] + [BETTER] * 2)
     first = first_prediction()
     result = refine(first, world.answer, AMRConfig(zooms=(4, 2)), zoom=world.zoom)
     again, closer, nearer = world.prompts
     # The user's clicks fell anywhere on the object; the middle of the mask stands for it.
     np.testing.assert_array_equal(again.points, centre_points(FIRST[0]))
-    # A window is around what most looks showed so far.
+    # A window is around what most masks show so far.
     assert world.windows == [(70, 50, 151, 131), (85, 65, 146, 126)]
     np.testing.assert_array_equal(closer.points, CLICKS.points - [70, 50])
     np.testing.assert_array_equal(closer.mask, FIRST[0, 50:131, 70:151])
@@ -76,16 +76,16 @@ def test_all_looks_in_turn() -> None:
     np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
     assert report.score_before == 0.5
     assert result.score == pytest.approx(report.score_after)
-    # The second look led to the windows and has no vote beside them.
-    assert report.reason.startswith("The consensus of 3 looks gained 0.")
+    # The second pass led to the windows and has no vote beside them.
+    assert report.reason.startswith("The consensus of 3 passes gained 0.")
     assert report.reason.endswith(" expected IoU, so it was kept.")
     assert result.prompt is CLICKS
     # A window's logits are in another frame.
     np.testing.assert_array_equal(result.low_res_logits, np.zeros((1, 4, 4), np.float32))
 
 
-def test_what_the_second_answer_shows_is_looked_at_closer() -> None:
-    """Of the first look's two masks the better one wins by the second look's vote, so the window is around that."""
+def test_a_crop_is_around_what_the_second_pass_shows() -> None:
+    """Of the first two masks the better one wins by the second pass's vote, so the window is around that."""
     masks = np.concatenate([FIRST, BETTER])
     world = World([BETTER] * 2)
     result = refine(first_prediction(masks), world.answer, AMRConfig(zooms=(2,)), zoom=world.zoom)
@@ -101,7 +101,7 @@ def test_a_box_is_asked_again_in_the_window_alone() -> None:
     assert (report.iterations, len(world.windows)) == (1, 1)
 
 
-def test_a_window_is_looked_at_once() -> None:
+def test_a_window_is_encoded_once() -> None:
     """Both windows around a large object are the largest there is."""
     large = square(50, 100, 100)[None]
     world = World([large] * 2)
@@ -113,11 +113,11 @@ def test_a_window_is_looked_at_once() -> None:
 def test_the_score_is_the_first_ones_and_the_gain() -> None:
     world = World([BETTER])
     result = refine(first_prediction(), world.answer, AMRConfig(zooms=()))
-    # Two looks of the same weight: at a tie the vote leaves what both have, and more from 0.45 on.
+    # Two passes of the same weight: at a tie the vote leaves what both have, and more from 0.45 on.
     report = result.refinement
     assert report is not None
     assert (report.kept, report.score_before) == ("first", 0.5)
-    # The second look sees nothing, and has no vote once there is a closer one, which counts four times.
+    # The second pass finds nothing, and has no vote once there is one in a crop, which counts four times.
     world = World([np.zeros_like(FIRST), BETTER])
     result = refine(first_prediction(), world.answer, AMRConfig(zooms=(6,)), zoom=world.zoom)
     overlap = (20 / 30) ** 2
@@ -136,9 +136,6 @@ def test_the_fast_preset_asks_once_and_encodes_nothing() -> None:
     assert (report.strategy, report.iterations, len(world.prompts), world.windows) == ("centre", 1, 1, [])
     np.testing.assert_array_equal(world.prompts[0].points, centre_points(FIRST[0]))
     np.testing.assert_array_equal(report.points, centre_points(FIRST[0]))
-    assert AMRConfig.fast().most_decodes == 1
-    assert AMRConfig.full() == AMRConfig()
-    assert AMRConfig.full().most_decodes == 2
 
 
 def test_masks_that_agree_are_left_alone() -> None:
@@ -157,7 +154,7 @@ def test_masks_that_agree_are_left_alone() -> None:
         if not asked:
             assert result.masks is first.masks
             assert (report.kept, report.strategy, report.rejected) == ("first", "none", None)
-            assert report.reason == "The masks of the first look agree by 0.7222, so nothing was asked again."
+            assert report.reason == "The first masks agree by 0.7222, so no further pass was made."
             assert math.isnan(report.score_after)
     astray = first_prediction(alike, CLICKS.with_points([[10, 12]]))
     world = World([BETTER])
@@ -165,7 +162,7 @@ def test_masks_that_agree_are_left_alone() -> None:
     assert len(world.prompts) == 1
 
 
-def test_an_object_that_fills_the_image_is_not_looked_at_closer() -> None:
+def test_an_object_that_fills_the_image_gets_no_crop() -> None:
     large = square(10, 10, 180)[None]
     world = World([large])
     report = refine(first_prediction(large), world.answer, zoom=world.zoom).refinement
@@ -173,7 +170,7 @@ def test_an_object_that_fills_the_image_is_not_looked_at_closer() -> None:
     assert (report.strategy, report.iterations, world.windows) == ("centre", 1, [])
 
 
-def test_without_pixels_there_is_no_closer_look() -> None:
+def test_without_pixels_there_is_no_crop() -> None:
     world = World([BETTER])
     report = refine(first_prediction(), world.answer).refinement
     assert report is not None
@@ -218,7 +215,7 @@ def test_without_room_for_a_point_the_logits_are_fed_back() -> None:
     assert not len(asked.points)
 
 
-def test_a_box_alone_gets_points_in_the_middle_of_a_closer_look() -> None:
+def test_a_box_alone_gets_points_in_the_middle_of_a_crop() -> None:
     world = World([BETTER])
     prompt = Prompt(box=[98, 78, 122, 102])
     report = refine(first_prediction(prompt=prompt), world.answer, AMRConfig(zooms=(4,)), zoom=world.zoom).refinement
@@ -256,7 +253,7 @@ def test_no_more_points_than_the_model_takes(max_points: int | None, placed: int
         assert report.reason == "There was nothing to try, so the first mask was kept."
 
 
-def test_a_refused_prompt_costs_its_own_look_alone() -> None:
+def test_a_refused_prompt_costs_its_own_pass_alone() -> None:
     two = AMRConfig(zooms=(4, 2), min_gain=0)
     world = World([FIRST, PromptError("No masks here."), BETTER])
     report = refine(first_prediction(), world.answer, two, zoom=world.zoom).refinement
@@ -285,7 +282,7 @@ def test_a_mask_that_loses_a_click_is_not_kept() -> None:
     assert report is not None
     np.testing.assert_array_equal(result.mask, FIRST[0])
     assert report.score_after > report.score_before
-    assert report.reason == "The consensus of 2 looks goes against a click, so the first mask was kept."
+    assert report.reason == "The consensus of 2 passes goes against a click, so the first mask was kept."
     np.testing.assert_array_equal(report.rejected, away[0])
 
 
@@ -322,7 +319,7 @@ def test_another_mask_than_the_best_can_rescue_an_empty_one() -> None:
     report = refine(first_prediction(np.zeros_like(FIRST)), nothing.answer, zoom=nothing.zoom).refinement
     assert report is not None
     assert (report.kept, report.kappa, report.rejected) == ("first", 0, None)
-    assert report.reason.startswith("No look found anything")
+    assert report.reason.startswith("No pass found anything")
     assert nothing.windows == []
 
 
@@ -387,7 +384,7 @@ def test_whatever_the_masks(
         result = refine(first, world.answer, config, max_points=max_points, mask_prompt=mask_prompt, zoom=world.zoom)
         report = result.refinement
         assert report is not None
-        assert world.decoded - 1 == report.iterations <= config.most_decodes
+        assert world.decoded - 1 == report.iterations <= 1 + len(config.zooms)
         assert (report.kept == "first") == (result.masks is first.masks)
         assert result.mask.any() or not first.mask.any()
         assert result.mask.shape == shape

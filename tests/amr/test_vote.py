@@ -1,4 +1,4 @@
-"""The vote over the masks of several looks."""
+"""The vote over the masks of several passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mask_arrays import scores, square
-from refinesam.consensus import THRESHOLDS, Ballot
+from refinesam.amr.vote import THRESHOLDS, Candidates, vote
 from refinesam.masks import mask_iou
 
 
@@ -49,10 +49,7 @@ small_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).
 @given(small_masks)
 def test_the_vote_is_the_definition_written_out(decodes: list[tuple[np.ndarray, np.ndarray]]) -> None:
     first = decodes[0][0][int(decodes[0][1].argmax())]
-    ballot = Ballot(first)
-    for masks, predicted in decodes:
-        ballot.add(masks, predicted)
-    decision = ballot.decide()
+    decision = vote(first, [Candidates(masks, predicted) for masks, predicted in decodes])
     if not any(masks.any() for masks, _ in decodes):
         assert decision is None
         return
@@ -66,11 +63,8 @@ def test_the_vote_is_the_definition_written_out(decodes: list[tuple[np.ndarray, 
 
 def test_the_majority_wins_and_an_outlier_does_not() -> None:
     first, other = square(20, 20, 40), square(20, 20, 60)
-    ballot = Ballot(first)
-    ballot.add(first[None], scores(0.9))
-    for _ in range(2):
-        ballot.add(other[None], scores(0.1))  # scores of different decodes are not compared
-    decision = ballot.decide()
+    # Scores of different decodes are not compared.
+    decision = vote(first, [Candidates(first[None], scores(0.9)), *[Candidates(other[None], scores(0.1))] * 2])
     assert decision is not None
     np.testing.assert_array_equal(decision.mask, other)
     overlap = 40**2 / 60**2
@@ -80,23 +74,18 @@ def test_the_majority_wins_and_an_outlier_does_not() -> None:
 
 def test_predicted_ious_weigh_the_masks_of_one_decode() -> None:
     first, other = square(20, 20, 40), square(20, 20, 60)
-    ballot = Ballot(first)
-    ballot.add(np.stack([first, other]), scores(0.5, 0.9))
-    decision = ballot.decide()
+    decision = vote(first, [Candidates(np.stack([first, other]), scores(0.5, 0.9))])
     assert decision is not None
     np.testing.assert_array_equal(decision.mask, other)
-    ballot = Ballot(first)
-    ballot.add(np.stack([first, other]), scores(0.5, math.nan))
-    decision = ballot.decide()
+    decision = vote(first, [Candidates(np.stack([first, other]), scores(0.5, math.nan))])
     assert decision is not None
     np.testing.assert_array_equal(decision.mask, first)
 
 
 def test_masks_of_a_window_are_put_where_they_belong() -> None:
-    ballot = Ballot(square(50, 80, 30))
     window = (70, 40, 130, 90)
-    ballot.add(square(50, 80, 30)[None, 40:90, 70:130], scores(0.5), window)
-    decision = ballot.decide()
+    in_window = Candidates(square(50, 80, 30)[None, 40:90, 70:130], scores(0.5), window)
+    decision = vote(square(50, 80, 30), [in_window])
     assert decision is not None
     np.testing.assert_array_equal(decision.mask, square(50, 80, 30))
     assert decision.expected_iou == decision.first_expected_iou == pytest.approx(1)
@@ -107,22 +96,15 @@ def test_large_masks_are_compared_on_a_grid_and_kept_in_full() -> None:
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     first = (rows - 500) ** 2 + (columns - 450) ** 2 < 300**2
     other = (rows - 480) ** 2 + (columns - 470) ** 2 < 330**2
-    ballot = Ballot(first)
-    ballot.add(first[None], scores(0.5))
-    ballot.add(other[None], scores(0.5))
-    ballot.add(other[None], scores(0.5))
-    decision = ballot.decide()
+    decision = vote(first, [Candidates(mask[None], scores(0.5)) for mask in (first, other, other)])
     assert decision is not None
     np.testing.assert_array_equal(decision.mask, other)
     assert decision.first_expected_iou == pytest.approx((1 + 2 * mask_iou(first, other)) / 3, abs=0.01)
 
 
-def test_a_decode_can_have_more_to_say() -> None:
+def test_a_decode_can_have_more_weight() -> None:
     first, other = square(20, 20, 40), square(20, 20, 60)
-    ballot = Ballot(first)
-    ballot.add(first[None], scores(0.9))
-    ballot.add(other[None], scores(0.1), say=3)
-    decision = ballot.decide()
+    decision = vote(first, [Candidates(first[None], scores(0.9)), Candidates(other[None], scores(0.1), weight=3)])
     assert decision is not None
     np.testing.assert_array_equal(decision.mask, other)
     assert decision.expected_iou == pytest.approx((3 + 40**2 / 60**2) / 4)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mask_arrays import square
+from refinesam.amr.crop import LEAST_SIDE, MOST_OF_IMAGE, prompt_in_window, window_around
 from refinesam.types import Prompt
-from refinesam.zoom import LEAST_SIDE, MOST_OF_IMAGE, prompt_in_window, window_around
 
 
 @settings(max_examples=200, deadline=None)

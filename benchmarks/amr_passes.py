@@ -1,4 +1,4 @@
-"""Collect what `amr_study.py` reports on: every look at a sample of objects, on disk; see there."""
+"""Collect what `amr_study.py` reports on: every pass at a sample of objects, on disk; see there."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import torch
 
 import refinesam
 from refinesam import amr
-from refinesam.amr import AMRConfig
-from refinesam.consensus import Window
+from refinesam.amr import AMRConfig, Window
 from refinesam.evaluation.dataset import CocoImage, read_coco_folder
 from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import replacing
@@ -33,7 +32,7 @@ POINT_CONFIGS: dict[str, AMRConfig] = {
     **{f"{strategy}, alone": AMRConfig(rule=strategy, append=False) for strategy in STRATEGIES},
     **{f"equation, {n} passes": AMRConfig(rule="paper_equation", iterations=n) for n in (2, 3)},
 }
-# The presets, and what the variants of `amr_rules.py` are decided from: a nearer window, the second look always.
+# The presets, and what the variants of `amr_rules.py` are decided from: a smaller crop, the second pass always.
 CONSENSUS_CONFIGS: dict[str, AMRConfig] = {
     "full": AMRConfig.full(),
     "fast": AMRConfig.fast(),
@@ -49,13 +48,13 @@ class Recorder:
     session: Session
     pixels: np.ndarray
     encoded: EncodedImage
-    looks: list[tuple[Prediction, Window | None]] = field(default_factory=list)
-    # Of one object and prompt. The first rule that looks closer, `full`, pays for the encoding.
+    passes: list[tuple[Prediction, Window | None]] = field(default_factory=list)
+    # Of one object and prompt. The first rule that takes a crop, `full`, pays for the encoding.
     windows: dict[Window, EncodedImage] = field(default_factory=dict)
 
     def decode(self, prompt: Prompt) -> Prediction:
         prediction = self.encoded.predict(prompt)
-        self.looks.append((prediction, None))
+        self.passes.append((prediction, None))
         return prediction
 
     def zoom(self, window: Window) -> amr.Decode:
@@ -66,7 +65,7 @@ class Recorder:
 
         def decode(prompt: Prompt) -> Prediction:
             prediction = encoded.predict(prompt)
-            self.looks.append((prediction, window))
+            self.passes.append((prediction, window))
             return prediction
 
         return decode
@@ -88,7 +87,7 @@ def timed(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
 
 
 def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dict[str, Any]:
-    """Prompt, refine by every rule, and keep what all looks showed: the first, the windows', `fast`'s at the whole."""
+    """Prompt, refine by every rule, and keep all passes: the first, those in crops, `fast`'s on the whole image."""
     recorder.windows.clear()
     mask_prompt = recorder.session.capabilities.mask_prompt
     first, first_ms = timed(lambda: recorder.encoded.predict(prompt))
@@ -105,7 +104,7 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
         "points": {},
         "logit_ensemble": logit_ensemble(recorder, first, truth),
     }
-    looks: dict[str, list[dict[str, Any]]] = {}
+    passes: dict[str, list[dict[str, Any]]] = {}
     for name, config in POINT_CONFIGS.items():
         refined, ms = timed(lambda config=config: recorder.encoded.refine(first, config))
         report = refined.refinement
@@ -116,17 +115,17 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
             "iterations": report.iterations,
         }
     for name, config in CONSENSUS_CONFIGS.items():
-        recorder.looks = []
+        recorder.passes = []
         refined, ms = timed(
             lambda config=config: amr.refine(
                 first, recorder.decode, config, mask_prompt=mask_prompt, zoom=recorder.zoom
             )
         )
         row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
-        looks[name] = [stored_look(*look, truth) for look in recorder.looks]
-    row["first"] = stored_look(first, None, truth)
-    row["windows"] = [look for look in looks["closer"] if look["window"] is not None]
-    row["second"] = looks["whole"]
+        passes[name] = [stored_pass(*one, truth) for one in recorder.passes]
+    row["first"] = stored_pass(first, None, truth)
+    row["windows"] = [one for one in passes["closer"] if one["window"] is not None]
+    row["second"] = passes["whole"]
     return row
 
 
@@ -141,7 +140,7 @@ def logit_ensemble(recorder: Recorder, first: Prediction, truth: np.ndarray) -> 
     return mask_iou(recorder.encoded.model.upsample(mean, recorder.encoded.image_hw)[0], truth)
 
 
-def stored_look(one: Prediction, window: Window | None, truth: np.ndarray) -> dict[str, Any]:
+def stored_pass(one: Prediction, window: Window | None, truth: np.ndarray) -> dict[str, Any]:
     return {
         "scores": one.iou_predictions,
         "best": one.best,

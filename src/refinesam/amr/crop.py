@@ -1,17 +1,23 @@
-"""A closer look at an object: the window of the image around it, and a prompt moved into that window."""
+"""A crop of the image around an object, and a prompt moved into it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
-from refinesam.consensus import Window
 from refinesam.masks import box_from_mask
-from refinesam.types import BoolArray, Prompt
+from refinesam.types import BoolArray, Prediction, Prompt
 
-__all__ = ["prompt_in_window", "window_around"]
+__all__ = ["Decode", "Window", "Zoom", "prompt_in_window", "window_around"]
+
+# A part of the image: x0, y0, x1, y1 in whole pixels.
+Window = tuple[int, int, int, int]
+Decode = Callable[[Prompt], Prediction]
+# Encodes a window of the image and returns what decodes prompts in its frame.
+Zoom = Callable[[Window], Decode]
 
 # A window is at least so many pixels wide and high, where the image is.
 LEAST_SIDE: Final = 48

@@ -1,4 +1,4 @@
-"""A mask's topology and shape, and points placed by them: what Adaptive Mask Refinement looks at and where it points.
+"""A mask's topology and shape, and points placed by them.
 
 Source paper, sections XI-B (mask quality) and XI-C (point generation). Nothing here is random, and everything works on
 the mask's bounding box, so that a small object in a large image costs little.
@@ -7,7 +7,6 @@ the mask's bounding box, so that a small object in a large image costs little.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam.errors import ConfigError, PromptError
+from refinesam.amr.config import check_count, check_number
+from refinesam.errors import PromptError
 from refinesam.types import FloatArray
 
-__all__ = ["MaskQuality", "boundary_points", "centre_points", "check_count", "check_number", "mask_quality"]
+__all__ = ["MaskQuality", "boundary_points", "centre_points", "mask_quality"]
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,6 @@ class MaskQuality:
 
     kappa: int
     compactness: float
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless a value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; give a whole number of at least 1.")
-
-
-def check_number(name: str, value: Any, needed: str, in_range: Callable[[float], bool]) -> None:
-    """Raise ConfigError unless a value is a finite number in range."""
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not in_range(float(value)):
-        raise ConfigError(f"{name} is {value!r}; give a number {needed}.")
 
 
 def mask_quality(mask: NDArray[Any]) -> MaskQuality:
