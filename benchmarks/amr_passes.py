@@ -17,11 +17,12 @@ import torch
 import refinesam
 from refinesam import amr
 from refinesam.amr import AMRConfig, Window
+from refinesam.encoded_image import EncodedImage
 from refinesam.evaluation.dataset import CocoImage, read_coco_folder
 from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import replacing
 from refinesam.masks import decode_segmentation, mask_iou, stability_score
-from refinesam.session import EncodedImage, Session
+from refinesam.session import Session
 from refinesam.types import Prediction, Prompt
 
 PROTOCOLS = ("box", "noisy-box", "points-3", "random-2", "points-1")

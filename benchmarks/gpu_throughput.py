@@ -19,10 +19,11 @@ from dataclasses import replace
 import torch
 
 from refinesam.files import write_json
+from refinesam.loading import resolve_device, resolve_dtype
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
 from refinesam.models.promptable import PromptableModel
-from refinesam.predictor import Predictor, resolve_device, resolve_dtype
+from refinesam.predictor import Predictor
 from refinesam.weights import load_model
 
 VARIANTS = ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_b", "sam_vit_h")

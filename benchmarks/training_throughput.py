@@ -31,10 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refinesam.files import write_json
 from refinesam.images import write_png
+from refinesam.loading import resolve_device
 from refinesam.masks import encode_rle
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
-from refinesam.predictor import resolve_device
 from refinesam.training.finetune.config import FinetuneConfig
 from refinesam.training.finetune.data import PromptedCrops, batches_from
 from refinesam.training.finetune.state import Finetuning

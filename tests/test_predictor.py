@@ -19,10 +19,11 @@ from refinesam.batch import Item, segment_batch
 from refinesam.embeddings import EmbeddingStore
 from refinesam.errors import ConfigError, PromptError
 from refinesam.images import write_png
+from refinesam.loading import DtypeName, load
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
 from refinesam.overlay import draw_comparison, draw_everything, draw_mask, draw_prompt
-from refinesam.predictor import DtypeName, Predictor, load
+from refinesam.predictor import Predictor
 from refinesam.session import Session
 from refinesam.types import Prompt
 

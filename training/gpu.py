@@ -28,7 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from refinesam.files import write_json
-from refinesam.predictor import resolve_device
+from refinesam.loading import resolve_device
 from refinesam.training.finetune.config import FinetuneConfig, read_config
 from refinesam.training.finetune.resident import ResidentImages, ResidentSamples
 from refinesam.training.finetune.state import Finetuning

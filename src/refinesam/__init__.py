@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from refinesam.automatic import AutomaticMaskGenerator
     from refinesam.batch import Item, Record, segment_batch
     from refinesam.boundary import boundary_iou
+    from refinesam.encoded_image import EncodedImage
     from refinesam.errors import (
         ConfigError,
         DatasetError,
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     from refinesam.evaluation.metrics import bootstrap_interval, size_of
     from refinesam.files import check_outputs, replacing, write_json, write_outputs
     from refinesam.images import INTENSITY_POLICIES, as_rgb, read_image
+    from refinesam.loading import load
     from refinesam.masks import box_from_mask, coco_annotation, mask_iou, polygons_from_mask
-    from refinesam.predictor import load
     from refinesam.rle import decode_rle, encode_rle
-    from refinesam.session import EncodedImage, Session
+    from refinesam.session import Session
     from refinesam.threads import settle_threads
     from refinesam.types import Capabilities, Prediction, Prompt, RefinementReport
 
@@ -100,7 +101,7 @@ _EXPORTS: dict[str, str] = {
     "CocoScores": "refinesam.evaluation.coco",
     "ConfigError": "refinesam.errors",
     "DatasetError": "refinesam.errors",
-    "EncodedImage": "refinesam.session",
+    "EncodedImage": "refinesam.encoded_image",
     "INTENSITY_POLICIES": "refinesam.images",
     "ImageError": "refinesam.errors",
     "Item": "refinesam.batch",
@@ -123,7 +124,7 @@ _EXPORTS: dict[str, str] = {
     "coco_scores": "refinesam.evaluation.coco",
     "decode_rle": "refinesam.rle",
     "encode_rle": "refinesam.rle",
-    "load": "refinesam.predictor",
+    "load": "refinesam.loading",
     "mask_iou": "refinesam.masks",
     "polygons_from_mask": "refinesam.masks",
     "read_image": "refinesam.images",

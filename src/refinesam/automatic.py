@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,10 +10,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refinesam.encoded_image import EncodedImage, SegmentationModel
 from refinesam.errors import ConfigError
 from refinesam.predictor import Predictor
-from refinesam.session import EncodedImage, Session
-from refinesam.types import FloatArray, Prediction, Prompt
+from refinesam.types import FloatArray, OnProgress, Prediction, Prompt
 
 __all__ = ["AutomaticMaskGenerator"]
 
@@ -24,12 +23,22 @@ MAX_CANDIDATES = 1000
 COMPARED_SIDE = 64
 
 
+class EncodingSession(Protocol):
+    """What the generator needs of a session; `refinesam.Session` is one."""
+
+    model: SegmentationModel
+
+    def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
+        """Encode (H, W, 3) uint8 RGB."""
+        ...
+
+
 class AutomaticMaskGenerator:
     """Segments everything in an image with the session's model."""
 
     def __init__(
         self,
-        session: Session,
+        session: EncodingSession,
         *,
         points_per_side: int | None = None,
         iou_threshold: float | None = None,
@@ -74,7 +83,7 @@ class AutomaticMaskGenerator:
         self.prompts_per_batch = prompts_per_batch or (4 if model.device.type == "cpu" else 64)
 
     def generate(
-        self, image: NDArray[np.uint8] | EncodedImage, on_progress: Callable[[int, int], None] | None = None
+        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
     ) -> list[Prediction]:
         """Segment everything.
 

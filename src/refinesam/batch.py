@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from refinesam.amr import AMRConfig
 from refinesam.channels import Channel
+from refinesam.encoded_image import EncodedImage
 from refinesam.errors import ConfigError, PromptError, RefineSAMError
 from refinesam.images import IntensityPolicy, as_rgb, read_image
-from refinesam.session import EncodedImage, Session
+from refinesam.session import Session
 from refinesam.types import Prediction, Prompt
 
 __all__ = ["Answer", "Item", "Record", "segment_batch"]

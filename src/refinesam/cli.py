@@ -158,7 +158,7 @@ def segment(
     prompt = _prompt(point or [], negative or [], box or [])
     pixels = _read(image, intensity, page, channel, max_megapixels)
     prompt.check_inside((pixels.shape[0], pixels.shape[1]))
-    from refinesam.predictor import load
+    from refinesam.loading import load
 
     encoded = load(weights, device=device, threads=settled).encode(pixels)
     first = encoded.predict(prompt)
@@ -202,7 +202,7 @@ def everything(
     from rich.progress import Progress
 
     from refinesam.automatic import AutomaticMaskGenerator
-    from refinesam.predictor import load
+    from refinesam.loading import load
 
     generator = AutomaticMaskGenerator(
         load(weights, device=device, threads=settled),

@@ -15,9 +15,9 @@ from rich.table import Table
 from refinesam.errors import MissingExtraError
 from refinesam.files import JSON, PNG, check_outputs, write_json
 from refinesam.images import as_rgb, write_png
+from refinesam.loading import load
 from refinesam.masks import coco_document
 from refinesam.overlay import draw_comparison, draw_everything
-from refinesam.predictor import load
 from refinesam.types import Prediction, Prompt
 
 __all__ = ["SCENES", "Scene", "run_demo"]

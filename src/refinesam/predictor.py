@@ -1,4 +1,4 @@
-"""The border between numpy and torch: preprocess, encode, decode, postprocess; and `load`."""
+"""The border between numpy and torch: preprocess, encode, decode, postprocess."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from refinesam.embeddings import EmbeddingStore, Features, check_bytes
+from refinesam.embeddings import Features
 from refinesam.errors import ConfigError, PromptError, WeightsError
 from refinesam.models.frames import Frame
 from refinesam.models.image_encoder import PATCH_SIZE, ImageFeatures
@@ -26,15 +26,10 @@ from refinesam.models.layers import fold_norms
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
 from refinesam.registry import find_entry, weights_path
-from refinesam.session import DEFAULT_CACHE_BYTES, OnProgress, Session
-from refinesam.threads import check_threads
-from refinesam.types import BoolArray, FloatArray, Prompt
+from refinesam.types import BoolArray, FloatArray, OnProgress, Prompt
 from refinesam.weights import load_model
 
-__all__ = ["DtypeName", "Predictor", "load", "resolve_device", "resolve_dtype"]
-
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
+__all__ = ["Origin", "Predictor"]
 
 # Of the encode that runs in this thread: the encoder's blocks, whose hooks ask for it, serve all threads.
 _ON_PROGRESS: ContextVar[OnProgress | None] = ContextVar("_ON_PROGRESS", default=None)
@@ -60,9 +55,30 @@ class Origin:
     dtype: torch.dtype
     input_size: int | None = None
 
+    @classmethod
+    def of(cls, weights: str, device: torch.device, dtype: torch.dtype, input_size: int | None = None) -> Origin:
+        """Find the file of some weights."""
+        file = weights_path(weights).absolute()
+        name = weights if find_entry(weights) else str(file)
+        return cls(name, file, _stamp(file), device, dtype, input_size)
+
+    def load(self, name: str) -> Predictor:
+        """Load the model, under the name that the user gave it.
+
+        Raises:
+            ConfigError: the input size is none.
+            WeightsError: the weights are unknown, missing or damaged.
+        """
+        size = self.input_size
+        if size is not None and (type(size) is not int or size <= 0 or size % PATCH_SIZE):
+            raise ConfigError(f"input_size is {size!r}; a positive multiple of {PATCH_SIZE} is needed.")
+        model = load_model(self.weights)
+        model.config = replace(model.config, input_size=size or model.config.input_size)
+        return Predictor(model, name, self.device, self.dtype, self)
+
 
 class Predictor:
-    """A torch model as `refinesam.session.SegmentationModel`: numpy in original pixels on the outside."""
+    """A torch model as `refinesam.encoded_image.SegmentationModel`: numpy in original pixels on the outside."""
 
     def __init__(
         self, model: PromptableModel, name: str, device: torch.device, dtype: torch.dtype, origin: Origin | None = None
@@ -199,59 +215,6 @@ class Predictor:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def load(
-    weights: str | Path = "builtin",
-    *,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
-    cache_dir: str | Path | None = None,
-    disk_cache_bytes: int = DEFAULT_DISK_CACHE_BYTES,
-    threads: int | None = None,
-    input_size: int | None = None,
-) -> Session:
-    """Load a model.
-
-    Args:
-        weights: a name of `refinesam weights list`, or the path of a file.
-        device: "auto" (CUDA where there is a GPU, else the CPU) or a torch device.
-        dtype: "auto" (float32 on the CPU, bfloat16 or else float16 on CUDA) or a name.
-        cache_bytes: most bytes of image embeddings that the session keeps in memory.
-        cache_dir: folder that keeps embeddings on disk too, for later sessions with the same model; None means none.
-            It is made where it is missing; a full or read-only disk costs a logged warning, not the answer.
-        disk_cache_bytes: most bytes of embeddings in that folder; the least recently used go first.
-        threads: that torch computes with on the CPU, in this whole process; None leaves them as they are. Fewer are
-            faster beside other work; a process of your own is best begun with `refinesam.settle_threads`.
-        input_size: side in pixels of the square that images are fitted into, a multiple of 16; None is the size that
-            the weights are for. A larger one shows small objects better and takes longer; far from it, masks get worse.
-
-    Returns:
-        A session.
-
-    Raises:
-        WeightsError: unknown, missing or damaged weights.
-        ConfigError: no such device or dtype here, or a number of threads or an input size that is none.
-    """
-    if threads is not None:
-        torch.set_num_threads(check_threads(threads))
-    check_bytes("cache_bytes", cache_bytes)
-    chosen = resolve_device(device)
-    kind = resolve_dtype(dtype, chosen)
-    store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)
-    name = str(weights)
-    file = weights_path(name).absolute()
-    origin = Origin(name if find_entry(name) else str(file), file, _stamp(file), chosen, kind, input_size)
-    return Session(Predictor(_model(name, input_size), name, chosen, kind, origin), cache_bytes, store)
-
-
-def _model(weights: str, input_size: int | None) -> PromptableModel:
-    if input_size is not None and (type(input_size) is not int or input_size <= 0 or input_size % PATCH_SIZE):
-        raise ConfigError(f"input_size is {input_size!r}; a positive multiple of {PATCH_SIZE} is needed.")
-    model = load_model(weights)
-    model.config = replace(model.config, input_size=input_size or model.config.input_size)
-    return model
-
-
 def _stamp(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
@@ -260,10 +223,9 @@ def _stamp(file: Path) -> tuple[int, int]:
 @lru_cache(maxsize=1)  # A pool's process gets the same session with every task.
 def _loaded_here(name: str, origin: Origin) -> Predictor:
     """Load a model that another process loaded."""
-    model = _model(origin.weights, origin.input_size)
     if find_entry(origin.weights) is None and _stamp(origin.file) != origin.stamp:
         raise WeightsError(f"{origin.file} has changed since it was loaded: load it anew with refinesam.load.")
-    return Predictor(model, name, origin.device, origin.dtype, origin)
+    return origin.load(name)
 
 
 def _report(done: int, total: int, *_: object) -> None:
@@ -274,29 +236,3 @@ def _report(done: int, total: int, *_: object) -> None:
 
 def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of that name, "auto" being CUDA where there is a GPU; ConfigError if it can't be used here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        # What it holds has to come back: not everything that torch calls a device computes.
-        torch.zeros(1, device=device).cpu()
-    except Exception as error:  # torch raises whatever its backends stumble on, also assertions and TypeErrors
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"Device {name!r} can't be used here: {reason} Use 'auto' or 'cpu'.") from error
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of that name, "auto" being what the device computes best; ConfigError if there is none."""
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ConfigError(f"dtype {name!r} is unknown; use 'auto' or one of {', '.join(known)}.")
-    return known[name]

@@ -6,6 +6,7 @@ Arrays held by these values are private copies and read-only, so a value never c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +27,10 @@ from refinesam.arrays import (
 )
 from refinesam.errors import PromptError
 
-__all__ = ["BoolArray", "Capabilities", "FloatArray", "Prediction", "Prompt", "RefinementReport"]
+__all__ = ["BoolArray", "Capabilities", "FloatArray", "OnProgress", "Prediction", "Prompt", "RefinementReport"]
+
+# Called with the steps done so far and their number.
+OnProgress = Callable[[int, int], None]
 
 # How negative clicks were answered: there were none, by a model trained on them, or (some) by subtraction.
 NegativeAnswer = Literal["none", "trained", "subtracted"]

@@ -18,10 +18,11 @@ import torch
 import refinesam
 from refinesam import Prompt
 from refinesam.images import write_png
+from refinesam.loading import DtypeName
 from refinesam.masks import encode_rle, mask_iou
 from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS
-from refinesam.predictor import DtypeName, Predictor
+from refinesam.predictor import Predictor
 from refinesam.session import Session
 from refinesam.training.finetune.config import FinetuneConfig
 from refinesam.training.finetune.run import finetune

@@ -108,7 +108,7 @@ def _check_fixed(options: Mapping[str, bool]) -> None:
 
 
 def _session(weights: str, device: str, threads: int) -> Session:
-    from refinesam.predictor import load
+    from refinesam.loading import load
 
     return load(weights, device=device, threads=threads)
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from refinesam.errors import ConfigError
-from refinesam.predictor import resolve_device
+from refinesam.loading import resolve_device
 
 __all__ = ["Processes", "run_processes", "without_exchange"]
 

@@ -12,7 +12,7 @@ import torch
 
 from refinesam.errors import ConfigError, RefineSAMError
 from refinesam.images import read_image
-from refinesam.predictor import load
+from refinesam.loading import load
 from refinesam.training.finetune.rounds import Draws
 from refinesam.training.finetune.run import finetune
 from refinesam.training.finetune.state import Finetuning

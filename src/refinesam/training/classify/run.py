@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from refinesam.errors import RefineSAMError
 from refinesam.files import write_json
+from refinesam.loading import resolve_device
 from refinesam.models.build import build_model, normalise
 from refinesam.models.config import config_named
 from refinesam.models.image_encoder import LightEncoder
-from refinesam.predictor import resolve_device
 from refinesam.training.classify.config import ClassifyConfig
 from refinesam.training.classify.data import DAMAGED, LabelledImages, image_batches, read_labelled
 from refinesam.training.encoder_file import load_encoder

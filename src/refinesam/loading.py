@@ -1,0 +1,88 @@
+"""`load`: from the name of some weights to a session on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from refinesam.embeddings import EmbeddingStore, check_bytes
+from refinesam.errors import ConfigError
+from refinesam.predictor import Origin
+from refinesam.session import DEFAULT_CACHE_BYTES, Session
+from refinesam.threads import check_threads
+
+__all__ = ["DtypeName", "load", "resolve_device", "resolve_dtype"]
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
+
+
+def load(
+    weights: str | Path = "builtin",
+    *,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    cache_dir: str | Path | None = None,
+    disk_cache_bytes: int = DEFAULT_DISK_CACHE_BYTES,
+    threads: int | None = None,
+    input_size: int | None = None,
+) -> Session:
+    """Load a model.
+
+    Args:
+        weights: a name of `refinesam weights list`, or the path of a file.
+        device: "auto" (CUDA where there is a GPU, else the CPU) or a torch device.
+        dtype: "auto" (float32 on the CPU, bfloat16 or else float16 on CUDA) or a name.
+        cache_bytes: most bytes of image embeddings that the session keeps in memory.
+        cache_dir: folder that keeps embeddings on disk too, for later sessions with the same model; None means none.
+            It is made where it is missing; a full or read-only disk costs a logged warning, not the answer.
+        disk_cache_bytes: most bytes of embeddings in that folder; the least recently used go first.
+        threads: that torch computes with on the CPU, in this whole process; None leaves them as they are. Fewer are
+            faster beside other work; a process of your own is best begun with `refinesam.settle_threads`.
+        input_size: side in pixels of the square that images are fitted into, a multiple of 16; None is the size that
+            the weights are for. A larger one shows small objects better and takes longer; far from it, masks get worse.
+
+    Returns:
+        A session.
+
+    Raises:
+        WeightsError: unknown, missing or damaged weights.
+        ConfigError: no such device or dtype here, or a number of threads or an input size that is none.
+    """
+    if threads is not None:
+        torch.set_num_threads(check_threads(threads))
+    check_bytes("cache_bytes", cache_bytes)
+    chosen = resolve_device(device)
+    kind = resolve_dtype(dtype, chosen)
+    store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)
+    predictor = Origin.of(str(weights), chosen, kind, input_size).load(str(weights))
+    return Session(predictor, cache_bytes, store)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name, "auto" being CUDA where there is a GPU; ConfigError if it can't be used here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        # What it holds has to come back: not everything that torch calls a device computes.
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # torch raises whatever its backends stumble on, also assertions and TypeErrors
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"Device {name!r} can't be used here: {reason} Use 'auto' or 'cpu'.") from error
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of that name, "auto" being what the device computes best; ConfigError if there is none."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigError(f"dtype {name!r} is unknown; use 'auto' or one of {', '.join(known)}.")
+    return known[name]
