@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import refinesam
+from refinesam.hosts import write_json
 from refinesam.threads import available_cores
 
 SPIN = "while True: sum(range(100_000))"
@@ -32,6 +33,7 @@ MEASURE = """
 import json, sys, time
 from statistics import median
 import refinesam
+from refinesam.hosts import write_json
 from refinesam import Prompt
 from skimage import data
 image = refinesam.as_rgb(data.astronaut())
@@ -102,7 +104,7 @@ def main() -> None:
             "load_average_before_each_run": loads,
             "settings": rows,
         }
-        refinesam.write_json(arguments.json, content, indent=1)
+        write_json(arguments.json, content, indent=1)
 
 
 if __name__ == "__main__":

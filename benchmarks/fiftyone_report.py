@@ -18,7 +18,7 @@ import fiftyone as fo
 import pandas as pd
 from fiftyone.utils.coco import COCODetectionDatasetImporter
 
-from refinesam import write_json
+from refinesam.hosts import write_json
 from refinesam_fiftyone.coco import coco_ap
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.evaluation import evaluate

@@ -10,12 +10,13 @@ import sys
 import pytest
 
 import refinesam
+from refinesam import hosts
 
 PUBLIC_NAMES = [
     "AMRConfig",
+    "Answer",
     "AutomaticMaskGenerator",
     "Capabilities",
-    "CocoScores",
     "ConfigError",
     "DatasetError",
     "EncodedImage",
@@ -34,21 +35,25 @@ PUBLIC_NAMES = [
     "WeightsError",
     "__version__",
     "as_rgb",
-    "bootstrap_interval",
-    "boundary_iou",
     "box_from_mask",
-    "check_outputs",
     "coco_annotation",
-    "coco_scores",
     "decode_rle",
     "encode_rle",
     "load",
     "mask_iou",
     "polygons_from_mask",
     "read_image",
-    "replacing",
     "segment_batch",
     "settle_threads",
+]
+# For authors of adapters alone.
+HOST_NAMES = [
+    "CocoScores",
+    "bootstrap_interval",
+    "boundary_iou",
+    "check_outputs",
+    "coco_scores",
+    "replacing",
     "size_of",
     "write_json",
     "write_outputs",
@@ -80,6 +85,8 @@ def loaded_by(program: str) -> set[str]:
 
 def test_all_is_pinned() -> None:
     assert refinesam.__all__ == PUBLIC_NAMES
+    assert hosts.__all__ == HOST_NAMES
+    assert not set(PUBLIC_NAMES) & set(HOST_NAMES)
 
 
 def test_every_export_has_a_module_and_no_more() -> None:
@@ -97,12 +104,21 @@ def test_name_resolves_to_the_object_of_its_module(name: str) -> None:
         assert value.__doc__
 
 
+@pytest.mark.parametrize("name", HOST_NAMES)
+def test_a_name_for_hosts_resolves_and_is_documented(name: str) -> None:
+    value = getattr(hosts, name)
+    assert value.__name__ == name
+    assert value.__doc__
+    assert name == "CocoScores" or f"`{name}`" in (hosts.__doc__ or "")
+
+
 def test_version_is_the_distributions() -> None:
     assert refinesam.__version__ == importlib.metadata.version("refinesam")
 
 
 def test_dir_lists_every_public_name() -> None:
     assert set(PUBLIC_NAMES) <= set(dir(refinesam))
+    assert set(HOST_NAMES) <= set(dir(hosts))
 
 
 def test_unknown_name_says_which_names_there_are() -> None:
@@ -110,6 +126,8 @@ def test_unknown_name_says_which_names_there_are() -> None:
         _ = refinesam.Predictor  # type: ignore[attr-defined]
     with pytest.raises(ImportError, match="Predictor"):
         exec("from refinesam import Predictor")
+    with pytest.raises(AttributeError, match=r"'refinesam.hosts' has no attribute 'load'.*\breplacing\b"):
+        _ = hosts.load
 
 
 def test_every_error_is_a_refinesam_error() -> None:
@@ -119,7 +137,7 @@ def test_every_error_is_a_refinesam_error() -> None:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    loaded = loaded_by("import refinesam; refinesam.PromptError; dir(refinesam)")
+    loaded = loaded_by("import refinesam, refinesam.hosts; refinesam.PromptError; dir(refinesam)")
     assert "refinesam" in loaded
     assert not loaded & (HEAVY | {"numpy"})
 
@@ -130,7 +148,8 @@ def test_a_prompt_needs_numpy_alone() -> None:
 
 def test_torch_comes_with_load_and_the_generator_alone() -> None:
     others = sorted(set(PUBLIC_NAMES) - {"load", "AutomaticMaskGenerator"})
-    assert "torch" not in loaded_by(f"from refinesam import {', '.join(others)}")
+    program = f"from refinesam import {', '.join(others)}; from refinesam.hosts import {', '.join(HOST_NAMES)}"
+    assert "torch" not in loaded_by(program)
     assert "torch" in loaded_by("from refinesam import load")
 
 

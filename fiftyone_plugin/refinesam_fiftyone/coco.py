@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 
 import pandas as pd
 
-from refinesam import ConfigError, coco_annotation, coco_scores, write_json
+from refinesam import ConfigError, coco_annotation
+from refinesam.hosts import coco_scores, write_json
 
 from .record import require
 from .regions import StoredLabel, StoredSample, read_samples

@@ -11,7 +11,8 @@ from typing import Any
 import fiftyone as fo
 import pandas as pd
 
-from refinesam import ConfigError, MissingExtraError, replacing
+from refinesam import ConfigError, MissingExtraError
+from refinesam.hosts import replacing
 
 from .coco import CocoExport, export_coco
 from .ranking import rank

@@ -17,7 +17,8 @@ import numpy as np
 from fiftyone.utils.image import read as read_file
 from numpy.typing import NDArray
 
-from refinesam import ImageError, Prompt, PromptError, replacing
+from refinesam import ImageError, Prompt, PromptError
+from refinesam.hosts import replacing
 
 __all__ = [
     "NOT_SEEN",

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from refinesam import ConfigError, bootstrap_interval
+from refinesam import ConfigError
+from refinesam.hosts import bootstrap_interval
 
 from .schema import BUCKETS
 

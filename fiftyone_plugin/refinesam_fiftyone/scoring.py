@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import fiftyone as fo
 
-from refinesam import boundary_iou, size_of
+from refinesam.hosts import boundary_iou, size_of
 
 from .pairing import best_overlap, pair, prompt_path
 from .prompting import source_field

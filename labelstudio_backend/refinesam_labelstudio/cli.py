@@ -15,7 +15,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 import refinesam
-from refinesam import ConfigError, write_json
+from refinesam import ConfigError
+from refinesam.hosts import write_json
 from refinesam_labelstudio.agreement import compare_versions, options_of, show_version
 from refinesam_labelstudio.answering import Answerer
 from refinesam_labelstudio.corrections import approve, project_folder, waiting

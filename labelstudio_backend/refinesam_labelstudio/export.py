@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refinesam import ConfigError, RefineSAMError, coco_annotation, replacing, write_json
+from refinesam import ConfigError, RefineSAMError, coco_annotation
+from refinesam.hosts import replacing, write_json
 from refinesam_labelstudio.access import LabelStudioServer
 from refinesam_labelstudio.answering import ReadImage
 from refinesam_labelstudio.corrections import masks_from_annotation, newest_accepted

@@ -23,7 +23,8 @@ from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam import ConfigError, ImageError, read_image, replacing
+from refinesam import ConfigError, ImageError, read_image
+from refinesam.hosts import replacing
 from refinesam_labelstudio.access import DEFAULT_MAX_BYTES, LabelStudioServer
 from refinesam_labelstudio.hosts import without_query
 

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from refinesam import ConfigError, DatasetError, RefineSAMError, replacing, write_json
+from refinesam import ConfigError, DatasetError, RefineSAMError
+from refinesam.hosts import replacing, write_json
 from refinesam_labelstudio.corrections import project_folder, waiting, write_dataset
 
 __all__ = ["finetune_project", "weights_for"]

@@ -12,7 +12,8 @@ import tifffile
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from refinesam import DatasetError, ImageError, coco_annotation, polygons_from_mask, replacing, write_json
+from refinesam import DatasetError, ImageError, coco_annotation, polygons_from_mask
+from refinesam.hosts import replacing, write_json
 from refinesam_napari.geometry import FREE, Plane, PlaneMask
 from refinesam_napari.storage import SavedSession
 

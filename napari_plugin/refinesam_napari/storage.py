@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from refinesam import DatasetError, decode_rle, encode_rle, replacing
+from refinesam import DatasetError, decode_rle, encode_rle
+from refinesam.hosts import replacing
 from refinesam_napari.corrections import Correction
 from refinesam_napari.document import Document, Origin, PlanePrompts, SegmentedObject
 from refinesam_napari.geometry import FREE, Plane, PlaneMask

@@ -14,18 +14,20 @@ image, encoded), `Prompt` (points, a box, a mask), `Prediction` (masks and how t
     prediction = photo.predict(Prompt(points=[[580, 350]], labels=[1]))
     refined = photo.refine(prediction)               # Adaptive Mask Refinement
 
-Every name is imported when it is first used (PEP 562), so `import refinesam` is quick and loads no torch.
+Every name is imported when it is first used (PEP 562), so `import refinesam` is quick and loads no torch. What authors
+of hosts need besides (plugins, servers, commands) is in `refinesam.hosts`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from refinesam.lazy_names import lazy_names
+
 if TYPE_CHECKING:
     from refinesam.amr import AMRConfig
     from refinesam.automatic import AutomaticMaskGenerator
-    from refinesam.batch import Item, Record, segment_batch
-    from refinesam.boundary import boundary_iou
+    from refinesam.batch import Answer, Item, Record, segment_batch
     from refinesam.encoded_image import EncodedImage
     from refinesam.errors import (
         ConfigError,
@@ -37,9 +39,6 @@ if TYPE_CHECKING:
         RefineSAMError,
         WeightsError,
     )
-    from refinesam.evaluation.coco import CocoScores, coco_scores
-    from refinesam.evaluation.metrics import bootstrap_interval, size_of
-    from refinesam.files import check_outputs, replacing, write_json, write_outputs
     from refinesam.images import INTENSITY_POLICIES, as_rgb, read_image
     from refinesam.loading import load
     from refinesam.masks import box_from_mask, coco_annotation, mask_iou, polygons_from_mask
@@ -52,9 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AMRConfig",
+    "Answer",
     "AutomaticMaskGenerator",
     "Capabilities",
-    "CocoScores",
     "ConfigError",
     "DatasetError",
     "EncodedImage",
@@ -73,32 +72,24 @@ __all__ = [
     "WeightsError",
     "__version__",
     "as_rgb",
-    "bootstrap_interval",
-    "boundary_iou",
     "box_from_mask",
-    "check_outputs",
     "coco_annotation",
-    "coco_scores",
     "decode_rle",
     "encode_rle",
     "load",
     "mask_iou",
     "polygons_from_mask",
     "read_image",
-    "replacing",
     "segment_batch",
     "settle_threads",
-    "size_of",
-    "write_json",
-    "write_outputs",
 ]
 
 # Public name -> the module that holds it. Type checkers read the imports above, the interpreter reads this table.
 _EXPORTS: dict[str, str] = {
     "AMRConfig": "refinesam.amr.config",
+    "Answer": "refinesam.batch",
     "AutomaticMaskGenerator": "refinesam.automatic",
     "Capabilities": "refinesam.types",
-    "CocoScores": "refinesam.evaluation.coco",
     "ConfigError": "refinesam.errors",
     "DatasetError": "refinesam.errors",
     "EncodedImage": "refinesam.encoded_image",
@@ -116,46 +107,26 @@ _EXPORTS: dict[str, str] = {
     "Session": "refinesam.session",
     "WeightsError": "refinesam.errors",
     "as_rgb": "refinesam.images",
-    "bootstrap_interval": "refinesam.evaluation.metrics",
-    "boundary_iou": "refinesam.boundary",
     "box_from_mask": "refinesam.masks",
-    "check_outputs": "refinesam.files",
     "coco_annotation": "refinesam.masks",
-    "coco_scores": "refinesam.evaluation.coco",
     "decode_rle": "refinesam.rle",
     "encode_rle": "refinesam.rle",
     "load": "refinesam.loading",
     "mask_iou": "refinesam.masks",
     "polygons_from_mask": "refinesam.masks",
     "read_image": "refinesam.images",
-    "replacing": "refinesam.files",
     "segment_batch": "refinesam.batch",
     "settle_threads": "refinesam.threads",
-    "size_of": "refinesam.evaluation.metrics",
-    "write_json": "refinesam.files",
-    "write_outputs": "refinesam.files",
 }
+
+
+_get, __dir__ = lazy_names(__name__, _EXPORTS)
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for."""
-    value: object
-    if name == "__version__":
-        from importlib.metadata import version
+    if name != "__version__":
+        return _get(name)
+    from importlib.metadata import version
 
-        value = version("refinesam")
-    elif name in _EXPORTS:
-        from importlib import import_module
-
-        value = getattr(import_module(_EXPORTS[name]), name)
-    else:
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}; its public names are {', '.join(__all__)}."
-        )
-    globals()[name] = value  # The next access no longer comes through here.
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, whether they are loaded yet or not."""
-    return sorted({*globals(), *__all__})
+    return version("refinesam")

@@ -11,7 +11,8 @@ from fiftyone import ViewField as F
 from fakes import FloodModel
 from fiftyone_flat import documents
 from fiftyone_planted import TRUTH_FIELD, bucket_of, iou, plant
-from refinesam import ConfigError, Session, boundary_iou
+from refinesam import ConfigError, Session
+from refinesam.hosts import boundary_iou
 from refinesam_fiftyone.coco import coco_ap
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.deletion import delete_run

@@ -6,7 +6,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from refinesam import boundary_iou
+from refinesam.hosts import boundary_iou
 from refinesam_fiftyone.labels import detection_from_mask, placed_mask
 from refinesam_fiftyone.pairing import best_overlap, pair
 from refinesam_fiftyone.regions import Region, StoredLabel, StoredSample, iou

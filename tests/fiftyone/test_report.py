@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refinesam import ConfigError, bootstrap_interval
+from refinesam import ConfigError
+from refinesam.hosts import bootstrap_interval
 from refinesam_fiftyone.report import GROUPINGS, calibration, calibration_error, groups, summarise
 from refinesam_fiftyone.rows import ROW_COLUMNS
 

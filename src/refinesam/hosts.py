@@ -1,0 +1,53 @@
+"""What authors of hosts need beside `refinesam` itself: plugins, servers and commands that segment for their users.
+
+Files that are never half written:
+
+- `replacing` writes a file of any kind, `write_json` one of JSON; the old file stays until the new one is whole.
+- `check_outputs` finds out before the work whether its results can be written, `write_outputs` loses none of them.
+
+Measures of masks and what is known of their mean:
+
+- `boundary_iou` compares outlines, `size_of` names COCO's size of an area, `coco_scores` counts AP and AR as COCO does.
+- `bootstrap_interval` is the interval of a mean over objects that come in groups, such as images.
+
+Every name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from refinesam.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from refinesam.boundary import boundary_iou
+    from refinesam.evaluation.coco import CocoScores, coco_scores
+    from refinesam.evaluation.metrics import bootstrap_interval, size_of
+    from refinesam.files import check_outputs, replacing, write_json, write_outputs
+
+__all__ = [
+    "CocoScores",
+    "bootstrap_interval",
+    "boundary_iou",
+    "check_outputs",
+    "coco_scores",
+    "replacing",
+    "size_of",
+    "write_json",
+    "write_outputs",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CocoScores": "refinesam.evaluation.coco",
+        "bootstrap_interval": "refinesam.evaluation.metrics",
+        "boundary_iou": "refinesam.boundary",
+        "check_outputs": "refinesam.files",
+        "coco_scores": "refinesam.evaluation.coco",
+        "replacing": "refinesam.files",
+        "size_of": "refinesam.evaluation.metrics",
+        "write_json": "refinesam.files",
+        "write_outputs": "refinesam.files",
+    },
+)
