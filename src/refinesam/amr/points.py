@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from refinesam.amr.config import check_count, check_number
 from refinesam.errors import PromptError
@@ -37,8 +38,8 @@ class MaskQuality:
 def mask_quality(mask: NDArray[Any]) -> MaskQuality:
     """Measure fragmentation and compactness of a mask (source paper, section XI-A, "Mask-quality metrics").
 
-    kappa counts 4-connected components, the default of the ``ndimage.label`` that the paper names: pieces that touch at
-    a corner only are two. Q takes area and perimeter from the same outlines, the external contours that
+    kappa counts components by ``ndimage.label``, whose default is 4-connected: pieces that touch at a corner only are
+    two. Q takes area and perimeter from the same outlines, the external contours that
     ``cv2.findContours`` draws through the centres of the outermost pixels, each summed over all contours: so holes,
     and what lies in them, count as area and add no perimeter, and an n x n square has Q = pi / 4 whatever its size. Two
     limits follow: a thread one pixel wide encloses no area, Q = 0; a mask of N isolated pixels has neither area nor
@@ -51,7 +52,7 @@ def mask_quality(mask: NDArray[Any]) -> MaskQuality:
         PromptError: not two-dimensional, or neither bool nor integer.
     """
     crop, _, _ = _padded_crop(mask)
-    kappa = cv2.connectedComponents(crop, connectivity=4)[0] - 1
+    _, kappa = ndimage.label(crop)
     contours, _ = cv2.findContours(crop, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     area = sum(cv2.contourArea(contour) for contour in contours)
     perimeter = sum(cv2.arcLength(contour, True) for contour in contours)
@@ -85,6 +86,7 @@ def centre_points(mask: NDArray[Any], count: int = 2, depth: float = 0.7) -> Flo
     check_count("count", count)
     check_number("depth", depth, "from 0 to below 1", lambda value: 0 <= value < 1)
     crop, left, top = _padded_crop(mask)
+    # Not SciPy's distance_transform_edt: it takes 4 ms longer at an object of 300 pixels a side, 35 ms at 1,200.
     rounded = cv2.distanceTransform(crop, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # Squared distances are whole numbers. OpenCV's rounding varies with its number of threads, and would break ties.
     distance = np.sqrt(np.rint(np.square(rounded, dtype=np.float64)))
