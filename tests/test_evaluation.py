@@ -26,6 +26,8 @@ from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.dataset import CocoFolder
 from refinesam.evaluation.protocols import evaluate, prompt_for
+from refinesam.evaluation.running import Outcome
+from refinesam.files import write_json
 from refinesam.images import write_png
 from refinesam.session import Session
 from refinesam.types import Capabilities, Prompt
@@ -159,9 +161,10 @@ def test_settings_are_checked_before_any_work(tmp_path: Path) -> None:
 
 
 def test_json_holds_summary_and_records(tmp_path: Path) -> None:
-    result = evaluate(BoxFiller((0.3, 0.5)), three_objects(tmp_path), "box", refine=AMRConfig(), seed=4)
+    folder = three_objects(tmp_path)
+    result = evaluate(BoxFiller((0.3, 0.5)), folder, "box", refine=AMRConfig(), seed=4)
     path = tmp_path / "new" / "out.json"
-    result.to_json(path)
+    write_json(path, Outcome(folder, result).document())
     content = json.loads(path.read_text("utf-8"))
     assert content["summary"] == json.loads(json.dumps(result.summary()))
     assert (content["summary"]["protocol"], content["summary"]["seed"]) == ("box", 4)
@@ -173,28 +176,15 @@ def test_json_holds_summary_and_records(tmp_path: Path) -> None:
 
 
 def test_a_model_that_predicts_nan_still_gives_json(tmp_path: Path) -> None:
-    result = evaluate(BoxFiller((math.nan, math.inf)), three_objects(tmp_path), "box")
-    result.to_json(tmp_path / "out.json")
+    folder = three_objects(tmp_path)
+    result = evaluate(BoxFiller((math.nan, math.inf)), folder, "box")
+    write_json(tmp_path / "out.json", Outcome(folder, result).document())
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
     content = json.loads((tmp_path / "out.json").read_text(), parse_constant=refuse)
     assert content["records"][0]["predicted_ious"] == [None, None]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = evaluate(BoxFiller(), three_objects(tmp_path / "data"), "box")
-    (tmp_path / "out.json").write_text("old")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        result.to_json(tmp_path / "out.json")
-    assert (tmp_path / "out.json").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.json"]
 
 
 # ---------------------------------------------------------------- the real session

@@ -21,11 +21,18 @@ import refinesam
 from evaluation_fakes import annotation
 from refinesam.cli import main
 from refinesam.errors import DatasetError
-from refinesam.evaluation import presets
+from refinesam.evaluation import paper_tables
 from refinesam.evaluation.calibration import calibration
 from refinesam.evaluation.charts import bar_chart, curve, histogram, reliability_diagram
 from refinesam.evaluation.coco import CocoScores
-from refinesam.evaluation.presets import PRESETS, missing_weights, preset_table, run_preset
+from refinesam.evaluation.paper_tables import (
+    PAPER_TABLES,
+    PaperTable,
+    measure_paper_table,
+    missing_weights,
+    paper_table_document,
+    printed_paper_table,
+)
 from refinesam.images import write_png
 
 HW = (60, 80)
@@ -66,8 +73,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["refinesam", "evaluate", *map(str, arguments)])
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object, command: str = "evaluate") -> int:
+    monkeypatch.setattr(sys, "argv", ["refinesam", command, *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
@@ -206,7 +213,6 @@ def test_proposals(
         (["COCO", "--protocol", "points-1", "--choose", "box", "--weights", "WEIGHTS"], "ConfigError", "have none"),
         (["COCO", "--ap", "COCO.json", "--weights", "WEIGHTS"], "DatasetError", "must be a list of COCO results"),
         (["COCO", "--lvis", "--weights", "WEIGHTS"], "DatasetError", "frequency"),
-        (["--preset", "paper-table-1", "--refine", "--parquet", "r.parquet"], "ConfigError", "fix --refine, --parquet"),
         (["COCO", "--limit", "0", "--weights", "WEIGHTS"], "ConfigError", "limit_images"),
     ],
 )
@@ -263,7 +269,7 @@ def test_what_the_results_need_is_looked_at_before_an_image_is(
 
 
 def test_the_published_numbers_are_those_of_the_paper() -> None:
-    first, second = PRESETS["paper-table-1"], PRESETS["paper-table-2"]
+    first, second = PAPER_TABLES[1], PAPER_TABLES[2]
     assert [list(numbers) for numbers in first.published.values()] == [
         [75.7, 42.3, 57.4, 46.2, 26.7],
         [69.03, 45.2, 57.3, 49.0, 38.0],
@@ -280,19 +286,21 @@ def test_the_published_numbers_are_those_of_the_paper() -> None:
     assert second.refine is not None and second.refine.rule == "paper_equation"
 
 
-def own(weights: Path, name: Any = "paper-table-2") -> presets.Preset:
+def own(weights: Path, number: int = 2) -> PaperTable:
     """A paper's table with one model that is here and one that is not."""
-    return replace(PRESETS[name], weights={"EfficientSAM-Ti": str(weights), "EfficientSAM-S": "nowhere.safetensors"})
+    return replace(
+        PAPER_TABLES[number], weights={"EfficientSAM-Ti": str(weights), "EfficientSAM-S": "nowhere.safetensors"}
+    )
 
 
-@pytest.mark.parametrize("name", ["paper-table-1", "paper-table-2"])
-def test_what_is_here_is_measured_and_the_rest_named(name: Any, data: Path, weights: Path) -> None:
-    preset, told = own(weights, name), []
-    measured = run_preset(preset, data / "coco.json", data / "images", refinesam.load, on_missing=told.append)
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_here_is_measured_and_the_rest_named(number: int, data: Path, weights: Path) -> None:
+    paper, told = own(weights, number), []
+    measured = measure_paper_table(paper, data / "coco.json", data / "images", refinesam.load, on_missing=told.append)
     assert told == ["EfficientSAM-S: There is no file nowhere.safetensors."]
     (one,) = measured
     assert one.model == "EfficientSAM-Ti"
-    assert list(one.rows) == (["measured", "measured with AMR"] if name == "paper-table-2" else ["measured"])
+    assert list(one.rows) == (["measured", "measured with AMR"] if number == 2 else ["measured"])
     evaluation, ap = one.outcome.evaluation, one.outcome.ap
     assert evaluation is not None and ap is not None
     assert one.rows["measured"] == (
@@ -302,15 +310,15 @@ def test_what_is_here_is_measured_and_the_rest_named(name: Any, data: Path, weig
         None,
         100 * ap.first.ap_small,  # type: ignore[operator]
     )
-    table = preset_table(preset, measured)
-    assert table.row_count == len(preset.published) + len(one.rows) + 1
-    document = presets.preset_document(preset, measured)
+    table = printed_paper_table(paper, measured)
+    assert table.row_count == len(paper.published) + len(one.rows) + 1
+    document = paper_table_document(paper, measured)
     assert document["measured"][0]["rows"]["measured"]["mIoU"] == one.rows["measured"][0]
     json.dumps(document)
 
 
 def test_a_detectors_boxes_can_stand_for_the_prompts(data: Path, weights: Path) -> None:
-    (one,) = run_preset(
+    (one,) = measure_paper_table(
         own(weights), data / "coco.json", data / "images", refinesam.load, detections=str(data / "boxes.json")
     )
     assert one.outcome.ap is not None and one.outcome.ap.prompts == "boxes.json"
@@ -319,25 +327,25 @@ def test_a_detectors_boxes_can_stand_for_the_prompts(data: Path, weights: Path) 
 def test_nothing_to_run_names_everything(data: Path, weights: Path, tmp_path: Path) -> None:
     nothing = replace(own(weights), weights={"EfficientSAM-S": "nowhere.safetensors"})
     with pytest.raises(DatasetError, match=r"EfficientSAM-S: There is no file nowhere"):
-        run_preset(nothing, data / "coco.json", data / "images", refinesam.load)
+        measure_paper_table(nothing, data / "coco.json", data / "images", refinesam.load)
     with pytest.raises(DatasetError, match=r"nowhere\.safetensors.*instances_val2017\.json"):
-        run_preset(own(weights), None, None, refinesam.load)
+        measure_paper_table(own(weights), None, None, refinesam.load)
     with pytest.raises(DatasetError, match="val2017"):
-        run_preset(own(weights), data / "coco.json", tmp_path / "none", refinesam.load)
+        measure_paper_table(own(weights), data / "coco.json", tmp_path / "none", refinesam.load)
 
 
 def test_the_command_measures_or_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REFINESAM_CACHE", str(tmp_path / "cache"))
-    assert run(monkeypatch, "--preset", "paper-table-1", *given(data)) == 1
+    assert run(monkeypatch, 1, *given(data), command="paper-table") == 1
     message = " ".join(capsys.readouterr().err.split())
     for words in ("refinesam weights fetch efficientsam_ti", "refinesam weights fetch efficientsam_s"):
         assert words in message
-    monkeypatch.setattr(presets, "PRESETS", {"paper-table-2": own(weights)})
+    monkeypatch.setattr(paper_tables, "PAPER_TABLES", {2: own(weights)})
     out = {kind: tmp_path / f"table.{kind}" for kind in ("json", "html")}
     files = [part for kind, path in out.items() for part in (f"--{kind}", path)]
-    assert run(monkeypatch, "--preset", "paper-table-2", *given(data), *files) == 0
+    assert run(monkeypatch, 2, *given(data), *files, command="paper-table") == 0
     printed = capsys.readouterr()
     assert "measured with AMR" in " ".join(printed.out.split()) and "75.5" in printed.out
     assert "Left out: EfficientSAM-S" in printed.err
@@ -347,7 +355,7 @@ def test_the_command_measures_or_says_what_is_missing(
 
 def test_the_weights_that_the_tables_need_are_registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REFINESAM_CACHE", str(tmp_path))
-    missing = missing_weights(PRESETS["paper-table-1"])
+    missing = missing_weights(PAPER_TABLES[1])
     assert list(missing) == ["EfficientSAM-Ti", "EfficientSAM-S"]
     assert all("is missing: run `refinesam weights fetch" in what for what in missing.values())
 

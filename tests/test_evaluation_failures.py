@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from evaluation_fakes import (
 from refinesam.amr import AMRConfig
 from refinesam.errors import PromptError
 from refinesam.evaluation.protocols import PROTOCOLS, evaluate
+from refinesam.evaluation.running import Outcome
 from refinesam.types import Prediction, Prompt
 
 
@@ -118,5 +118,4 @@ def test_when_everything_fails_the_summary_says_so(tmp_path: Path) -> None:
     summary = result.summary()
     assert (summary["miou"], summary["miou_refined"], summary["change"], summary["images"]) == (None, None, None, 0)
     assert summary["median_milliseconds"] == {"encode": None, "decode": None, "refine": None}
-    result.to_json(tmp_path / "out.json")
-    assert json.loads((tmp_path / "out.json").read_text())["records"] == []
+    assert Outcome(folder, result).document()["records"] == []

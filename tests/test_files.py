@@ -100,3 +100,16 @@ def test_a_result_that_cannot_be_written_is_kept_elsewhere(tmp_path: Path, monke
 def test_a_device_is_never_replaced() -> None:
     with pytest.raises(OutputError, match="regular file"):
         check_outputs([("/dev/full", JSON)])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out.json").write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_json(tmp_path / "out.json", {"new": 1})
+    assert (tmp_path / "out.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]

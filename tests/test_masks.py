@@ -22,7 +22,6 @@ from refinesam.masks import (
     encode_rle,
     mask_from_polygons,
     mask_iou,
-    nms,
     polygons_from_mask,
     stability_score,
 )
@@ -370,29 +369,6 @@ def test_box_iou_is_the_iou_of_the_boxes_pixels(a: list[tuple[int, ...]], b: lis
     np.testing.assert_allclose(box_iou(a, b), expected)
 
 
-def naive_nms(boxes: list[tuple[int, ...]], scores: list[float], threshold: float) -> list[int]:
-    kept: list[int] = []
-    for index in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
-        if all(box_iou([boxes[index]], [boxes[other]])[0, 0] <= threshold for other in kept):
-            kept.append(index)
-    return kept
-
-
-@given(BOXES, st.data(), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
-def test_nms_agrees_with_the_naive_form(boxes: list[tuple[int, ...]], data: st.DataObject, threshold: float) -> None:
-    scores = data.draw(st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=len(boxes), max_size=len(boxes)))
-    kept = nms(boxes, scores, threshold)
-    assert kept.dtype == np.int64
-    assert kept.tolist() == naive_nms(boxes, scores, threshold)
-
-
-def test_nms_keeps_the_better_of_two_and_breaks_ties_by_order() -> None:
-    boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]
-    assert nms(boxes, [0.5, 0.9, 0.7], 0.5).tolist() == [1, 2]
-    assert nms(boxes, [0.5, 0.5, 0.5], 0.5).tolist() == [0, 2]
-    assert nms(boxes, [0.5, 0.9, 0.7], 0.9).tolist() == [1, 2, 0], "an IoU equal to the threshold is no overlap"
-
-
 def test_coco_annotation_is_plain_json_that_coco_reads() -> None:
     annotation = coco_annotation(RING, np.int64(3), 5, 7, score=np.float32(0.5))  # type: ignore[arg-type]
     assert json.loads(json.dumps(annotation)) == annotation
@@ -447,11 +423,6 @@ def test_bad_masks_are_refused_with_advice(mask: Any, advice: str) -> None:
         (lambda: box_iou([[0, 0, 1]], [[0, 0, 1, 1]]), DatasetError, "write one box as .box."),
         (lambda: box_iou([[0, 0, 1, np.nan]], [[0, 0, 1, 1]]), DatasetError, "remove those boxes"),
         (lambda: box_iou([["a", 0, 1, 1]], []), DatasetError, "give .N, 4. XYXY"),
-        (lambda: nms([[0, 0, 1, 1]], [0.5, 0.6], 0.5), DatasetError, "give one each"),
-        (lambda: nms([[0, 0, 1, 1]], [np.nan], 0.5), DatasetError, "give one each"),
-        (lambda: nms([[0, 0, 1, 1]], ["high"], 0.5), DatasetError, "give one each"),
-        (lambda: nms([[0, 0, 1, 1]], [0.5], 1.5), ConfigError, "0.7 is usual"),
-        (lambda: nms([[0, 0, 1, 1]], [0.5], float("nan")), ConfigError, "0.7 is usual"),
         (lambda: mask_from_polygons([], (0, 5)), DatasetError, "two positive integers"),
     ],
 )

@@ -1,14 +1,13 @@
-"""XYXY boxes: overlap and non-maximum suppression. Malformed boxes raise DatasetError."""
+"""The overlap of XYXY boxes."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refinesam.errors import ConfigError, DatasetError
-from refinesam.rle import shown
+from refinesam.errors import DatasetError
 
-__all__ = ["box_iou", "nms"]
+__all__ = ["box_iou"]
 
 
 def box_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
@@ -24,39 +23,6 @@ def box_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     union = _areas(first)[:, None] + _areas(second)[None] - intersection
     ious: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
     return ious
-
-
-def nms(boxes_xyxy: ArrayLike, scores: ArrayLike, iou_threshold: float) -> NDArray[np.int64]:
-    """Return the indices of the boxes that survive greedy non-maximum suppression, best score first.
-
-    A box is dropped when its IoU with a better surviving one exceeds `iou_threshold`. Equal scores keep their order,
-    so the result is the same every time.
-
-    Args:
-        boxes_xyxy: (N, 4) XYXY.
-        scores: (N,), NaN not allowed.
-        iou_threshold: in [0, 1].
-
-    Raises:
-        DatasetError: boxes or scores of another shape, or not finite boxes, or NaN scores.
-        ConfigError: a threshold outside [0, 1].
-    """
-    boxes = _boxes(boxes_xyxy)
-    try:
-        ranking: NDArray[np.float64] = np.asarray(scores, np.float64)
-    except (TypeError, ValueError):
-        ranking = np.full(1, np.nan)
-    if ranking.shape != (len(boxes),) or np.isnan(ranking).any():
-        raise DatasetError(f"{len(boxes)} boxes need as many numbers as scores, got {shown(scores)}: give one each.")
-    if not 0 <= iou_threshold <= 1:
-        raise ConfigError(f"The NMS threshold must lie in [0, 1], got {iou_threshold}: 0.7 is usual.")
-    remaining = np.argsort(-ranking, kind="stable")
-    kept: list[int] = []
-    while remaining.size:
-        best, remaining = remaining[0], remaining[1:]
-        kept.append(int(best))
-        remaining = remaining[box_iou(boxes[best][None], boxes[remaining])[0] <= iou_threshold]
-    return np.array(kept, np.int64)
 
 
 def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

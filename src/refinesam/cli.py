@@ -17,7 +17,7 @@ from typer.main import get_command
 from refinesam.command_options import DeviceOption, FormatOption, ThreadsOption, WeightsOption, print_json
 from refinesam.command_results import prediction_document, print_predictions, write_predictions
 from refinesam.errors import ConfigError, MissingExtraError, PromptError, RefineSAMError
-from refinesam.evaluation.commands import evaluate
+from refinesam.evaluation.commands import evaluate, paper_table
 from refinesam.files import JSON, PNG, check_outputs
 from refinesam.threads import settle_threads, wait_passively
 from refinesam.training.commands import app as training_app
@@ -226,6 +226,7 @@ def everything(
 
 
 app.command()(evaluate)
+app.command()(paper_table)
 
 
 @app.command()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco_mask
 
-from refinesam.boxes import box_iou, nms
+from refinesam.boxes import box_iou
 from refinesam.errors import ConfigError, DatasetError, ImageError
 from refinesam.rle import Rle, checked_mask, checked_size, decode_rle, encode_rle, runs_from_compressed, shown
 from refinesam.types import BoolArray, FloatArray
@@ -35,7 +35,6 @@ __all__ = [
     "encode_rle",
     "mask_from_polygons",
     "mask_iou",
-    "nms",
     "polygons_from_mask",
     "stability_score",
 ]

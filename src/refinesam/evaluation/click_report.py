@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from refinesam.evaluation.metrics import SIZES, Size, bootstrap_interval, mean_or_none, size_of
-from refinesam.evaluation.report import Failure, without_nan
-from refinesam.files import write_json
+from refinesam.evaluation.report import Failure
 
 __all__ = ["Click", "ClickEvaluation", "ClickRecord", "Stopped"]
 
@@ -126,14 +124,6 @@ class ClickEvaluation:
             "noc_interval": None if interval is None else list(interval),
             "never": fmean(never) if never else None,
         }
-
-    def to_json(self, path: str | Path) -> None:
-        """Write {"summary": ..., "records": [...]}; the file appears whole or not at all.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        write_json(path, without_nan({"summary": self.summary(), "records": self.rows()}), indent=1)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the records as plain Python values."""

@@ -1,4 +1,4 @@
-"""`refinesam evaluate`. What is heavy is imported when the command runs."""
+"""`refinesam evaluate` and `refinesam paper-table`. What is heavy is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from refinesam.threads import settle_threads
 
 if TYPE_CHECKING:
     from refinesam.evaluation.click_report import ClickEvaluation
-    from refinesam.evaluation.presets import PresetName
     from refinesam.evaluation.report import Evaluation
     from refinesam.evaluation.running import Outcome, Request
     from refinesam.session import Session
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "paper_table"]
 
 ProtocolOption = Annotated[
     Literal["box", "noisy-box", "points-1", "points-3", "points-5", "random-2", "noc"],
@@ -39,46 +38,42 @@ ChooseOption = Annotated[
 ApOption = Annotated[
     str | None, typer.Option(help="Also mask AP, of: boxes, prompts, or a detector's COCO results (a file).")
 ]
-PresetOption = Annotated[
-    Literal["paper-table-1", "paper-table-2"] | None, typer.Option(help="Measure a table of the source paper.")
-]
+AnnotationsOption = Annotated[Path | None, typer.Option(help="COCO or LVIS JSON.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="Folder of the images it names.")]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first images.")]
+SeedOption = Annotated[int, typer.Option(help="Of random clicks and noise.")]
+JsonOption = Annotated[Path | None, typer.Option(help="Write summary and records.")]
+HtmlOption = Annotated[Path | None, typer.Option(help="Write a report with plots and pictures.")]
 console = Console()
 errors = Console(stderr=True)
 
 
 def evaluate(
-    annotations: Annotated[Path | None, typer.Option(help="COCO or LVIS JSON.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images it names.")] = None,
+    annotations: AnnotationsOption = None,
+    images: ImagesOption = None,
     protocol: ProtocolOption = "box",
     refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
     amr: RefinementOption = "full",
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random clicks and noise.")] = 0,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
     choose: ChooseOption = None,
     feed_back: Annotated[bool, typer.Option(help="noc: prompt with the logits before, too.")] = True,
     ap: ApOption = None,
     lvis: Annotated[bool, typer.Option("--lvis", help="AP by LVIS' rules.")] = False,
     proposals: Annotated[bool, typer.Option("--proposals", help="Also AR@1000 of segment everything.")] = False,
     backend: Annotated[Literal["pycocotools", "faster"], typer.Option(help="What computes AP and AR.")] = "pycocotools",
-    preset: PresetOption = None,
-    json: Annotated[Path | None, typer.Option(help="Write summary and records.")] = None,
+    json: JsonOption = None,
     parquet: Annotated[Path | None, typer.Option(help="Write the records, a row an object.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report with plots and pictures.")] = None,
+    html: HtmlOption = None,
     printed: FormatOption = "table",
 ) -> None:
     """Measure mIoU against ground truth, per category and size, with and without refinement; clicks, AP and AR."""
     outputs = _Outputs(json, parquet, html, printed)
     outputs.check(inputs=[annotations, weights, ap])
-    session_of = partial(_session, device=device, threads=settle_threads(threads))
-    if preset is not None:
-        changed = {"--protocol": protocol != "box", "--weights": weights != "builtin", "--amr": amr != "full"}
-        changed |= {"--refine": refine, "--choose": choose is not None, "--lvis": lvis, "--proposals": proposals}
-        _check_fixed(changed | {"--parquet": parquet is not None})
-        _run_preset(preset, annotations, images, session_of, ap, limit, seed, outputs)
-        return
+    settled = settle_threads(threads)
     if annotations is None or images is None:
         raise ConfigError("Give --annotations, a COCO JSON file, and --images, the folder of the images it names.")
     from refinesam.amr import AMRConfig
@@ -99,12 +94,49 @@ def evaluate(
         keep_masks=html is not None,
         backend=backend,
     )
-    _run(request, weights, session_of, outputs)
+    _run(request, weights, partial(_session, device=device, threads=settled), outputs)
 
 
-def _check_fixed(options: Mapping[str, bool]) -> None:
-    if given := [name for name, value in options.items() if value]:
-        raise ConfigError(f"The tables of the paper fix {', '.join(given)}: leave it out, or leave --preset out.")
+def paper_table(
+    number: Annotated[int, typer.Argument(min=1, max=2, help="Of the table: 1, boxes; 2, two clicks, and AMR.")],
+    annotations: AnnotationsOption = None,
+    images: ImagesOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    ap: Annotated[str | None, typer.Option(help="A detector's COCO results (a file), to take boxes from.")] = None,
+    json: JsonOption = None,
+    html: HtmlOption = None,
+    printed: FormatOption = "table",
+) -> None:
+    """Measure a table of the source paper on COCO val2017, and show it beside what was published."""
+    outputs = _Outputs(json, None, html, printed)
+    outputs.check(inputs=[annotations, ap])
+    session_of = partial(_session, device=device, threads=settle_threads(threads))
+    from refinesam.evaluation.paper_tables import (
+        PAPER_TABLES,
+        measure_paper_table,
+        paper_table_document,
+        printed_paper_table,
+    )
+
+    paper = PAPER_TABLES[number]
+    with _progress() as on_progress:
+        measured = measure_paper_table(
+            paper,
+            annotations,
+            images,
+            session_of,
+            detections=ap,
+            limit_images=limit,
+            seed=seed,
+            on_progress=on_progress,
+            on_missing=lambda sentence: errors.print(f"Left out: {sentence}", markup=False, soft_wrap=True),
+        )
+    if printed == "table":
+        console.print(printed_paper_table(paper, measured))
+    outputs.write(lambda _: paper_table_document(paper, measured), {one.model: one.outcome for one in measured})
 
 
 def _session(weights: str, device: str, threads: int) -> Session:
@@ -167,36 +199,6 @@ def _run(request: Request, weights: str, session_of: Callable[[str], Session], o
         {Path(weights).name: outcome},
         outcome.evaluation or outcome.clicks,
     )
-
-
-def _run_preset(
-    name: PresetName,
-    annotations: Path | None,
-    images: Path | None,
-    session_of: Callable[[str], Session],
-    detections: str | None,
-    limit: int | None,
-    seed: int,
-    outputs: _Outputs,
-) -> None:
-    from refinesam.evaluation.presets import PRESETS, preset_document, preset_table, run_preset
-
-    preset = PRESETS[name]
-    with _progress() as on_progress:
-        measured = run_preset(
-            preset,
-            annotations,
-            images,
-            session_of,
-            detections=detections,
-            limit_images=limit,
-            seed=seed,
-            on_progress=on_progress,
-            on_missing=lambda sentence: errors.print(f"Left out: {sentence}", markup=False, soft_wrap=True),
-        )
-    if outputs.printed == "table":
-        console.print(preset_table(preset, measured))
-    outputs.write(lambda _: preset_document(preset, measured), {one.model: one.outcome for one in measured})
 
 
 def _print(outcome: Outcome) -> None:

@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -22,7 +21,6 @@ from refinesam.evaluation.metrics import (
     paired_change,
     size_of,
 )
-from refinesam.files import write_json
 from refinesam.rle import Rle
 
 __all__ = ["Evaluation", "Failure", "ObjectRecord", "RefinedRecord", "mean_over_sources"]
@@ -198,14 +196,6 @@ class Evaluation:
             {"id": number, "name": self.categories.get(number, str(number)), **asdict(_mean_iou(groups[number]))}
             for number in sorted(groups)
         ]
-
-    def to_json(self, path: str | Path) -> None:
-        """Write {"summary": ..., "records": [...]}; the file appears whole or not at all.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        write_json(path, without_nan({"summary": self.summary(), "records": self.rows()}), indent=1)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the records as plain Python values, without the masks."""

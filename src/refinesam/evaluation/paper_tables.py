@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from rich.table import Table
 
@@ -25,23 +25,21 @@ from refinesam.evaluation.running import EvaluableSession, OnProgress, Outcome, 
 from refinesam.registry import entry_named, find_entry, status
 
 __all__ = [
-    "PRESETS",
+    "PAPER_TABLES",
     "Measured",
-    "Preset",
-    "PresetName",
+    "PaperTable",
+    "measure_paper_table",
     "missing_weights",
-    "preset_document",
-    "preset_table",
-    "run_preset",
+    "paper_table_document",
+    "printed_paper_table",
 ]
 
-PresetName = Literal["paper-table-1", "paper-table-2"]
 _COLUMNS: Final = ("mIoU", "AP", "AP_L", "AP_M", "AP_S")
 
 
 @dataclass(frozen=True)
-class Preset:
-    """One table.
+class PaperTable:
+    """One table of the paper.
 
     Attributes:
         title: what it is.
@@ -77,9 +75,9 @@ class Measured:
 _WEIGHTS: Final = MappingProxyType({"EfficientSAM-Ti": "efficientsam_ti", "EfficientSAM-S": "efficientsam_s"})
 _THEIRS, _FIRST, _WITH_AMR = "EfficientSAM's authors", "source paper", "source paper with AMR"
 
-PRESETS: Final[Mapping[PresetName, Preset]] = MappingProxyType(
+PAPER_TABLES: Final[Mapping[int, PaperTable]] = MappingProxyType(
     {
-        "paper-table-1": Preset(
+        1: PaperTable(
             "Source paper, Table I: COCO val2017, prompted with boxes",
             "box",
             None,
@@ -91,7 +89,7 @@ PRESETS: Final[Mapping[PresetName, Preset]] = MappingProxyType(
                 ("EfficientSAM-S", _FIRST): (70.73, 45.2, 57.1, 49.0, 38.2),
             },
         ),
-        "paper-table-2": Preset(
+        2: PaperTable(
             "Source paper, Table II: COCO val2017, two random clicks, with and without AMR",
             "random-2",
             AMRConfig.paper(),
@@ -107,10 +105,10 @@ PRESETS: Final[Mapping[PresetName, Preset]] = MappingProxyType(
 )
 
 
-def missing_weights(preset: Preset) -> dict[str, str]:
+def missing_weights(paper: PaperTable) -> dict[str, str]:
     """Return by model what to do about weights that are not here; models whose weights are here are left out."""
     missing = {}
-    for model, weights in preset.weights.items():
+    for model, weights in paper.weights.items():
         if find_entry(weights) is None:
             if not Path(weights).is_file():
                 missing[model] = f"There is no file {weights}."
@@ -121,8 +119,8 @@ def missing_weights(preset: Preset) -> dict[str, str]:
     return missing
 
 
-def run_preset(
-    preset: Preset,
+def measure_paper_table(
+    paper: PaperTable,
     annotations: Path | None,
     images: Path | None,
     load: Callable[[str], EvaluableSession],
@@ -131,12 +129,12 @@ def run_preset(
     limit_images: int | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
-    on_missing: Callable[[str], object] | None = None,
+    on_missing: Callable[[str], object] = lambda sentence: None,
 ) -> list[Measured]:
     """Measure as much of a table as the weights that are here allow.
 
     Args:
-        preset: the table.
+        paper: the table.
         annotations: COCO's instances_val2017.json.
         images: COCO's folder val2017.
         load: makes a session of a name or file of weights.
@@ -149,50 +147,45 @@ def run_preset(
     Raises:
         DatasetError: nothing can be run, the message names everything that is missing; or the evaluation's own.
     """
-    lacking = missing_weights(preset)
+    lacking = missing_weights(paper)
     missing = [f"{model}: {what}" for model, what in lacking.items()]
-    able = [model for model in preset.weights if model not in lacking]
-    if annotations is None or images is None or not annotations.is_file() or not images.is_dir():
+    able = [model for model in paper.weights if model not in lacking]
+    here = annotations is not None and images is not None and annotations.is_file() and images.is_dir()
+    if not here:
         missing.append(
             "COCO val2017: give --annotations instances_val2017.json and --images val2017, unpacked from "
             f"annotations_trainval2017.zip and val2017.zip (got {annotations} and {images})."
         )
-        able = []
-    if not able:
+    if not able or annotations is None or images is None or not here:
         raise DatasetError("Nothing of the table can be run. " + " ".join(missing))
     for sentence in missing:
-        if on_missing is not None:
-            on_missing(sentence)
-    assert annotations is not None and images is not None, "checked above"
+        on_missing(sentence)
     request = Request(
         annotations,
         images,
-        preset.protocol,
-        refine=preset.refine,
+        paper.protocol,
+        refine=paper.refine,
         seed=seed,
         limit_images=limit_images,
         ap=detections or "prompts",
         keep_masks=True,
     )
     folder = read_coco_folder(annotations, images)
-    measured = []
-    for model in able:
-        outcome = run_request(load(preset.weights[model]), request, folder, on_progress)
-        measured.append(Measured(model, _rows(outcome), outcome))
-    return measured
+    outcomes = {model: run_request(load(paper.weights[model]), request, folder, on_progress) for model in able}
+    return [Measured(model, _rows(outcome), outcome) for model, outcome in outcomes.items()]
 
 
-def preset_table(preset: Preset, measured: Sequence[Measured]) -> Table:
+def printed_paper_table(paper: PaperTable, measured: Sequence[Measured]) -> Table:
     """Return a table of what was published and what was measured, in percent."""
-    table = Table(title=preset.title, title_justify="left")
+    table = Table(title=paper.title, title_justify="left")
     table.add_column("model")
     table.add_column("whose")
     for name in _COLUMNS:
         table.add_column(name, justify="right")
     found = {one.model: one.rows for one in measured}
-    for model in preset.weights:
+    for model in paper.weights:
         rows: dict[str, Sequence[float | None]] = {
-            whose: numbers for (name, whose), numbers in preset.published.items() if name == model
+            whose: numbers for (name, whose), numbers in paper.published.items() if name == model
         }
         rows |= found.get(model, {"measured": [None] * len(_COLUMNS)})
         for whose, numbers in rows.items():
@@ -200,12 +193,12 @@ def preset_table(preset: Preset, measured: Sequence[Measured]) -> Table:
     return table
 
 
-def preset_document(preset: Preset, measured: Sequence[Measured]) -> dict[str, Any]:
+def paper_table_document(paper: PaperTable, measured: Sequence[Measured]) -> dict[str, Any]:
     """Return plain Python values for JSON: the table, and what is behind each of its measured rows."""
     models = [
         {
             "model": one.model,
-            "weights": preset.weights[one.model],
+            "weights": paper.weights[one.model],
             "rows": {whose: dict(zip(_COLUMNS, numbers, strict=True)) for whose, numbers in one.rows.items()},
             **one.outcome.document(records=False),
         }
@@ -213,9 +206,9 @@ def preset_document(preset: Preset, measured: Sequence[Measured]) -> dict[str, A
     ]
     published = [
         {"model": model, "whose": whose, **dict(zip(_COLUMNS, numbers, strict=True))}
-        for (model, whose), numbers in preset.published.items()
+        for (model, whose), numbers in paper.published.items()
     ]
-    return {"title": preset.title, "published": published, "measured": models}
+    return {"title": paper.title, "published": published, "measured": models}
 
 
 def _rows(outcome: Outcome) -> dict[str, tuple[float | None, ...]]:
