@@ -83,17 +83,15 @@ class Answers(Scene):
         self.long = Engine(self.on_gui_thread(self._long_done), self.progressed.emit)
         self._settled = QTimer(self, singleShot=True, interval=SETTLED_MS)
         self._settled.timeout.connect(self.attempting(self._encode_ahead))
-        self._paused = self._closed = False
-        self.go_on()
-        self.choose_image(self.first_image())
-        # Nothing need be pressed before the first click.
-        self.prompts.use_points(True)
+        self._idle = self._active = False
+        # Counts the pauses: what was begun before one is not delivered after it.
+        self._era = 0
 
     def on_gui_thread(self, deliver: Callable[[Any], None]) -> Callable[[Any], None]:
         """Return a function that calls `deliver` on the GUI thread, whatever thread it is called on."""
 
         def arrived(value: Any) -> None:
-            if not self._closed:
+            if self._active:
                 self.attempt(lambda: deliver(value))
 
         def post(value: Any) -> None:
@@ -103,20 +101,33 @@ class Answers(Scene):
 
         return post
 
-    def close(self) -> None:
-        """End the threads and let go of the viewer."""
-        if self._closed:
+    def pause(self) -> None:
+        """Give up what is computed, and let go of the viewer."""
+        if not self._active:
             return
-        self._closed = True
+        self._active = False
+        self._era += 1
         self._settled.stop()
-        super().close()
+        self.engine.cancel()
+        self.long.cancel()
+        super().pause()
+
+    def resume(self) -> None:
+        """Go on where `pause` left off, or the widget before."""
+        if not self._active:
+            self._active, self._idle = True, False
+            super().resume()
+
+    def close(self) -> None:
+        """Let go of the viewer and end the threads."""
+        self.pause()
         self.engine.close()
         self.long.close()
 
     @property
-    def is_closed(self) -> bool:
-        """Whether the widget is closed."""
-        return self._closed
+    def is_active(self) -> bool:
+        """Whether the viewer is followed: not while the widget is hidden or closed."""
+        return self._active
 
     def image_left(self) -> None:
         """Give up what is computed for the image or pixels of before."""
@@ -139,7 +150,7 @@ class Answers(Scene):
             for workspace in self._workspaces.values():
                 workspace.forget_answers()
             self.image_left()
-        self._paused = False
+        self._idle = False
         self.refresh()
         self._settled.start()
 
@@ -156,7 +167,7 @@ class Answers(Scene):
             # In three dimensions nothing can be prompted.
             QTimer.singleShot(0, self._show_draft)
             return
-        self._paused = False
+        self._idle = False
         inside = {plane: kept for plane, asked in prompts.items() if (kept := self._inside(plane, asked))}
         if self.workspace.edit_draft(name, inside):
             self.refresh()
@@ -232,7 +243,7 @@ class Answers(Scene):
     def _encode_ahead(self) -> None:
         """Encode the plane in view before the first prompt, unless what the model sees will depend on the prompt."""
         workspace, plane = self.workspace, self.plane
-        if workspace is None or plane is None or self._paused:
+        if workspace is None or plane is None or self._idle:
             return
         request = self.request_for(plane, PlanePrompts())
         if self.options.crop_mode == "auto" and max(request.image.plane_hw(plane)) > WHOLE_SIDE:
@@ -270,14 +281,16 @@ class Answers(Scene):
             run: does it; what it raises is told to the user.
             deliver: is given what `run` returned, unless it was cancelled.
         """
-        self.long.submit(Job(lambda work: (deliver, run(work)), subject=object()))
+        era = self._era
+        self.long.submit(Job(lambda work: (era, deliver, run(work)), subject=object()))
 
     def _long_done(self, outcome: Outcome) -> None:
         if outcome.error is not None:
             self.tell_error(outcome.error)
         elif not outcome.cancelled:
-            deliver, value = outcome.value
-            deliver(value)
+            era, deliver, value = outcome.value
+            if era == self._era:
+                deliver(value)
         self._ended()
 
     def attempt(self, action: Callable[[], object]) -> bool:
@@ -311,7 +324,7 @@ class Answers(Scene):
 
     def cancel(self) -> None:
         """Give up what is being computed; nothing is encoded ahead until the next prompt."""
-        self._paused = True
+        self._idle = True
         self._settled.stop()
         self.engine.cancel()
         self.long.cancel()

@@ -67,15 +67,15 @@ class Committed(QObject):
         self.workspace: Workspace | None = None
         self._kept = _kept.setdefault(viewer, _Kept())
         self._workspaces, self._removed = self._kept.workspaces, self._kept.removed
-        self._kept.on_edit = self._edited_by_hand
 
-    def close(self) -> None:
-        """Let go of the viewer; what was made stays for the next widget."""
+    def pause(self) -> None:
+        """Let go of the viewer; what was made stays for `resume`, of this widget or the next."""
         image = None if self.workspace is None else self.workspace.image
         self._kept.image, self._kept.on_edit = None if image is None else weakref.ref(image), None
 
-    def go_on(self) -> None:
-        """Take over what the widget before left: layers may have gone meanwhile."""
+    def resume(self) -> None:
+        """Take over what was left: layers may have gone meanwhile."""
+        self._kept.on_edit = self._edited_by_hand
         for workspace in list(self._workspaces.values()):
             if workspace.objects is not None and workspace.objects.layer not in self.viewer.layers:
                 self.let_go_of_objects(workspace)

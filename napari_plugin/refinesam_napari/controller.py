@@ -29,12 +29,18 @@ class Controller(Answers):
     """One viewer's interactive segmentation: objects are added, edited, deleted; steps go back and forth."""
 
     def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
+        super().__init__(viewer, parent)
         self._late = ThreadPoolExecutor(1, thread_name_prefix="refinesam-late")
         self._late_masks = 0
-        super().__init__(viewer, parent)
+        self.resume()
+
+    def pause(self) -> None:
+        """Let go of the viewer; what was made stays. Masks that are still awaited never come."""
+        super().pause()
+        self._late_masks = 0
 
     def close(self) -> None:
-        """End the threads and let go of the viewer; what was made stays for the next widget."""
+        """End the threads, too; what was made stays for the next widget."""
         super().close()
         self._late.shutdown(wait=False, cancel_futures=True)
 
@@ -82,9 +88,11 @@ class Controller(Answers):
     def _complete_later(
         self, workspace: Workspace, change: Change, object_id: int, request: Request, awaited: set[Plane]
     ) -> None:
-        overwrite = self.options.overwrite
+        overwrite, era = self.options.overwrite, self._era
 
         def deliver(mask: PlaneMask | Exception) -> None:
+            if era != self._era:
+                return
             self._late_masks -= 1
             awaited.discard(request.plane)
             try:
@@ -102,6 +110,8 @@ class Controller(Answers):
         post = self.on_gui_thread(deliver)
 
         def run() -> None:
+            if era != self._era:
+                return
             try:
                 found = answer(request, sessions.get(request.model), self.reader, Work(lambda progress: None))
                 post(NO_MASK if found is None else found.mask)

@@ -33,12 +33,11 @@ class Keys:
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
         self._bound: list[Any] = []
-        self.bind(controller.viewer)
 
-    def bind_layers(self) -> None:
-        """Bind the keys to the layers that the plugin has by now: a layer's own bindings win over the viewer's."""
+    def bind_all(self) -> None:
+        """Bind the keys to the viewer and to the layers that there are by now: a layer's own bindings win."""
         controller = self.controller
-        layers = [controller.prompts.points, controller.prompts.boxes]
+        layers: list[Any] = [controller.viewer, controller.prompts.points, controller.prompts.boxes]
         layers += [layer for layer in controller.viewer.layers if "refinesam" in layer.metadata]
         if controller.workspace is not None:
             layers.append(controller.workspace.image)

@@ -44,19 +44,30 @@ class Scene(Committed):
     def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
         super().__init__(viewer, parent)
         self.plane: Plane | None = None
+        self._following = False
         self.prompts = PromptLayers(viewer, self.prompts_edited)
         self.preview = Preview(viewer, lambda: [self.prompts.boxes, self.prompts.points])
-        for event, callback in self._events():
-            event.connect(callback)
 
-    def close(self) -> None:
+    def pause(self) -> None:
         """Let go of the viewer; the layers of prompts and preview are taken out of it."""
-        super().close()
+        super().pause()
+        self._following = False
         for event, callback in self._events():
             event.disconnect(callback)
         self._watch(None)
+        self.workspace = self.plane = None
         self.prompts.remove()
         self.preview.remove()
+
+    def resume(self) -> None:
+        """Follow the viewer, and go on with the image that was in hand last."""
+        super().resume()
+        self._following = True
+        for event, callback in self._events():
+            event.connect(callback)
+        self.choose_image(self.first_image())
+        # Nothing need be pressed before the first click.
+        self.prompts.use_points(True)
 
     # -- for the subclass -------------------------------------------------------------------------------------------
 
@@ -85,6 +96,10 @@ class Scene(Committed):
             (dims.events.ndisplay, self._moved),
             (camera_of(self.viewer).events.zoom, self._zoomed),
         ]
+
+    def _later(self, callback: Callable[[], None]) -> None:
+        """Call when napari is done with what it tells of: layers added amid an event would upset it."""
+        QTimer.singleShot(0, lambda: callback() if self._following else None)
 
     def _zoomed(self, event: Any) -> None:
         self.prompts.fit_to_zoom()
@@ -128,7 +143,7 @@ class Scene(Committed):
     def _layer_added(self, event: Any) -> None:
         layer = event.value
         if self.workspace is None:
-            _later(self._begin)
+            self._later(self._begin)
         self.take_back_objects(layer)
         self.changed.emit()
 
@@ -139,14 +154,14 @@ class Scene(Committed):
                 self.let_go_of_objects(workspace)
         if self.workspace is not None and layer is self.workspace.image:
             self.choose_image(None)
-            _later(self._begin)
+            self._later(self._begin)
         made = self._workspaces.get(layer)
         if made is not None and made.history.undo_name is None and made.history.redo_name is None:
             # Nothing was made in it: let go of it, since it holds the image's memory.
             del self._workspaces[layer]
         if layer in (self.prompts.points, self.prompts.boxes) and not self.prompts.is_quiet:
             # What lay in it is gone, which can be undone; to go on, an empty one is needed.
-            _later(self._restore_prompt_layers)
+            self._later(self._restore_prompt_layers)
         self.changed.emit()
 
     def _begin(self) -> None:
@@ -165,7 +180,7 @@ class Scene(Committed):
         if is_kept_active(self.viewer):
             return
         if layer in self.images() and (self.workspace is None or layer is not self.workspace.image):
-            _later(lambda: self._choose_if_active(layer))
+            self._later(lambda: self._choose_if_active(layer))
 
     def _choose_if_active(self, layer: Image) -> None:
         if self.viewer.layers.selection.active is layer and layer in self.images():
@@ -270,7 +285,7 @@ class Scene(Committed):
         if workspace is None:
             return
         if event is not None and not self.prompts.ready(len(workspace.shape)):
-            _later(self._moved)
+            self._later(self._moved)
             return
         dims = self.viewer.dims
         try:
@@ -300,11 +315,6 @@ class Scene(Committed):
         axis = workspace.settings.channel_axis
         index = round(float(workspace.image.world_to_data(self.viewer.dims.point)[axis]))
         return axis, min(max(index, 0), workspace.shape[axis] - 1)
-
-
-def _later(callback: Callable[[], None]) -> None:
-    """Call when napari is done with what it tells of: layers added amid an event would upset it."""
-    QTimer.singleShot(0, callback)
 
 
 def _first_settings(image: Image) -> ImageSettings:

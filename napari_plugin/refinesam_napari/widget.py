@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 import napari
@@ -32,7 +32,7 @@ class RefineSAMWidget(QWidget):
     """Click to mask while you look: prompts, refinement, objects, stacks, files."""
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
-        self._docked = False
+        self._dock: QObject | None = None
         super().__init__()
         self.controller = Controller(unwrapped(napari_viewer), self)
         self.keys = Keys(self.controller)
@@ -84,17 +84,29 @@ class RefineSAMWidget(QWidget):
     def event(self, event: QEvent) -> bool:
         """End with the dock: napari takes the widget out of it, and does not destroy it."""
         if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is None and self._docked:
-                self.end()
-            self._docked = self.parent() is not None
+            if self.parent() is None and self._dock is not None:
+                self.pause()
+                self.controller.close()
+            self._dock = self.parent()
+            if self._dock is not None:
+                self._dock.installEventFilter(self)
         return bool(super().event(event))
 
-    def end(self) -> None:
-        """Give back keys and layers; prompts and objects are there again when the widget is opened again."""
-        self.keys.release()
-        self.review.clear()
-        self.files.flush()
-        self.controller.close()
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  # Qt's name
+        """Pause while the dock is hidden: by its button or the menu, not because another tab or window covers it."""
+        if watched is self._dock and event.type() == QEvent.Type.HideToParent:
+            self.pause()
+        elif watched is self._dock and event.type() == QEvent.Type.ShowToParent:
+            self.controller.resume()
+        return bool(super().eventFilter(watched, event))
+
+    def pause(self) -> None:
+        """Give back keys and layers; prompts and objects are there again when the widget is shown or opened again."""
+        if self.controller.is_active:
+            self.keys.release()
+            self.review.clear()
+            self.files.flush()
+            self.controller.pause()
 
     def _lay_out(self) -> None:
         content = QWidget()
@@ -117,9 +129,9 @@ class RefineSAMWidget(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
 
     def _update_shown(self) -> None:
-        if self.controller.is_closed:
+        if not self.controller.is_active:
             return
-        self.keys.bind_layers()
+        self.keys.bind_all()
         for panel in self.panels:
             panel.update_shown()
 
@@ -150,7 +162,8 @@ def _end(files: Files, controller: Controller) -> None:
 
 def segment_layer(viewer: napari.Viewer, layer: Image) -> None:
     """Open the widget on a layer: the command in the layers' menu."""
-    _, widget = unwrapped(viewer).window.add_plugin_dock_widget("refinesam", "refinesam")
+    dock, widget = unwrapped(viewer).window.add_plugin_dock_widget("refinesam", "refinesam")
+    dock.show()  # It may be there already, and hidden.
     widget.controller.choose_image(unwrapped(layer))
     widget.controller.prompts.use_points(True)
 

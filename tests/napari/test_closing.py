@@ -21,6 +21,18 @@ def close(gui: Gui) -> None:
     QTest.qWait(50)
 
 
+def hide(gui: Gui) -> None:
+    """Press the button of the dock that hides it."""
+    gui.widget.parent().title.hide_button.click()
+    QTest.qWait(50)
+
+
+def show(gui: Gui) -> None:
+    """Choose the dock in the window's menu."""
+    gui.widget.parent().toggleViewAction().trigger()
+    QTest.qWait(100)
+
+
 def reopen(gui: Gui) -> Gui:
     _, widget = gui.viewer.window.add_plugin_dock_widget("refinesam", "refinesam")
     QTest.qWait(100)
@@ -148,3 +160,112 @@ def test_the_autosave_goes_on_over_a_closed_dock(open_gui: Callable[..., Gui], a
     again.click(image, *OTHER_COIN)
     again.widget.files.flush()
     assert len(list(autosaves.glob("*.json"))) == 1
+
+
+def test_hiding_gives_back_keys_and_layers_and_showing_continues(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    image, widget = gui.viewer.layers["image"], gui.widget
+    gui.controller.use_options(show_first=True)
+    gui.click(image, *COIN)
+    first = gui.mask()
+    gui.key("N")
+    gui.click(image, *OTHER_COIN)
+    second = gui.mask()
+    labels, objects = gui.labels(), gui.controller.workspace.objects.layer
+    before, opened = labels.copy(), sorted(names(gui))
+    for _ in range(2):
+        hide(gui)
+        assert not widget.isVisible() and names(gui) == ["image", "image objects"]
+        for target in (gui.viewer, image, objects):
+            assert not {"N", "Q", "J", "G"} & {str(key) for key in target.keymap}
+        for key in "NQJKGH":
+            gui.key(key)
+        gui.key("Z", "control")
+        gui.click(image, *OTHER_COIN)
+        gui.viewer.layers.selection.active = image
+        gui.click(image, *OTHER_COIN)
+        assert np.array_equal(labels, before) and not gui.controller.busy
+        show(gui)
+        assert widget.isVisible() and sorted(names(gui)) == opened
+        # Also what was chosen in the panels.
+        assert gui.controller.options.show_first and widget.objects_panel.list.count() == 1
+        assert len(gui.controller.prompts.points.data) == 1 and np.array_equal(gui.mask(), second)
+    gui.key("N")
+    assert np.array_equal(labels == 1, first) and np.array_equal(labels == 2, second & ~first)
+    for _ in range(4):
+        gui.key("Z", "control")
+    assert not labels.any() and not gui.controller.workspace.document.draft
+    hide(gui)
+    gui.widget.parent().title.close_button.click()  # as when the viewer ends
+    assert names(gui) == ["image", "image objects"]
+
+
+def test_what_is_done_while_it_is_hidden_is_known_afterwards(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    image = gui.viewer.layers["image"]
+    gui.click(image, *COIN)
+    gui.mask()
+    gui.key("N")
+    layer = gui.controller.workspace.objects.layer
+    hide(gui)
+    gui.viewer.layers.selection.active = layer
+    layer.selected_label, layer.brush_size, layer.mode = 0, 9, "erase"
+    gui.click(layer, *COIN)
+    assert layer.data[COIN] == 0
+    show(gui)
+    gui.key("Z", "control")
+    assert gui.labels()[COIN] == 1
+    hide(gui)
+    gui.viewer.layers.remove(layer)
+    gui.viewer.layers.remove(image)
+    other = gui.viewer.add_image(data.coins()[::-1].copy(), name="other")
+    QTest.qWait(50)
+    assert names(gui) == ["other"]
+    show(gui)
+    assert gui.controller.workspace.image is other and gui.widget.objects_panel.list.count() == 0
+    gui.click(other, other.data.shape[0] - 1 - COIN[0], COIN[1])
+    assert gui.mask().any()
+
+
+def test_what_was_computed_when_it_was_hidden_does_not_come_later(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    gui.widget.everything_panel.start.click()
+    gui.until(lambda: gui.widget._busy.isVisible())
+    hide(gui)
+    show(gui)
+    gui.settle()
+    assert "refinesam: candidates" not in names(gui) and not gui.widget.review.candidates
+    gui.controller.prompts.points.add(COIN)
+    gui.key("N")
+    assert gui.controller.busy and list(gui.controller.workspace.document.objects) == [1]
+    hide(gui)
+    show(gui)
+    gui.settle()
+    assert not gui.controller.workspace.document.objects and gui.widget.objects_panel.list.count() == 0
+
+
+def test_a_dock_behind_another_tab_goes_on(open_gui: Callable[..., Gui]) -> None:
+    from qtpy.QtWidgets import QLabel
+
+    gui = open_gui(data.coins())
+    image = gui.viewer.layers["image"]
+    other = gui.viewer.window.add_dock_widget(QLabel("another"), name="another", tabify=True)
+    other.raise_()
+    QTest.qWait(100)
+    gui.click(image, *COIN)
+    gui.mask()
+    gui.key("N")
+    assert gui.labels()[COIN] == 1
+
+
+def test_the_layers_menu_shows_a_hidden_dock(open_gui: Callable[..., Gui]) -> None:
+    from refinesam_napari.widget import segment_layer
+
+    gui = open_gui(data.coins())
+    image = gui.viewer.layers["image"]
+    hide(gui)
+    segment_layer(gui.viewer, image)
+    QTest.qWait(100)
+    assert gui.widget.isVisible()
+    gui.click(image, *COIN)
+    assert gui.mask()[COIN]
