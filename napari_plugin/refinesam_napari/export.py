@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,9 @@ CLASSIC_TIFF_BYTES = 2**32 - 2**25
 
 # COCO's C library counts in "long", which has 32 bits on Windows.
 RLE_PIXELS = 2**31
+
+# Files that can't hold a stack.
+ONE_PICTURE = (".png", ".jpg", ".jpeg", ".bmp")
 
 AXIS_LETTERS = {"t": "T", "time": "T", "z": "Z", "c": "C", "channel": "C", "channels": "C", "y": "Y", "x": "X"}
 LENGTH_UNITS = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "centimeter": "cm", "meter": "m"}
@@ -152,9 +157,10 @@ def coco_from_masks(
 ) -> dict[str, Any]:
     """Return masks as a COCO document: an image for every plane that has objects, an annotation for every mask.
 
-    An image that is one plane has the name of its file, where that is known. Planes of a stack are named after the file
-    or the layer and their position, such as "cells_t003_z012", since names must differ. They carry `layer`, `axes` and
-    `position` (of `Plane`) beside COCO's own fields; annotations carry `object_id`, which joins an object's planes.
+    An image has the name of its file, where there is one; the slices of a stack share it, and `slice` says which one it
+    is, by the labels of its axes: {"t": 3, "z": 12}. Without a file, names are made of the layer and the slice, such as
+    "cells_t003_z012". Images also carry `layer`, `axes` and `position` (of `Plane`) beside COCO's own fields;
+    annotations carry `object_id`, which joins an object's planes.
 
     Args:
         masks: by object id and plane. Empty ones are left out.
@@ -212,7 +218,7 @@ def write_coco(path: str | Path, saved: SavedSession, *, category: str = "object
             scores={object_id: item.score for object_id, item in saved.document.objects.items()},
             category=category,
             polygons=polygons,
-            source=saved.image.get("source"),
+            source=_file_of(saved.image),
         ),
     )
 
@@ -229,26 +235,43 @@ def _coco_image(
     number: int, plane: Plane, layer: str, shape: Sequence[int], axis_labels: Sequence[str], source: str | None
 ) -> dict[str, Any]:
     height, width = _plane_hw(plane, shape)
-    file = None if source is None else Path(source)
-    parts = [re.sub(r'[\\/:*?"<>|\s]+', "_", layer if file is None else file.stem)]
+    parts, indices = [re.sub(r'[\\/:*?"<>|\s]+', "_", layer)], {}
     for axis, index in enumerate(plane.position):
         if index != FREE:
             label = str(axis_labels[axis])
             # Unnamed axes are called "-3", "-2", ... by napari, and "-3012" would be misread.
-            label = label if label.isalpha() else f"axis{axis}_"
-            parts.append(f"{label}{index:0{max(3, len(str(shape[axis] - 1)))}d}")
+            named = label if label.isalpha() else f"axis{axis}"
+            parts.append(f"{named}{'' if named == label else '_'}{index:0{max(3, len(str(shape[axis] - 1)))}d}")
+            indices[named] = int(index)
     if plane.transposed:
         parts.append("transposed")
-    whole = file is not None and all(shape[axis] == 1 for axis in range(len(shape)) if axis not in plane.axes)
     return {
         "id": number,
-        "file_name": file.name if file is not None and whole else "_".join(parts),
+        "file_name": Path(source).name if source is not None else "_".join(parts),
         "height": height,
         "width": width,
+        "slice": indices,
         "layer": layer,
         "axes": [int(axis) for axis in plane.axes],
         "position": [int(index) for index in plane.position],
     }
+
+
+def _file_of(image: Mapping[str, Any]) -> str | None:
+    """Return the file that holds an image, None where it is not known: of several files napari names but the first."""
+    source = image.get("source")
+    if source is None:
+        return None
+    path, axes = Path(source), sum(size > 1 for size in image["shape"])
+    if path.is_dir() and not path.suffix:
+        return None  # A folder of files, and no .zarr or .n5.
+    if path.suffix.lower() in ONE_PICTURE and axes > 2:
+        return None
+    if path.suffix.lower() in (".tif", ".tiff") and axes > 2:
+        with contextlib.suppress(OSError, tifffile.TiffFileError), tifffile.TiffFile(path) as tiff:
+            if max(series.size for series in tiff.series) < math.prod(image["shape"]):
+                return None
+    return str(source)
 
 
 def _plane_rle(mask: PlaneMask, hw: tuple[int, int]) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from napari.layers import Layer
+from PIL import Image
+from pycocotools.coco import COCO
 from qtpy.QtTest import QTest
 from skimage import data
 
@@ -129,27 +132,55 @@ def test_too_little_memory_comes_with_advice(
     assert "device “cpu”" in gui.widget.status.text() and "CUDA" not in gui.widget.status.text()
 
 
-@pytest.mark.parametrize(("shape", "names"), [((1,), {"photo.tif"}), ((4,), {"photo_z000", "photo_z002"})])
+# pycocotools with a numpy that is newer than it is.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("slices", [1, 4])
 def test_coco_names_the_file_that_the_image_came_from(
-    open_gui: Callable[..., Gui], tmp_path: Path, shape: tuple[int, ...], names: set[str]
+    open_gui: Callable[..., Gui], tmp_path: Path, slices: int
 ) -> None:
-    pixels = data.coins() if shape == (1,) else np.stack([data.coins()] * 4)
+    pixels = data.coins() if slices == 1 else np.stack([data.coins()] * slices)
     tifffile.imwrite(tmp_path / "photo.tif", pixels, photometric="minisblack")
     gui = open_gui()
     (image,) = gui.viewer.open(tmp_path / "photo.tif", plugin="napari")
     image.name = "renamed"
     if pixels.ndim == 3:
         image.axis_labels = ("z", "y", "x")
+    exported = segmented(gui, image, tmp_path)
+    assert {item["file_name"] for item in exported["images"]} == {"photo.tif"}
+    assert [item["slice"] for item in exported["images"]] == ([{"z": 0}, {"z": 2}] if slices > 1 else [{}])
+    # COCO's own reader keeps the slices apart.
+    coco = COCO(tmp_path / "coco.json")
+    masks = {image_id: coco.annToMask(coco.imgToAnns[image_id][0]) for image_id in coco.imgs}
+    assert len(masks) == (2 if slices > 1 else 1) and all(mask[COIN] for mask in masks.values())
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+def test_a_stack_of_several_files_has_not_the_name_of_the_first(
+    open_gui: Callable[..., Gui], tmp_path: Path, ending: str
+) -> None:
+    for index in range(3):
+        Image.fromarray(data.coins()).save(tmp_path / f"photo{index}.{ending}")
+    gui = open_gui()
+    paths = [str(tmp_path / f"photo{index}.{ending}") for index in range(3)]
+    (image,) = gui.viewer.open(paths, stack=True, plugin="napari")
+    image.name, image.axis_labels = "cells", ("z", "y", "x")
+    exported = segmented(gui, image, tmp_path)
+    assert {item["file_name"] for item in exported["images"]} == {"cells_z000", "cells_z002"}
+    assert [item["slice"] for item in exported["images"]] == [{"z": 0}, {"z": 2}]
+
+
+def segmented(gui: Gui, image: Layer, folder: Path) -> dict[str, Any]:
+    """Segment a coin, in a stack in its first and third slice, and export."""
     gui.settle()
     for z in (0, 2):
-        if pixels.ndim == 3:
+        if image.ndim == 3:
             gui.viewer.dims.set_point(0, z)
-        gui.click(image, *((z, *COIN) if pixels.ndim == 3 else (COIN[0], COIN[1] + z)))
+        gui.click(image, *((z, *COIN) if image.ndim == 3 else (COIN[0], COIN[1] + z)))
         gui.mask()
     gui.key("N")
-    gui.widget.files.export_coco(tmp_path / "coco.json")
-    exported = json.loads((tmp_path / "coco.json").read_text())
-    assert {item["file_name"] for item in exported["images"]} == names
+    gui.widget.files.export_coco(folder / "coco.json")
+    exported: dict[str, Any] = json.loads((folder / "coco.json").read_text())
+    return exported
 
 
 def test_the_panel_speaks_plainly_and_has_details_on_demand(open_gui: Callable[..., Gui]) -> None:
