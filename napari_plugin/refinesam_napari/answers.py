@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,17 +14,20 @@ from platformdirs import user_cache_path
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from refinesam import RefineSAMError
+from refinesam_napari.committed import displayed_axes
 from refinesam_napari.crops import WHOLE_SIDE, CropMode
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.engine import Engine, Job, Outcome, Work
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import CropReader, ImageSnapshot
 from refinesam_napari.inference import Answer, Model, Request, answer, encode, sessions
+from refinesam_napari.scanning import Objects, objects_in
 from refinesam_napari.scene import Scene
 from refinesam_napari.views import visible_rectangle
 from refinesam_napari.workspace import Workspace
 
 if TYPE_CHECKING:
+    from napari.layers import Labels
     from napari.viewer import Viewer
 
 _log = logging.getLogger(__name__)
@@ -34,6 +39,8 @@ MEMORY_FULL = (
     "There is not enough memory. Choose the device “cpu” or a smaller model, let the model look at less than the whole "
     "image, or close other programs that use the GPU; then click again."
 )
+# Pixels of labels that are read in no time.
+MOST_READ_AT_ONCE = 2**24
 # After the last move of a slider, before the new plane is encoded ahead.
 SETTLED_MS = 250
 
@@ -283,6 +290,29 @@ class Answers(Scene):
         """
         era = self._era
         self.long.submit(Job(lambda work: (era, deliver, run(work)), subject=object()))
+
+    def use_labels(self, layer: Labels, there: Objects | None = None) -> None:
+        """Commit objects into an existing Labels layer; a large one is read in the background first."""
+        workspace = self.workspace
+        if workspace is None or there is not None or math.prod(layer.data.shape) <= MOST_READ_AT_ONCE:
+            super().use_labels(layer, there)
+            return
+        self.check_labels(layer)
+        pixels, channel_axis = layer.data, workspace.channel_axis
+        axes, changed = displayed_axes(self.viewer, layer), threading.Event()
+        layer.events.paint.connect(changed.set)
+        layer.events.data.connect(changed.set)
+
+        def run(work: Work) -> Objects:
+            return objects_in(pixels, axes, channel_axis, work.step(f"Reading {layer.name!r}"))
+
+        def deliver(found: Objects) -> None:
+            layer.events.paint.disconnect(changed.set)
+            layer.events.data.disconnect(changed.set)
+            if self.workspace is workspace:
+                self.use_labels(layer, None if changed.is_set() else found)
+
+        self.run_long(run, deliver)
 
     def _long_done(self, outcome: Outcome) -> None:
         if outcome.error is not None:

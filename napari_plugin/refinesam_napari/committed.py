@@ -14,7 +14,7 @@ from refinesam import ConfigError
 from refinesam_napari.document import Document, History, Write
 from refinesam_napari.objects_layer import ObjectsLayer
 from refinesam_napari.preview import DISPLAY_ONLY
-from refinesam_napari.scanning import Box, objects_in
+from refinesam_napari.scanning import Box, Objects, objects_in
 from refinesam_napari.targets import is_ours, labels_shape, lies_on, new_labels, place_labels, unfit
 from refinesam_napari.workspace import Workspace
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Layer
     from napari.viewer import Viewer
 
-__all__ = ["Committed"]
+__all__ = ["Committed", "displayed_axes"]
 
 
 @dataclass(eq=False)
@@ -136,8 +136,18 @@ class Committed(QObject):
         others = (other for other in self._workspaces.values() if other is not self.workspace)
         return next((other for other in others if other.objects is not None and other.objects.layer is layer), None)
 
-    def use_labels(self, layer: Labels) -> None:
+    def check_labels(self, layer: Labels) -> None:
+        """Raise ConfigError if a Labels layer can't hold the image's objects."""
+        reason = self.targets().get(layer, "it is not in the viewer any more")
+        if reason is not None:
+            raise ConfigError(f"Objects can't be added to {layer.name!r}: {reason}.")
+
+    def use_labels(self, layer: Labels, there: Objects | None = None) -> None:
         """Commit objects into an existing Labels layer; what it holds are objects like others from then on.
+
+        Args:
+            layer: the layer.
+            there: what it holds; it is read if that is None.
 
         Raises:
             ConfigError: it can't hold the image's objects.
@@ -145,15 +155,15 @@ class Committed(QObject):
         workspace = self.workspace
         if workspace is None:
             return
-        reason = self.targets().get(layer, "it is not in the viewer any more")
-        if reason is not None:
-            raise ConfigError(f"Objects can't be added to {layer.name!r}: {reason}.")
+        self.check_labels(layer)
         for other in (workspace, self._holder(layer)):
             if other is not None and other.objects is not None:
                 self.let_go_of_objects(other)
         self._removed.pop(layer, None)
-        workspace.objects = self._objects(workspace, layer)
-        self._find_objects(workspace, anew=True)
+        workspace.objects = self._objects(workspace, layer, empty=there is not None)
+        if there is not None:
+            workspace.objects.highest_before = max(there, default=0)
+        self._find_objects(workspace, anew=True, there=there)
         self.changed.emit()
 
     def _objects(self, workspace: Workspace, layer: Labels, empty: bool = False) -> ObjectsLayer:
@@ -162,21 +172,21 @@ class Committed(QObject):
         # Not methods: the user may paint while the widget is closed.
         def painted(writes: tuple[Write, ...]) -> None:
             if (of := viewer()) is not None:
-                workspace.painted(writes, _displayed(of, layer))
+                workspace.painted(writes, displayed_axes(of, layer))
             if kept.on_edit is not None:
                 kept.on_edit(workspace)
 
         def replaced() -> None:
             if (of := viewer()) is not None:
-                _find_objects(workspace, _displayed(of, layer))
+                _find_objects(workspace, displayed_axes(of, layer))
             if kept.on_edit is not None:
                 kept.on_edit(workspace)
 
         return ObjectsLayer(layer, painted, replaced, empty)
 
-    def _find_objects(self, workspace: Workspace, anew: bool = False) -> None:
+    def _find_objects(self, workspace: Workspace, anew: bool = False, there: Objects | None = None) -> None:
         assert workspace.objects is not None
-        _find_objects(workspace, _displayed(self.viewer, workspace.objects.layer), anew)
+        _find_objects(workspace, displayed_axes(self.viewer, workspace.objects.layer), anew, there)
 
     def let_go_of_objects(self, workspace: Workspace) -> None:
         """The objects' layer is gone, and they with it; the prompts in hand stay."""
@@ -208,19 +218,22 @@ class Committed(QObject):
             self.objects_returned()
 
 
-def _displayed(viewer: Viewer, layer: Labels) -> tuple[int, int]:
+def displayed_axes(viewer: Viewer, layer: Labels) -> tuple[int, int]:
     """The layer's axes that run down and across: also of a layer that is not in view, and in 3D."""
     lacking = viewer.dims.ndim - layer.ndim
     down, across = (axis - lacking for axis in viewer.dims.displayed[-2:])
     return (down, across) if min(down, across) >= 0 else (layer.ndim - 2, layer.ndim - 1)
 
 
-def _find_objects(workspace: Workspace, axes: tuple[int, int], anew: bool = False) -> None:
+def _find_objects(
+    workspace: Workspace, axes: tuple[int, int], anew: bool = False, there: Objects | None = None
+) -> None:
     """Bring the document in line with what is in the labels."""
     objects = workspace.objects
     assert objects is not None
     if tuple(objects.array.shape) != labels_shape(workspace.shape, workspace.channel_axis):
         return
-    there = objects_in(objects.array, axes, workspace.channel_axis)
+    if there is None:
+        there = objects_in(objects.array, axes, workspace.channel_axis)
     objects.know({object_id: box for object_id, (box, _) in there.items()})
     workspace.found({object_id: planes for object_id, (_, planes) in there.items()}, anew)

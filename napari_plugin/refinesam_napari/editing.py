@@ -7,12 +7,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-import numpy as np
-
 from refinesam import RefineSAMError
 from refinesam_napari.document import Change, Document, History, Origin, PlanePrompts, SegmentedObject, Write
 from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
-from refinesam_napari.objects_layer import ObjectsLayer
+from refinesam_napari.objects_layer import ObjectsLayer, ids_in
 from refinesam_napari.painting import corrections_of
 
 __all__ = ["Editing"]
@@ -99,7 +97,7 @@ class Editing:
         name = f"{'change' if before else 'add'} object {object_id}"
         with self._pixels_first() as written:
             self._write(writes, written)
-            if masks.keys() >= prompts.keys() and not self.has_pixels(item):
+            if masks.keys() >= prompts.keys() and not _gives(writes, object_id) and not self.has_pixels(item):
                 self._take_back(written)
                 return None
         change = self._record(name, self.document.with_object(item).cleared(), written, object_id)
@@ -211,7 +209,7 @@ class Editing:
         try:
             writes = self.plan(object_id, {plane: self._corrected(object_id, plane, mask)}, overwrite)
             item = self.document.objects.get(object_id)
-            emptied = bool(writes) and not any((np.asarray(write.new) == object_id).any() for write in writes)
+            emptied = bool(writes) and not _gives(writes, object_id)
             others = () if item is None else tuple(other for other in item.planes if other != plane)
             if emptied and item is not None and not self.has_pixels(replace(item, planes=others)):
                 return
@@ -388,7 +386,7 @@ class Editing:
             written: its pixels.
             awaited: id of an object whose masks may still come.
         """
-        touched = {int(value) for write in written for value in np.unique(write.old[write.mask])} - {awaited}
+        touched = {object_id for write in written for object_id in ids_in(write.old[write.mask])} - {awaited}
         for object_id in touched & document.objects.keys():
             if not self.has_pixels(document.objects[object_id]):
                 document = document.without_object(object_id)
@@ -398,3 +396,11 @@ class Editing:
         if self.objects is not None:
             self.objects.apply(writes)
         written += writes
+
+
+def _gives(writes: Sequence[Write], object_id: int) -> bool:
+    """Whether pixels are written to an object."""
+    return any(
+        write.new == object_id if isinstance(write.new, int) else bool((write.new[write.mask] == object_id).any())
+        for write in writes
+    )

@@ -17,7 +17,7 @@ from refinesam_napari.placing import patch_of
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-__all__ = ["ObjectsLayer"]
+__all__ = ["ObjectsLayer", "ids_in"]
 
 # Pixels a side that are planned and written at once.
 BLOCK = 2048
@@ -163,8 +163,10 @@ class ObjectsLayer:
             wanted[y : y + mask.pixels.shape[0], x : x + mask.pixels.shape[1]] = mask.pixels
         wanted_nd = patch_of(wanted, plane).astype(np.bool_)
         own = before == object_id
-        free = np.ones_like(own) if overwrite else (before == 0) | own
-        after = np.where(wanted_nd & free, object_id, np.where(own, 0, before)).astype(before.dtype)
+        free = wanted_nd if overwrite else wanted_nd & ((before == 0) | own)
+        after = before.copy()
+        after[own & ~wanted_nd] = 0
+        after[free] = object_id
         changed = after != before
         return Write(key, changed, *_compact(changed, before, after)) if changed.any() else None
 
@@ -216,20 +218,22 @@ class ObjectsLayer:
         self.refresh()
 
     def _set(self, key: tuple[slice, ...], where: NDArray[np.bool_], values: NDArray[Any] | int) -> None:
-        local = np.nonzero(where)
-        if not len(local[0]):
+        count = np.count_nonzero(where)
+        if not count:
             return
-        self._forget(np.asarray(self.array[key])[local], values)
-        indices = tuple(axis + part.start for axis, part in zip(local, key, strict=True))
-        new = values[local] if isinstance(values, np.ndarray) else values
-        if self.layer.multiscale or len(local[0]) > MOST_REMEMBERED:
-            self.array[indices] = new
+        before = np.asarray(self.array[key])
+        new = values[where] if isinstance(values, np.ndarray) else values
+        self._forget(before[where], new)
+        # If the viewer stands outside the layer, napari has nothing to refresh, and would fail at it.
+        if self.layer.multiscale or count > MOST_REMEMBERED or self.layer._slice.empty:
+            # A mask, not indices, which take sixteen times the memory of the pixels.
+            after = np.array(before)
+            after[where] = new
+            self.array[key] = after
             self._make_coarser(key)
-            self._undrawn = True
-        elif self.layer._slice.empty:
-            # The viewer stands outside the layer: napari has nothing to refresh, and would fail at it.
-            self.array[indices] = new
+            self._undrawn = self._undrawn or not self.layer._slice.empty
         else:
+            indices = tuple(axis + part.start for axis, part in zip(np.nonzero(where), key, strict=True))
             self._quiet = True
             try:
                 self.layer.data_setitem(indices, new)
@@ -252,11 +256,11 @@ class ObjectsLayer:
 
     def _forget(self, *values: NDArray[Any] | int) -> None:
         """What was known of the masks of these ids doesn't hold any more."""
-        changed = {int(value) for part in values for value in np.unique(part)}
+        changed = {object_id for part in values for object_id in ids_in(part)}
         self._masks = {key: mask for key, mask in self._masks.items() if key[0] not in changed}
 
     def _note(self, key: tuple[slice, ...], values: NDArray[Any] | int) -> None:
-        for object_id in np.unique(values).tolist():
+        for object_id in ids_in(values):
             if object_id > self.highest_before or object_id in self._extents:
                 old = self._extents.get(object_id, key)
                 self._extents[object_id] = tuple(
@@ -277,6 +281,15 @@ class ObjectsLayer:
             self._note(write.key, write.new)
             self._forget(write.old, write.new)
         self._on_paint(writes)
+
+
+def ids_in(values: NDArray[Any] | int) -> list[int]:
+    """Return which numbers there are."""
+    if isinstance(values, int) or not values.size:
+        return [values] if isinstance(values, int) else []
+    # Sorting takes long, and most often there is one number.
+    lowest, highest = int(values.min()), int(values.max())
+    return [lowest] if lowest == highest else [int(value) for value in np.unique(values)]
 
 
 def _blocks(masks: Sequence[PlaneMask]) -> Iterator[Crop]:

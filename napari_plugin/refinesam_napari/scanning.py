@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,35 +12,50 @@ from scipy import ndimage
 
 from refinesam_napari.geometry import FREE, Plane
 
-__all__ = ["Box", "objects_in"]
+__all__ = ["Box", "Objects", "objects_in"]
 
 Box = tuple[slice, ...]
+Objects = dict[int, tuple[Box, list[Plane]]]
+# Pixels read at once.
+MOST_READ = 2**22
 # Up to here a table with a row for every number from 1 is smaller than what sorting the pixels needs.
 MOST_NUMBERS = 1_000_000
 
 
-def objects_in(labels: Any, axes: tuple[int, int], channel_axis: int | None) -> dict[int, tuple[Box, list[Plane]]]:
-    """Find the objects of labels, reading one plane at a time.
+def objects_in(
+    labels: Any,
+    axes: tuple[int, int],
+    channel_axis: int | None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Objects:
+    """Find the objects of labels, reading a plane, or a part of a large one, at a time.
 
     Args:
         labels: integers, anything that is sliced like a numpy array; 0 and negative numbers are no objects.
         axes: the data axes that run down and across.
         channel_axis: the one of size 1 that objects have no place on, or None.
+        on_progress: called with how many parts were read, and how many there are; what it raises ends the search.
 
     Returns:
         By id: the box around all its pixels, and the planes in which it has some.
     """
-    found: dict[int, tuple[Box, list[Plane]]] = {}
-    for plane in _planes(labels.shape, axes, channel_axis):
-        key = plane.key(slice(None), slice(None))
+    found: Objects = {}
+    height, width = (labels.shape[axis] for axis in axes)
+    most = max(1, MOST_READ // max(width, 1))
+    parts = [slice(row, min(row + most, height)) for row in range(0, height, most)]
+    planes = list(_planes(labels.shape, axes, channel_axis))
+    for done, (plane, part) in enumerate(product(planes, parts)):
+        on_progress(done, len(planes) * len(parts))
+        key = plane.key(part, slice(0, width))
         section = np.asarray(labels[key])
         for object_id, (rows, columns) in _boxes(section.T if plane.transposed else section):
             place: list[slice] = [slice(k, k + 1) if isinstance(k, int) else k for k in key]
-            place[axes[0]], place[axes[1]] = rows, columns
-            box, planes = found.get(object_id, (tuple(place), []))
+            place[axes[0]], place[axes[1]] = slice(rows.start + part.start, rows.stop + part.start), columns
+            box, where = found.get(object_id, (tuple(place), []))
             united = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, place, strict=True))
-            planes.append(plane)
-            found[object_id] = tuple(united), planes
+            if plane not in where[-1:]:
+                where.append(plane)
+            found[object_id] = tuple(united), where
     return found
 
 

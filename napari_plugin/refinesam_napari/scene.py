@@ -19,6 +19,7 @@ from refinesam_napari.objects_layer import ObjectsLayer
 from refinesam_napari.placing import camera_of, is_kept_active, on_top
 from refinesam_napari.preview import DISPLAY_ONLY, Preview
 from refinesam_napari.prompt_layers import PromptLayers
+from refinesam_napari.scanning import Objects
 from refinesam_napari.targets import is_ours, place_labels
 from refinesam_napari.views import guess_channel_axis, plane_in_view
 from refinesam_napari.workspace import Workspace, shape_of
@@ -113,9 +114,9 @@ class Scene(Committed):
             self._draw_over(objects.layer)
         return objects
 
-    def use_labels(self, layer: Labels) -> None:
+    def use_labels(self, layer: Labels, there: Objects | None = None) -> None:
         """Commit objects into an existing Labels layer, drawn under prompts and preview."""
-        super().use_labels(layer)
+        super().use_labels(layer, there)
         self._draw_over(layer)
 
     def _draw_over(self, labels: Labels) -> None:

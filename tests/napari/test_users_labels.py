@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from napari.layers import Labels
 from numpy.typing import NDArray
 from skimage import data
 
 from napari_gui import Gui
 from refinesam import decode_rle
+from refinesam_napari import answers
 from refinesam_napari.geometry import FREE, Plane
 from refinesam_napari.scanning import objects_in
 
@@ -141,6 +146,84 @@ def test_objects_are_found_as_a_search_pixel_by_pixel_finds_them(axes: tuple[int
         assert box == tuple(slice(int(a), int(b) + 1) for a, b in zip(where.min(0), where.max(0), strict=True))
         positions = {tuple(FREE if k in (*axes, channel_axis) else int(i) for k, i in enumerate(row)) for row in where}
         assert {plane.position for plane in planes} == positions and len(planes) == len(positions)
+
+
+# ---------------------------------------------------------------- large ones
+
+
+def large() -> NDArray[np.uint16]:
+    labels = np.zeros((4200, 4200), np.uint16)
+    labels[10:40, 20:60], labels[1000:3000, 2000:2020], labels[4190:, 4190:] = 4, 9, 7
+    return labels
+
+
+def choose_large(gui: Gui, labels: NDArray[np.uint16]) -> Labels:
+    """Begin to use labels, and wait until the panel says that they are read."""
+    layer = gui.viewer.add_labels(labels, name="mine")
+    gui.settle()
+    gui.controller.use_labels(layer)
+    assert gui.controller.busy and gui.controller.workspace.objects is None
+    return layer
+
+
+def test_large_labels_are_read_in_the_background(open_gui: Callable[..., Gui], monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, told = [], []
+
+    def watched(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return objects_in(*arguments)
+
+    monkeypatch.setattr(answers, "objects_in", watched)
+    gui = open_gui(np.zeros((4200, 4200), np.uint8))
+    gui.controller.progressed.connect(lambda progress: told.append(progress.text))
+    layer = choose_large(gui, large())
+    gui.settle()
+    assert threads and threading.main_thread() not in threads and "Reading 'mine'" in told
+    workspace = gui.controller.workspace
+    assert workspace.objects.layer is layer and sorted(workspace.document.objects) == [4, 7, 9]
+    assert workspace.next_id() == 10 and np.array_equal(layer.data, large())
+    plane = Plane((0, 1), (FREE, FREE))
+    assert np.array_equal(workspace.mask_of(9, plane).on((4200, 4200)), large() == 9)
+    gui.controller.delete(9)
+    assert not (layer.data == 9).any()
+    gui.key("Z", "control")
+    assert np.array_equal(layer.data, large())
+
+
+def test_what_is_painted_while_large_labels_are_read_counts(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(np.zeros((4200, 4200), np.uint8))
+    layer = choose_large(gui, large())
+    layer.selected_label, layer.brush_size = 12, 30
+    layer.paint((100, 100), 12)
+    layer.data_setitem(np.nonzero(large() == 4), 0)
+    gui.until(lambda: gui.controller.workspace.objects is not None)
+    assert sorted(gui.controller.workspace.document.objects) == [7, 9, 12]
+
+
+@pytest.mark.parametrize("end", ["cancel", "pause"])
+def test_labels_whose_reading_ends_early_stay_the_users_own(open_gui: Callable[..., Gui], end: str) -> None:
+    gui = open_gui(np.zeros((4200, 4200), np.uint8))
+    layer = choose_large(gui, large())
+    (gui.controller.cancel if end == "cancel" else gui.widget.pause)()
+    gui.controller.resume()
+    gui.settle()
+    assert gui.controller.workspace.objects is None and not gui.controller.workspace.document.objects
+    assert np.array_equal(layer.data, large())
+    gui.controller.use_labels(layer)
+    gui.settle()
+    assert sorted(gui.controller.workspace.document.objects) == [4, 7, 9]
+
+
+def test_large_labels_are_read_by_parts() -> None:
+    labels = np.zeros((2, 3000, 9000), np.uint16)
+    labels[0, 10:2900, 50], labels[1, 2990:, 8990:] = 3, 3
+    tracemalloc.start()
+    found = objects_in(labels, (1, 2), None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    box, planes = found[3]
+    assert box == (slice(0, 2), slice(10, 3000), slice(50, 9000)) and [p.position[0] for p in planes] == [0, 1]
+    assert peak < 8 * 2**22
 
 
 # ---------------------------------------------------------------- place
