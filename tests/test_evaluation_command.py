@@ -162,6 +162,49 @@ def test_a_bad_record_costs_only_itself(
     assert "4 objects could not be evaluated" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("neg_category_ids", None, "images[2].neg_category_ids must be list"),
+        ("neg_category_ids", [1, 7], "images[2].neg_category_ids holds 7"),
+        ("not_exhaustive_category_ids", ["1"], "images[2].not_exhaustive_category_ids holds '1'"),
+        ("not_exhaustive_category_ids", [True], "images[2].not_exhaustive_category_ids holds True"),
+    ],
+)
+@pytest.mark.parametrize("boxes", ["prompts", "boxes.json"])
+def test_a_bad_list_of_lvis_costs_its_image_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    boxes: str,
+    key: str,
+    value: Any,
+    named: str,
+) -> None:
+    content = json.loads((data / "lvis.json").read_text())
+    detections = json.loads((data / "boxes.json").read_text())
+    del content["images"][2], detections[2]
+    (tmp_path / "boxes.json").write_text(json.dumps(detections))
+    (tmp_path / "good.json").write_text(json.dumps(content))
+    extra = {"id": 3, "file_name": "3.png", "height": HW[0], "width": HW[1]}
+    content["images"].append(extra | {"neg_category_ids": [], "not_exhaustive_category_ids": []} | {key: value})
+    content["annotations"].append(content["annotations"][0] | {"id": 9, "image_id": 3})
+    (tmp_path / "worse.json").write_text(json.dumps(content))
+    found = []
+    for name in ("good.json", "worse.json"):
+        path = tmp_path / f"from_{name}"
+        asked = ["--lvis", "--ap", tmp_path / boxes if "." in boxes else boxes, "--weights", weights, "--json", path]
+        assert run(monkeypatch, "--annotations", tmp_path / name, "--images", data / "images", *asked) == 0
+        found.append(json.loads(path.read_text()))
+    good, worse = found
+    assert worse["summary"]["miou"] == good["summary"]["miou"] and worse["ap"]["first"] == good["ap"]["first"]
+    told = [failure["reason"] for failure in worse["summary"]["failures"]]
+    assert len(told) == 2 and named in told[0] and "annotations[3].image_id 3" in told[1]
+    assert "1 objects could not be evaluated" in capsys.readouterr().out
+
+
 def test_lvis_and_both_programs(monkeypatch: pytest.MonkeyPatch, data: Path, weights: Path, tmp_path: Path) -> None:
     found = []
     for backend in ("pycocotools", "faster"):

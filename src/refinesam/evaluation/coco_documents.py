@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.dataset import categories_of, checked_lists, image_id_of, object_of
 from refinesam.evaluation.json_fields import ById, Damaged, bbox_of, field_of, is_number, read_json
+from refinesam.evaluation.lvis_fields import check_listed, frequencies_of
 from refinesam.masks import decode_segmentation
 from refinesam.rle import Rle, encode_rle, runs_from_compressed, shown
 
@@ -82,7 +83,7 @@ def load_document(source: object) -> tuple[dict[str, Any], str]:
 
 
 def checked_ground_truth(
-    content: dict[str, Any], where: str, iou_type: IoUType, damaged: Damaged | None = None
+    content: dict[str, Any], where: str, iou_type: IoUType, damaged: Damaged | None = None, *, lvis: bool = False
 ) -> GroundTruth:
     """Check what `load_document` returned; see `read_ground_truth`.
 
@@ -91,21 +92,26 @@ def checked_ground_truth(
         where: what messages call it.
         iou_type: see `read_ground_truth`.
         damaged: takes records that are malformed.
+        lvis: check what LVIS' rules need besides.
 
     Raises:
         DatasetError: the document breaks COCO's format; the message names the places. With `damaged`, only where a
-            list is missing.
+            list, or LVIS' frequency of a category, is missing.
         ConfigError: an unknown `iou_type`.
     """
     if iou_type not in get_args(IoUType):
         raise ConfigError(f"iou_type is {iou_type!r}; choose segm or bbox.")
     images, found = ById(), Damaged() if damaged is None else damaged
+    categories = categories_of(content.get("categories", []), where, found)
+    if lvis:
+        frequencies_of(content, where)
     for index, raw in enumerate(content["images"]):
         place = f"{where}: images[{index}]"
         with found.isolated("images", index):
+            if lvis:
+                check_listed(raw, place, categories)
             height, width = field_of(raw, "height", int, place), field_of(raw, "width", int, place)
             images.add((height, width), field_of(raw, "id", int, place), place)
-    categories = categories_of(content.get("categories", []), where, found)
     seen, annotations = ById(), []
     for index, raw in enumerate(content["annotations"]):
         place = f"{where}: annotations[{index}]"
@@ -143,10 +149,14 @@ def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) 
     }
 
 
-def without_damaged(content: dict[str, Any], where: str = "the ground truth") -> dict[str, Any]:
-    """Return a COCO document's content without the records that break the format of masks, and what refers to them."""
+def without_damaged(content: dict[str, Any], where: str = "the ground truth", *, lvis: bool = False) -> dict[str, Any]:
+    """Return a COCO document's content without the records that break the format of masks, and what refers to them.
+
+    Raises:
+        DatasetError: with `lvis`, a category lacks its frequency.
+    """
     damaged = Damaged()
-    checked_ground_truth(content, where, "segm", damaged)
+    checked_ground_truth(content, where, "segm", damaged, lvis=lvis)
     left_out = {(record.part, record.index) for record in damaged.records}
     return {
         **content,

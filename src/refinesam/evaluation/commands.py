@@ -188,7 +188,7 @@ def _run(request: Request, weights: str, session_of: Callable[[str], Session], o
     from refinesam.evaluation.dataset import read_coco_folder
     from refinesam.evaluation.running import run_request
 
-    folder = read_coco_folder(request.annotations, request.images)
+    folder = read_coco_folder(request.annotations, request.images, lvis=request.lvis)
     session = session_of(weights)
     with _progress() as on_progress:
         outcome = run_request(session, request, folder, on_progress)

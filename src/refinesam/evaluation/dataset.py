@@ -10,6 +10,7 @@ from typing import Any
 
 from refinesam.errors import DatasetError
 from refinesam.evaluation.json_fields import ById, Damaged, DamagedRecord, bbox_of, field_of, is_number, read_json
+from refinesam.evaluation.lvis_fields import check_listed, frequencies_of
 from refinesam.rle import shown
 
 __all__ = [
@@ -64,7 +65,9 @@ class CocoFolder:
         return replace(self, images=tuple(i for i in images if i.objects))
 
 
-def read_coco_folder(annotations: str | Path, images: str | Path, *, keep_empty: bool = False) -> CocoFolder:
+def read_coco_folder(
+    annotations: str | Path, images: str | Path, *, keep_empty: bool = False, lvis: bool = False
+) -> CocoFolder:
     """Read an annotation file.
 
     Checked are the file's structure, numbers, ids and file names. A record that breaks the format costs itself and
@@ -76,10 +79,12 @@ def read_coco_folder(annotations: str | Path, images: str | Path, *, keep_empty:
         images: folder that holds the files named in it. LVIS names none; there it is the last parts of `coco_url`,
             with the split's folder or without.
         keep_empty: keep images without objects, too: a detector can find something in them.
+        lvis: check what LVIS' rules need besides: the frequency of every category, and the lists of categories in
+            every image.
 
     Raises:
-        DatasetError: the file is missing, not JSON, lacks a list of COCO's format, or holds damaged records alone; the
-            message names the place.
+        DatasetError: the file is missing, not JSON, lacks a list of COCO's format or LVIS' frequencies, or holds
+            damaged records alone; the message names the place.
     """
     annotations, folder = Path(annotations), Path(images)
     content = checked_lists(read_json(annotations), str(annotations))
@@ -89,10 +94,14 @@ def read_coco_folder(annotations: str | Path, images: str | Path, *, keep_empty:
         )
     damaged = Damaged()
     categories = categories_of(content.get("categories", []), str(annotations), damaged)
+    if lvis:
+        frequencies_of(content, str(annotations))
     found, root = ById(), folder.resolve()
     for index, raw in enumerate(content["images"]):
         where = f"{annotations}: images[{index}]"
         with damaged.isolated("images", index):
+            if lvis:
+                check_listed(raw, where, categories)
             found.add(_image(raw, where, folder, root), field_of(raw, "id", int, where), where)
     records: dict[int, CocoImage] = found.values
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in records}

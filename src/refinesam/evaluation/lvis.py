@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from refinesam.errors import ConfigError, DatasetError
+from refinesam.errors import ConfigError
 from refinesam.evaluation.coco_documents import (
     GroundTruth,
     IoUType,
@@ -20,16 +20,11 @@ from refinesam.evaluation.coco_documents import (
     load_document,
     read_results,
 )
-from refinesam.evaluation.dataset import categories_of
-from refinesam.evaluation.json_fields import field_of
+from refinesam.evaluation.lvis_fields import FREQUENCIES, ListName, frequencies_of, listed_categories
 from refinesam.evaluation.matching import Backend, measured, recall_and_precision
-from refinesam.rle import shown
 
-__all__ = ["LvisScores", "check_lvis_fields", "lvis_scores"]
+__all__ = ["LvisScores", "lvis_scores"]
 
-# By how many training images show a category: fewer than 10, fewer than 100, more.
-_FREQUENCIES: Final = ("r", "c", "f")
-_LISTS: Final = ("neg_category_ids", "not_exhaustive_category_ids")
 _AT_50: Final = 0
 _AT_75: Final = 5
 
@@ -101,8 +96,9 @@ def lvis_scores(
         raise ConfigError(f"max_detections is {max_detections!r}; give a whole number of at least 1, as 300.")
     content, where = load_document(ground_truth)
     truth = checked_ground_truth(content, where, iou_type)
-    frequency_of = _frequencies(content, where)
-    absent, not_exhaustive = (_listed(content, where, truth.categories, key) for key in _LISTS)
+    frequency_of = frequencies_of(content, where)
+    absent = _listed(content, where, truth.categories, "neg_category_ids")
+    not_exhaustive = _listed(content, where, truth.categories, "not_exhaustive_category_ids")
     detections = _counting(read_results(results, truth, iou_type), truth, absent, max_detections)
     recall, precision = recall_and_precision(
         truth, detections, iou_type, [max_detections], not_exhaustive=not_exhaustive, backend=backend
@@ -110,7 +106,7 @@ def lvis_scores(
     ap, ap_small, ap_medium, ap_large = (measured(precision[:, :, :, area, 0]) for area in range(4))
     ar, ar_small, ar_medium, ar_large = (measured(recall[:, :, area, 0]) for area in range(4))
     numbers = sorted(truth.categories)
-    groups = [[k for k, number in enumerate(numbers) if frequency_of[number] == letter] for letter in _FREQUENCIES]
+    groups = [[k for k, number in enumerate(numbers) if frequency_of[number] == letter] for letter in FREQUENCIES]
     ap_rare, ap_common, ap_frequent = (measured(precision[:, :, group, 0, 0]) for group in groups)
     return LvisScores(
         ap=ap,
@@ -130,41 +126,14 @@ def lvis_scores(
     )
 
 
-def check_lvis_fields(source: Mapping[str, Any] | str | Path) -> None:
-    """Raise DatasetError unless a document, or the file at a path, has what LVIS' rules need besides COCO's format."""
-    content, where = load_document(source)
-    _frequencies(content, where)
-    categories = categories_of(content["categories"], where)
-    for key in _LISTS:
-        _listed(content, where, categories, key)
-
-
-def _frequencies(content: Mapping[str, Any], where: str) -> dict[int, str]:
-    if not content.get("categories"):
-        raise DatasetError(f"{where} needs 'categories', each with its frequency: give an LVIS file, not a COCO one.")
-    found = {}
-    for index, category in enumerate(content["categories"]):
-        place = f"{where}: categories[{index}]"
-        frequency = field_of(category, "frequency", str, place)
-        if frequency not in _FREQUENCIES:
-            raise DatasetError(f"{place}.frequency must be r, c or f (rare, common, frequent), got {shown(frequency)}.")
-        found[category["id"]] = frequency
-    return found
-
-
 def _listed(
-    content: Mapping[str, Any], where: str, categories: Mapping[int, str], key: str
+    content: Mapping[str, Any], where: str, categories: Mapping[int, str], key: ListName
 ) -> dict[int, frozenset[int]]:
     """Return by image id the categories that LVIS lists under a key of each image."""
-    found = {}
-    for index, image in enumerate(content["images"]):
-        place = f"{where}: images[{index}]"
-        numbers = field_of(image, key, list, place)
-        unknown = [number for number in numbers if not isinstance(number, int) or number not in categories]
-        if unknown:
-            raise DatasetError(f"{place}.{key} holds {shown(unknown[0])}, which is not the id of any of 'categories'.")
-        found[image["id"]] = frozenset(numbers)
-    return found
+    return {
+        image["id"]: listed_categories(image, key, f"{where}: images[{index}]", categories)
+        for index, image in enumerate(content["images"])
+    }
 
 
 def _counting(

@@ -15,7 +15,6 @@ from refinesam.evaluation.clicks import ClickableSession, count_clicks
 from refinesam.evaluation.coco_documents import load_document, restricted, without_damaged
 from refinesam.evaluation.dataset import CocoFolder, read_coco_folder
 from refinesam.evaluation.images import OnImage
-from refinesam.evaluation.lvis import check_lvis_fields
 from refinesam.evaluation.mask_ap import MaskAP, evaluation_ap, mask_ap, segment_detections
 from refinesam.evaluation.matching import Backend, check_backend
 from refinesam.evaluation.proposals import ProposalScores, ProposingSession, proposal_scores, propose
@@ -121,7 +120,7 @@ def run_request(
     Args:
         session: the model.
         request: what.
-        folder: the request's images and ground truth.
+        folder: the request's images and ground truth, read with its `lvis`.
         on_progress: called after every image.
 
     Raises:
@@ -132,9 +131,8 @@ def run_request(
     run = _Run(session, request, folder, on_progress)
     # What a file holds can be wrong, so it comes before hours of work.
     check_backend(request.backend)
-    if request.lvis and request.ap is not None:
-        evaluated = {image.image_id for image in folder.images[: request.limit_images]}
-        check_lvis_fields(restricted(run.truth, evaluated))
+    if request.ap is not None:
+        run.truth  # noqa: B018 - read and checked once, here
     ap = None if request.ap in (None, "boxes", "prompts") else run.detections_ap(Path(str(request.ap)))
     evaluation = clicks = None
     if request.protocol == "noc":
@@ -160,7 +158,7 @@ class _Run:
     @cached_property
     def truth(self) -> dict[str, Any]:
         """The ground truth that can be scored."""
-        return without_damaged(*load_document(self.request.annotations))
+        return without_damaged(*load_document(self.request.annotations), lvis=self.request.lvis)
 
     def evaluated(self, protocol: PromptProtocol) -> Evaluation:
         """Prompt for every object."""
@@ -191,7 +189,7 @@ class _Run:
         request = self.request
         found = segment_detections(
             self.session,
-            read_coco_folder(request.annotations, request.images, keep_empty=True),
+            read_coco_folder(request.annotations, request.images, keep_empty=True, lvis=request.lvis),
             path,
             refine=request.refine,
             choose=request.choose or "box",
