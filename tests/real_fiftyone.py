@@ -46,6 +46,25 @@ def draw_shapes(name: str, folder: Path, samples: int, objects: int = 2) -> Any:
     return dataset
 
 
+def draw_videos(name: str, folder: Path, videos: int, frames: int) -> Any:
+    """Make a dataset of videos whose frames are the images of `draw_shapes`, files of their own, with their labels."""
+    images, dataset = draw_shapes(f"{name}-images", folder, videos * frames), fo.Dataset(name)
+    drawn = iter(images)
+    for number in range(videos):
+        metadata = fo.VideoMetadata(frame_width=90, frame_height=60, frame_rate=5, total_frame_count=frames)
+        video = fo.Sample(filepath=str(folder / f"{name}_{number}.avi"), metadata=metadata)
+        writer = cv2.VideoWriter(video.filepath, cv2.VideoWriter_fourcc(*"MJPG"), 5, (90, 60))
+        for index in range(1, frames + 1):
+            image = next(drawn)
+            writer.write(cv2.imread(image.filepath))
+            labels = {field: image[field].copy() for field in ("ground_truth", "boxes")}
+            video.frames[index] = fo.Frame(filepath=image.filepath, **labels)
+        writer.release()
+        dataset.add_sample(video)
+    images.delete()
+    return dataset
+
+
 class App:
     """A person in front of the App."""
 

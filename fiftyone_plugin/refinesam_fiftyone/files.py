@@ -16,6 +16,7 @@ import fiftyone as fo
 import numpy as np
 from numpy.typing import NDArray
 
+from .private import id_of
 from .samples import Place
 from .schema import ROLES, Fields, Role
 
@@ -29,7 +30,7 @@ _PATHS: Final = ("mask_path", "map_path", "filepath")
 
 def folder_of(dataset: Any, run: Fields, masks_dir: str) -> Path:
     """Return the folder of a run's masks; a clone of the dataset has another one."""
-    return Path(masks_dir).absolute() / str(dataset._doc.id) / run.key
+    return Path(masks_dir).absolute() / id_of(dataset) / run.key
 
 
 def file_name(prompt_id: str, role: Role, mask: NDArray[np.bool_]) -> str:
@@ -46,7 +47,7 @@ def split_files(place: Place, run: Fields, folders: Sequence[str]) -> tuple[list
         run: names of its fields.
         folders: that the run wrote to; those of the dataset that this one was cloned from are not its own.
     """
-    own = [Path(one) for one in folders if Path(one).parent.name == str(place.root._doc.id)]
+    own = [Path(one) for one in folders if Path(one).parent.name == id_of(place.root)]
     files = [
         file
         for folder in own
@@ -66,7 +67,7 @@ def _used_elsewhere(place: Place, run: Fields, pattern: str) -> set[str]:
     for name in fo.list_datasets():
         dataset = fo.load_dataset(name)
         own = {run.masks(role) for role in ROLES} if dataset.name == place.root.name else set()
-        for other in (Place(dataset), *([Place(dataset, True)] if dataset._has_frame_fields() else [])):
+        for other in (Place(dataset), *([Place(dataset, True)] if dataset.get_frame_field_schema() else [])):
             kept = own if other.frames == place.frames else set()
             for path in other.schema():
                 if path.rpartition(".")[2] in _PATHS and path.partition(".")[0] not in kept:

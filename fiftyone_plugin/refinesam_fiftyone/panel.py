@@ -28,6 +28,7 @@ from .figures import (
     summary_cells,
 )
 from .operators.explaining import chosen_object
+from .private import documents_of
 from .ranking import rank_rows
 from .report import GROUPINGS, groups, summarise
 from .rows import read_rows
@@ -316,9 +317,9 @@ def _shown_for(ctx: Any) -> str:
     parts = [ctx.dataset_name, *(ctx.request_params.get(name) or None for name in names)]
     if ctx.dataset is not None:
         name = "last_modified_at"
-        collections = [ctx.dataset._sample_collection]
-        if ctx.dataset._has_frame_fields():
-            collections.append(ctx.dataset._frame_collection)
+        collections = [documents_of(ctx.dataset)]
+        if ctx.dataset.get_frame_field_schema():
+            collections.append(documents_of(ctx.dataset, frames=True))
         for collection in collections:
             newest = collection.find_one(sort=[(name, -1)], projection=[name])
             parts.append(newest and newest.get(name))

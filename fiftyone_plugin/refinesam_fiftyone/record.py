@@ -15,6 +15,7 @@ import fiftyone as fo
 from refinesam import ConfigError
 
 from .legacy import legacy_paths
+from .private import backing_dataset
 from .samples import Place, Target
 from .schema import Fields
 
@@ -54,7 +55,7 @@ def stale(target: Target, run: Fields) -> list[str]:
     """Return what a view of frames still has of a run that was deleted since the view was made."""
     if not target.frames:
         return []
-    there, marks = target.schema(), _marks(target.samples._dataset.get_field_schema(flat=True), run)
+    there, marks = target.schema(), _marks(backing_dataset(target.samples).get_field_schema(flat=True), run)
     gone = [path for path in marks if path not in there]
     return [path for path in gone if path.partition(".")[0] not in gone or "." not in path]
 
@@ -164,5 +165,5 @@ def attributes_of(place: Place, run: Fields, fields: Iterable[str]) -> list[str]
 
 def _is_fiftyones(field: Any, rest: str) -> bool:
     labels, _, attribute = rest.partition(".")
-    kind = field.document_type._fields[labels].field.document_type
-    return attribute in kind._fields or attribute == "id"
+    kind = field.get_field_schema()[labels].field.document_type
+    return attribute in kind().field_names

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from .private import is_patches
 from .record import require
 from .runs import run_of
 from .schema import Fields, Settings
@@ -98,7 +99,7 @@ def read_rows(samples: Any, run_key: str = "refinesam") -> pd.DataFrame:
     require(target, run, (run.baseline, run.amr))
     view = target.asked
     # The App can hide whole fields; their labels still count.
-    if view._is_patches or any(view.get_field(name) is None for name in (run.baseline, run.amr)):
+    if is_patches(view) or any(view.get_field(name) is None for name in (run.baseline, run.amr)):
         view = target.view()
     firsts = _flat(view, f"{run.baseline}.detections", _OF_BASELINE)
     refined = _flat(view, f"{run.amr}.detections", _OF_AMR)

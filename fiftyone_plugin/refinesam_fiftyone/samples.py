@@ -18,6 +18,17 @@ from fiftyone.core.video import FramesView
 
 from refinesam import ConfigError, DatasetError
 
+from .private import (
+    add_fields,
+    all_frames,
+    backing_dataset,
+    documents_of,
+    is_patches,
+    root_dataset,
+    source_of,
+    write_to_videos,
+)
+
 __all__ = ["Place", "Target", "target_of"]
 
 
@@ -51,7 +62,7 @@ class Place:
     @property
     def collection(self) -> Any:
         """The documents in the database, of all slices of groups."""
-        return self.root._frame_collection if self.frames else self.root._sample_collection
+        return documents_of(self.root, frames=self.frames)
 
     def texts(self, path: str, pattern: str) -> set[str]:
         """Return the texts at a path, of any document, that match a regular expression from their start on."""
@@ -59,22 +70,15 @@ class Place:
         return {one for document in matching for one in _texts(document) if re.match(pattern, one)}
 
     def declare(self, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any]) -> None:
-        """Add fields and attributes, path -> kind, each with an info.
-
-        All at once: one by one each takes FiftyOne a tenth of a second.
-        """
-        _merge(
-            self.root._merge_frame_field_schema if self.frames else self.root._merge_sample_field_schema, kinds, infos
-        )
+        """Add fields and attributes, path -> kind, each with an info."""
+        _add(self.root, kinds, infos, frames=self.frames)
 
     def describe(self, infos: Mapping[str, Any]) -> None:
         """Give fields that are there an info."""
-        documents = self.root._frame_doc_cls if self.frames else self.root._sample_doc_cls
-        documents._reload_fields()
         for path, info in infos.items():
-            documents._update_field_metadata(path, {"info": info})
-        self.root._doc.save()
-        self.root._reload()
+            field = self.field(path)
+            field.info = info
+            field.save()
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete fields and attributes with their values."""
@@ -102,7 +106,7 @@ class Target(Place):
     @cached_property
     def ids(self) -> list[str]:
         """Ids of the samples that were asked for; of patches, those of the samples that they are cut from."""
-        name = self.asked._id_field if self.asked._is_patches else "id"
+        name = ("frame_id" if self.frames else "sample_id") if is_patches(self.asked) else "id"
         return list(dict.fromkeys(self.asked.values(name)))
 
     def select(self, ids: Sequence[str]) -> Any:
@@ -122,7 +126,7 @@ class Target(Place):
     def written(self, names: Iterable[str], ids: Sequence[str]) -> None:
         """Say that fields of some samples were written past FiftyOne."""
         if self.frames and ids:
-            self.samples._sync_source(fields=list(names), ids=list(ids))
+            write_to_videos(self.samples, names, ids)
 
     def field(self, path: str) -> Any:
         """Return a field or attribute, None if there is none."""
@@ -132,22 +136,23 @@ class Target(Place):
         """Add fields to the samples and, if they are frames, to the view's own dataset."""
         super().declare(kinds, infos)
         if self.frames:
-            _merge(self.samples._dataset._merge_sample_field_schema, kinds, infos)
+            _add(backing_dataset(self.samples), kinds, infos)
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete fields and attributes with their values."""
         known = super().schema()
         super().delete([path for path in paths if path in known])
         if self.frames:
-            own = self.samples._dataset.get_field_schema(flat=True)
-            if found := [path for path in paths if path in own]:
-                self.samples._dataset.delete_sample_fields(found)
+            generated = backing_dataset(self.samples)
+            own = generated.get_field_schema(flat=True)
+            if declared := [path for path in paths if path in own]:
+                generated.delete_sample_fields(declared)
 
     def clear(self, names: Sequence[str]) -> None:
         """Set whole fields to None in every sample."""
         super().clear(names)
         if self.frames and names:
-            self.samples._dataset.clear_sample_fields(list(names))
+            backing_dataset(self.samples).clear_sample_fields(list(names))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -159,13 +164,15 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(one)
 
 
-def _merge(merge: Any, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any]) -> None:
+def _add(
+    dataset: fo.Dataset, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any], *, frames: bool = False
+) -> None:
     labels = {p: fo.EmbeddedDocumentField(k, info=infos[p]) for p, k in kinds.items() if issubclass(k, fo.Label)}
     plain = {path: kind(info=infos[path]) for path, kind in kinds.items() if path not in labels}
     # What has attributes comes first.
     for fields in (labels, plain):
         if fields:
-            merge(fields)
+            add_fields(dataset, fields, frames=frames)
 
 
 def target_of(samples: Any) -> Target:
@@ -180,10 +187,10 @@ def target_of(samples: Any) -> Target:
     """
     if not isinstance(samples, SampleCollection):
         raise ConfigError(f"Samples are needed, a FiftyOne dataset or view; got {type(samples).__name__}.")
-    source = samples._source_collection if samples._is_patches else samples
-    root = samples._root_dataset
+    source = source_of(samples) if is_patches(samples) else samples
+    root = root_dataset(samples)
     if isinstance(source, FramesView):
-        return Target(root, True, source._base_view, samples)
+        return Target(root, True, all_frames(source), samples)
     if root.media_type == "group":
         if "image" not in root.group_media_types.values():
             raise DatasetError("None of the groups' slices has images: refinesam segments images.")

@@ -10,6 +10,7 @@ from bson import ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
+from .private import backing_dataset, documents_of
 from .samples import Target
 
 __all__ = ["store_values"]
@@ -36,7 +37,7 @@ def store_values(target: Target, updates: Mapping[str, tuple[datetime | None, Ma
         for sample_id, (read, values) in wanted.items()
     ]
     refused: dict[str, str] = {}
-    collection = target.samples._dataset._sample_collection
+    collection = documents_of(backing_dataset(target.samples))
     try:
         matched = collection.bulk_write(operations, ordered=False).matched_count
     except BulkWriteError as error:

@@ -14,6 +14,7 @@ from fiftyone import ViewField
 from refinesam import ConfigError
 
 from .labels import label_id
+from .private import is_patches
 from .record import declare, missing, require
 from .runs import present_truth, run_of, view_state
 from .schema import BUCKETS, VIEW_DESCRIPTIONS, Bucket, Fields, Settings
@@ -65,7 +66,7 @@ def bucket_view(samples: Any, bucket: Bucket, *, run_key: str = "refinesam") -> 
     require(target, run, (run.baseline, run.amr))
     if missing(target, run, run.sums):
         raise ConfigError(f"The run {run.key!r} was not evaluated, or lacks a field of it: evaluate it first.")
-    samples = target.view() if target.asked._is_patches else target.asked
+    samples = target.view() if is_patches(target.asked) else target.asked
     counts = {"amr_helped": "helped", "amr_hurt": "hurt", "both_failed": "failed"}
     if bucket in counts:
         view = samples.match(ViewField(f"{run.key}_{counts[bucket]}") > 0)

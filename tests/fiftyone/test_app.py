@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from fiftyone_planted import Planted, plant
-from real_fiftyone import App, app, draw_shapes
+from real_fiftyone import App, app, draw_shapes, draw_videos
 from refinesam_fiftyone.evaluation import evaluate
+from refinesam_fiftyone.figures import BUCKET_NAMES
+from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.runs import list_runs
 from refinesam_fiftyone.schema import BUCKETS, Fields
 
@@ -55,6 +57,13 @@ def shows(person: App, view: Any, run: Fields) -> bool:
     )
 
 
+def opened(person: App, run: Fields) -> list[str]:
+    """Ids of the prompts whose objects the App's view shows; none in a view of frames from before the run."""
+    path, view = f"{run.baseline}.detections.prompt_id", person.session.view
+    ids: list[str] = view.values(path, unwind=True) if view.has_field(path) else []
+    return ids
+
+
 def test_the_form_compares_and_the_panel_shows_the_result(
     person: App, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -77,6 +86,35 @@ def test_the_form_compares_and_the_panel_shows_the_result(
     person.wait_until(lambda: shows(person, dataset, run), "what was compared")
     assert dataset.count(f"{run.amr}.detections.mask") == 4
     assert dataset.has_saved_view("mine: AMR hurt")
+    dataset.delete()
+
+
+def test_frames_of_videos_are_compared_and_opened(person: App, tmp_path_factory: pytest.TempPathFactory) -> None:
+    name = f"videos-{uuid.uuid4().hex[:8]}"
+    dataset = draw_videos(name, tmp_path_factory.mktemp("videos"), videos=2, frames=2)
+    person.open_dataset(dataset.name)
+    person.session.view = dataset.to_frames()
+    person.wait_until(lambda: person.page.locator("[data-cy=looker]").count() == 4, "the frames")
+    person.open_operator(COMPARE)
+    person.page.get_by_role("button", name="Compare", exact=True).click()
+    person.page.get_by_text("8 masks in 4 of 4 samples").wait_for()
+    person.page.get_by_role("button", name="Done").click()
+
+    dataset.reload()
+    run = Fields("refinesam")
+    assert dataset.count(f"frames.{run.amr}.detections.mask") == 8
+    assert dataset.has_saved_view("refinesam: AMR hurt")
+    frames = dataset.to_frames()
+    person.wait_until(lambda: shows(person, frames, run), "what was compared")
+
+    rows = read_rows(frames)
+    bucket = rows["bucket"].mode()[0]
+    wanted = set(rows["prompt_id"][rows["bucket"] == bucket])
+    person.page.get_by_role("button", name=f"{BUCKET_NAMES[bucket]}: {len(wanted)}").click()
+    person.wait_until(lambda: set(opened(person, run)) == wanted, "the objects of one outcome")
+    assert set(person.session.view.values("sample_id")) <= set(dataset.values("id")), "frames, of these videos"
+    person.page.get_by_role("button", name="Explain", exact=True).click()
+    person.page.locator(PICTURE).wait_for()
     dataset.delete()
 
 

@@ -63,16 +63,15 @@ def label_fields(samples: Any, kind: str) -> list[str]:
 def has_masks(samples: Any, field: str) -> bool:
     """Return whether a label with a mask is among the first `LOOKED_AT` samples that have labels in the field."""
     labels = f"{field}.detections"
-    found = target_of(samples).samples._aggregate(
-        pipeline=[
+    with_masks = target_of(samples).samples.mongo(
+        [
             {"$match": {f"{labels}.0": {"$exists": True}}},
             {"$limit": LOOKED_AT},
             {"$match": {labels: {"$elemMatch": {"$or": [{name: {"$ne": None}} for name in ("mask", "mask_path")]}}}},
             {"$limit": 1},
-            {"$project": {"_id": True}},
         ]
     )
-    return bool(list(found))
+    return len(with_masks) > 0
 
 
 def samples_of(ctx: Any) -> Any:
