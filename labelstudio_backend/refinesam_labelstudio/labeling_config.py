@@ -26,9 +26,12 @@ PromptKind = Literal["keypoint", "rectangle"]
 # Name of the TextArea that tells an annotator why an answer is missing.
 MESSAGES = "refinesam"
 
+# The line for messages stands next to the labels, which are clicked before each prompt: above a large image it would be
+# scrolled out of sight. Label Studio shows nothing of a backend that is down, so its empty line says what that means.
 _EXAMPLE = """<View>
-  <TextArea name="refinesam" toName="image" rows="1" editable="false" placeholder="Says why, if an answer is missing"/>
   <Image name="image" value="$image" zoom="true"/>
+  <TextArea name="refinesam" toName="image" rows="1" editable="false"
+            placeholder="Says why an answer is missing. No answer and no reason: the model's server is not running."/>
   <{output} name="{name}" toName="image"{smart}>
     <Label value="Object" background="#1f77b4"/>
     <Label value="Other" background="#ff7f0e"/>

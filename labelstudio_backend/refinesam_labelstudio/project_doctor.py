@@ -16,13 +16,17 @@ import httpx
 from refinesam import ConfigError
 from refinesam_labelstudio.administration import ProjectServer
 from refinesam_labelstudio.findings import SSRF, Finding, is_private, object_of
-from refinesam_labelstudio.labeling_config import LabelingConfig
+from refinesam_labelstudio.labeling_config import MESSAGES, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.responses import ServerError
 
 __all__ = ["examine_project"]
 
 LOOPBACK = "Where Label Studio runs in a container, 'localhost' is that container: give the backend's service name."
+UNTOLD = (
+    f"; annotators are not told why an answer is missing: `refinesam labelstudio configs` has the <TextArea "
+    f'name="{MESSAGES}"> that tells them'
+)
 # How the server writes a connection's state.
 STATES = {"CO": "connected", "DI": "disconnected", "ER": "error", "TR": "training", "PR": "predicting"}
 # The weights may have to load, and the image to come from a slow host.
@@ -105,7 +109,8 @@ def _labeling_config(config: LabelingConfig) -> Iterator[Finding]:
         yield Finding("smart tags", False, problem)
     if config.prompts and not problems:
         names = ", ".join(f"{tag.kind} ({tag.from_name})" for tag in config.prompts)
-        yield Finding("smart tags", True, f"clicks come from {names}")
+        untold = "" if config.messages is not None else UNTOLD
+        yield Finding("smart tags", True, f"clicks come from {names}{untold}")
 
 
 def _click(config: LabelingConfig) -> dict[str, Any]:
@@ -150,7 +155,8 @@ def _connection(
             "connection",
             False,
             f"Label Studio has {url} as {STATES.get(state, state)}{f' ({said})' if said else ''}: see that the backend "
-            "runs and that its user name and password are entered, then press Validate and Save.",
+            "runs and that its user name and password are entered, then press Validate and Save. Until then smart "
+            "tools give no answer, and Label Studio shows annotators no reason.",
         )
         yield from _network(url)
     elif row.get("is_interactive") is False:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Request, expect, sync_playwright
 from skimage import data
 
+import real_label_studio
 import refinesam
 from chromium import CHROMIUM, FLAGS
 from real_label_studio import EMAIL, PASSWORD, PATIENCE_S, Backend, LabelStudio, Project
 from refinesam import Prompt, Session
+from refinesam_labelstudio.app import create_app
+from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.labeling_config import EXAMPLES
 from refinesam_labelstudio.results import is_unchanged, mask_from_region
+from refinesam_labelstudio.service import Service
 
 # With REFINESAM_SCREENSHOTS=docs/labelstudio the pictures of the documentation are taken anew.
 SCREENSHOTS = os.environ.get("REFINESAM_SCREENSHOTS")
@@ -31,6 +36,7 @@ IMAGE_SHOWN = """() => {
   const image = window.Htx?.annotationStore?.selected?.objects?.[0];
   return image && image.naturalWidth > 1 && image.stageWidth > 1 && document.querySelector('.konvajs-content canvas');
 }"""
+REGIONS = "() => window.Htx.annotationStore.selected.regions.map(({type}) => type)"
 IMAGE_PLACE = """() => {
   const image = window.Htx.annotationStore.selected.objects[0];
   const stage = document.querySelector('.konvajs-content').getBoundingClientRect();
@@ -90,7 +96,20 @@ class Annotator:
                 few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
                 few.save(Path(SCREENSHOTS) / f"{name}.png", optimize=True)
 
+    def unanswered(self, x: float, y: float) -> dict[str, Any]:
+        """Click, and return what Label Studio's server answered the page instead of regions."""
+        response: dict[str, Any] = self._response([(x, y)]).response().json()
+        assert "data" not in response
+        return response
+
     def _drawn(self, positions: list[tuple[float, float]], modifier: str | None = None) -> list[dict[str, Any]]:
+        request = self._response(positions, modifier)
+        self.asked.append(request.post_data_json["context"]["result"])
+        answer: list[dict[str, Any]] = request.response().json()["data"]["result"]
+        return answer
+
+    def _response(self, positions: list[tuple[float, float]], modifier: str | None = None) -> Request:
+        """Draw, wait for the answer, and return the request that was answered."""
         if not self.page.locator(".lsf-label_selected").count():  # a click takes the choice back
             self._label.click()
         left, top, scale = self.page.evaluate(IMAGE_PLACE)
@@ -106,10 +125,7 @@ class Annotator:
             mouse.up()
             if modifier:
                 keyboard.up(modifier)
-        response = caught.value
-        self.asked.append(response.request.post_data_json["context"]["result"])
-        answer: list[dict[str, Any]] = response.json()["data"]["result"]
-        return answer
+        return caught.value.request
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +246,51 @@ def test_an_annotator_sees_why_nothing_came(page: Page, label_studio: LabelStudi
     assert [region["value"]["brushlabels"] for region in annotation["result"] if region["type"] == "brushlabels"] == [
         ["Other"]
     ]
+
+
+def test_an_annotator_sees_that_an_image_cannot_be_read(
+    page: Page, label_studio: LabelStudio, backend: Backend, tmp_path: Path
+) -> None:
+    """The browser may fetch it, the backend may not: nobody told it where Label Studio is."""
+    images = ImageAccess(None, FileCache(tmp_path))
+    service = Service(lambda: backend.session, lambda value, task_id: image_for_task(value, images, task_id))
+    project = label_studio.project(EXAMPLES["brush"], {"coins.png": encoded(COINS, "PNG")})
+    with real_label_studio.serving(partial(create_app, service)) as url:
+        project.attach(url, extra_params={"everything": False})
+        annotator = Annotator(page, project, project.tasks["coins.png"])
+        annotator.choose("key-point-tool", POINTS)
+        (message,) = annotator.click(117, 200)
+    (said,) = message["value"]["text"]
+    assert message["type"] == "textarea" and "LABEL_STUDIO_URL" in said
+    expect(page.get_by_text(said)).to_be_in_viewport()
+
+
+def test_what_an_annotator_sees_of_a_backend_that_is_down(
+    page: Page, label_studio: LabelStudio, backend: Backend, tmp_path: Path
+) -> None:
+    """Label Studio drops the error, so what stands in the empty line for messages has to say it."""
+    project = label_studio.project(EXAMPLES["brush"], {"coins.png": encoded(COINS, "PNG")})
+    port = real_label_studio.free_port()
+    with real_label_studio.backend(label_studio, tmp_path, backend.session, port) as serving:
+        project.attach(serving.url, extra_params={"everything": False})
+    annotator = Annotator(page, project, project.tasks["coins.png"])
+    hint = page.get_by_placeholder("No answer and no reason: the model's server is not running")
+    suggestions = page.get_by_test_id("bottombar-accept-suggestions-button")
+
+    annotator.choose("key-point-tool", POINTS)
+    (error,) = annotator.unanswered(117, 200)["errors"]
+    assert f"127.0.0.1', port={port}" in error
+    expect(hint).to_be_in_viewport()
+    expect(page.get_by_text("Max retries exceeded")).to_have_count(0)  # what the server said is shown nowhere
+    assert page.evaluate(REGIONS) == ["keypointregion"], "the click stays"
+    expect(suggestions).to_have_count(0)
+    annotator.picture("down")
+
+    page.goto(f"{label_studio.url}/projects/{project.id}/settings/ml")
+    expect(page.get_by_text("Disconnected")).to_be_visible(timeout=1000 * PATIENCE_S)
+
+    with real_label_studio.backend(label_studio, tmp_path, backend.session, port):
+        annotator = Annotator(page, project, project.tasks["coins.png"])
+        annotator.choose("key-point-tool", POINTS)
+        annotator.click(117, 200)
+        expect(suggestions).to_be_visible()

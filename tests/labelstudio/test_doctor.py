@@ -127,6 +127,9 @@ def test_labeling_config(studio: FakeProject) -> None:
     mask_labels, _, rest = EXAMPLES["brush"].partition("</BrushLabels>")
     studio.label_config = mask_labels.replace('value="Other"', 'value="Another"') + "</BrushLabels>" + rest
     one(examine(studio.url, LEGACY, project_id=1), "smart tags", "'Other'", "add <Label")
+    studio.label_config = EXAMPLES["brush"].replace('<TextArea name="refinesam"', '<TextArea name="notes"')
+    (told,) = [found for found in examine(studio.url, LEGACY, project_id=1) if found.check == "smart tags"]
+    assert told.good and "not told why an answer is missing" in told.message and "labelstudio configs" in told.message
 
 
 def test_connection(studio: FakeProject) -> None:
@@ -137,7 +140,7 @@ def test_connection(studio: FakeProject) -> None:
     studio.backends = [{**CONNECTED, "state": "ER", "error_message": "cannot connect"}]
     found = bad(examine(studio.url, LEGACY, project_id=1))
     assert [check for check, _ in found] == ["connection", "network"]
-    assert "cannot connect" in found[0][1]
+    assert "cannot connect" in found[0][1] and "shows annotators no reason" in found[0][1]
     for words in ("private address", "ML_BLOCK_LOCAL_IP=false", "SSRF_PROTECTION_ENABLED=false", "container"):
         assert words in found[1][1]
     # Neither a public address nor a name that this machine doesn't know is told to be private.
