@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pandas as pd
 
@@ -16,6 +16,9 @@ from refinesam.hosts import coco_scores, write_json
 from .record import require
 from .regions import StoredLabel, StoredSample, read_samples
 from .runs import present_truth, run_of
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = ["CocoExport", "coco_ap", "export_coco"]
 
@@ -80,7 +83,7 @@ class _Document:
 
 
 def export_coco(
-    samples: Any,
+    samples: SampleCollection,
     path: str | Path,
     *,
     run_key: str = "refinesam",
@@ -134,7 +137,9 @@ def _folder(paths: Sequence[str], rel_dir: str | Path | None) -> Path:
     return folder
 
 
-def coco_ap(samples: Any, run_key: str = "refinesam", *, class_agnostic: bool | None = None) -> pd.DataFrame:
+def coco_ap(
+    samples: SampleCollection, run_key: str = "refinesam", *, class_agnostic: bool | None = None
+) -> pd.DataFrame:
     """Return COCO's average precision and recall of a run's two masks, their predicted IoU being the score.
 
     Ground truth with the attribute iscrowd is treated as COCO's crowds: matching it counts neither way.

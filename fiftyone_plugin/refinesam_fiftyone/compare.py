@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,12 @@ from .files import folder_of
 from .prompting import Asked, ask, file_digest, file_stamp, source_digest, source_field
 from .runs import begin_run, check_run
 from .samples import Target, target_of
-from .schema import Fields, Settings, check_whole
+from .schema import Failure, Fields, Settings, check_whole
 from .storing import store
+
+if TYPE_CHECKING:
+    import fiftyone as fo
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = ["Comparison", "check_samples", "compare", "loaded_session"]
 
@@ -62,7 +66,7 @@ class Comparison:
 
 
 def compare(
-    samples: Any,
+    samples: SampleCollection,
     settings: Settings,
     *,
     run_key: str = "refinesam",
@@ -114,7 +118,7 @@ def compare(
     return work.summary(len(ids), stopped=False)
 
 
-def check_samples(samples: Any, settings: Settings) -> None:
+def check_samples(samples: SampleCollection, settings: Settings) -> None:
     """Raise ConfigError or DatasetError unless the samples are images that have the fields the settings name."""
     if samples.media_type == "group":
         slices = [name for name, kind in samples.group_media_types.items() if kind == "image"]
@@ -144,7 +148,7 @@ def check_samples(samples: Any, settings: Settings) -> None:
             )
 
 
-def _is(field_: Any, kind: str) -> bool:
+def _is(field_: fo.Field, kind: str) -> bool:
     return getattr(getattr(field_, "document_type", None), "__name__", None) == kind
 
 
@@ -198,7 +202,7 @@ class _Work:
             self.counts["prompts"] += len(result.baseline)
             self.failures.update(failure.label for failure in result.failures)
 
-    def _labels(self, sample: Any) -> list[Any] | None:
+    def _labels(self, sample: fo.Sample) -> list[fo.Label] | None:
         """Return the labels that prompts are made from; None to segment everything."""
         name = source_field(self.settings)
         if name is None:
@@ -229,7 +233,7 @@ class _Work:
             del settings["truth_field"]  # Asked for by the evaluation alone.
         return sorted(settings.items()), repr(self._config), self.session.model.fingerprint
 
-    def _digest_of(self, labels: list[Any] | None) -> str:
+    def _digest_of(self, labels: list[fo.Label] | None) -> str:
         """Digest of what a sample's answers hang on beside its image."""
         source = "" if labels is None else source_digest(labels, self.settings)
         return hashlib.blake2b(repr((*self._asked, source)).encode(), digest_size=16).hexdigest()
@@ -247,7 +251,14 @@ class _Work:
                 one, future = futures.pop(0)
                 yield (*one, future.result())
 
-    def _result(self, sample_id: str, path: str, labels: list[Any] | None, digest: str, pixels: Any) -> SampleResult:
+    def _result(
+        self,
+        sample_id: str,
+        path: str,
+        labels: list[fo.Label] | None,
+        digest: str,
+        pixels: NDArray[np.uint8] | tuple[Failure, str],
+    ) -> SampleResult:
         if isinstance(pixels, tuple):
             return failed_sample(self.run, sample_id, digest, *pixels)
         image_hw = (pixels.shape[0], pixels.shape[1])
@@ -267,7 +278,7 @@ class _Work:
         return sample_result(self.run, self._folder, sample_id, digest, image_hw, asked, answers)
 
 
-def _pixels(path: str, labels: list[Any] | None) -> NDArray[np.uint8] | tuple[str, str]:
+def _pixels(path: str, labels: list[fo.Label] | None) -> NDArray[np.uint8] | tuple[Failure, str]:
     """Read an image; or say, as a failure and its reason, why there is nothing to do."""
     name = Path(path).name
     if labels is not None and not labels:

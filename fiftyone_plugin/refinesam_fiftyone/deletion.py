@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .files import remove, split_files
 from .others import count_others
@@ -13,6 +13,9 @@ from .record import attributes_of, made, moved
 from .runs import config_of, made_as, place_of, read_settings, view_state
 from .samples import target_of
 from .schema import FAILURES, VIEW_TITLES, Fields
+
+if TYPE_CHECKING:
+    import fiftyone as fo
 
 __all__ = ["Contents", "contents", "delete_run"]
 
@@ -40,7 +43,7 @@ class Contents:
     stays: list[str] = field(default_factory=list)
 
 
-def contents(dataset: Any, run: Fields) -> Contents:
+def contents(dataset: fo.Dataset, run: Fields) -> Contents:
     """Return what `delete_run` deletes, and what it leaves although it could be taken for the run's.
 
     Raises:
@@ -76,7 +79,7 @@ def contents(dataset: Any, run: Fields) -> Contents:
     return Contents(names, attributes, views, tags, files, added, stays)
 
 
-def delete_run(dataset: Any, run: Fields) -> Contents:
+def delete_run(dataset: fo.Dataset, run: Fields) -> Contents:
     """Delete exactly what a run made, and its record; return what that was.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import fiftyone as fo
 
@@ -21,9 +21,12 @@ from .record import check_free, declare, renamed_truth, require
 from .regions import read_samples
 from .runs import run_of
 from .samples import Target
-from .schema import Failure, Fields, Settings
+from .schema import Failure, FieldKind, Fields, Settings
 from .scoring import Judgement, Thresholds, judge, score_kinds
 from .storing_values import store_values
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = ["Evaluation", "check_evaluation", "evaluate", "list_failures"]
 
@@ -55,7 +58,7 @@ class Evaluation:
 
 
 def evaluate(
-    samples: Any,
+    samples: SampleCollection,
     *,
     run_key: str = "refinesam",
     failed_below: float = 0.5,
@@ -115,7 +118,7 @@ def evaluate(
     )
 
 
-def _without(kinds: Mapping[str, type[Any]], name: str) -> dict[str, type[Any]]:
+def _without(kinds: Mapping[str, FieldKind], name: str) -> dict[str, FieldKind]:
     return {path: kind for path, kind in kinds.items() if path != name}
 
 

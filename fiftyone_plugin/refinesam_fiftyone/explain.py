@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import cv2
 import fiftyone as fo
@@ -21,6 +21,9 @@ from .record import require
 from .runs import run_of
 from .scene import Mask, Scene
 from .schema import ROLES, Fields, Settings
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = ["Explanation", "data_uri", "explain", "prompt_of_label"]
 
@@ -52,7 +55,7 @@ class Explanation:
     facts: dict[str, str]
 
 
-def prompt_of_label(samples: Any, run_key: str, label_id: str, sample_id: str) -> str | None:
+def prompt_of_label(samples: SampleCollection, run_key: str, label_id: str, sample_id: str) -> str | None:
     """Return the prompt of a label of a run's layers or ground truth; None if the run has none for it."""
     target, run, settings = run_of(samples, run_key)
     sample = target.samples[sample_id]
@@ -68,7 +71,7 @@ def prompt_of_label(samples: Any, run_key: str, label_id: str, sample_id: str) -
     return label_id if _by_prompt(sample, run.baseline, label_id) is not None else None
 
 
-def explain(samples: Any, *, run_key: str, prompt_id: str, sample_id: str | None = None) -> Explanation:
+def explain(samples: SampleCollection, *, run_key: str, prompt_id: str, sample_id: str | None = None) -> Explanation:
     """Draw one object's masks and say what is known of it.
 
     Args:
@@ -113,12 +116,12 @@ def data_uri(picture: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
-def _labels(sample: Any, field: str, kind: str = "detections") -> Sequence[Any]:
+def _labels(sample: fo.Sample, field: str, kind: str = "detections") -> Sequence[fo.Label]:
     found = sample[field] if field and sample.has_field(field) else None
     return [] if found is None else list(found[kind])
 
 
-def _by_prompt(sample: Any, field: str, prompt_id: str) -> Any:
+def _by_prompt(sample: fo.Sample, field: str, prompt_id: str) -> Any:
     return next((one for one in _labels(sample, field) if _value(one, "prompt_id") == prompt_id), None)
 
 
@@ -128,7 +131,7 @@ def _mask(detection: fo.Detection, image: NDArray[np.uint8]) -> Mask:
     return np.zeros(hw, np.bool_) if mask is None else mask
 
 
-def _truth(sample: Any, settings: Settings, baseline: Any, image: NDArray[np.uint8]) -> Mask | None:
+def _truth(sample: fo.Sample, settings: Settings, baseline: fo.Detection, image: NDArray[np.uint8]) -> Mask | None:
     truth_id = baseline["truth_id"] if baseline.has_attribute("truth_id") else None
     if settings.truth_field is None or truth_id is None:
         return None
@@ -136,7 +139,7 @@ def _truth(sample: Any, settings: Settings, baseline: Any, image: NDArray[np.uin
     return None if truth is None else _mask(truth, image)
 
 
-def _prompt(sample: Any, settings: Settings, prompt_id: str, image: NDArray[np.uint8]) -> Prompt | None:
+def _prompt(sample: fo.Sample, settings: Settings, prompt_id: str, image: NDArray[np.uint8]) -> Prompt | None:
     field = source_field(settings)
     if field is None:
         return None
@@ -145,14 +148,14 @@ def _prompt(sample: Any, settings: Settings, prompt_id: str, image: NDArray[np.u
     return next((one.prompt for one in ask(asked, settings, (image.shape[0], image.shape[1]))), None)
 
 
-def _points(sample: Any, run: Fields, prompt_id: str, image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _points(sample: fo.Sample, run: Fields, prompt_id: str, image: NDArray[np.uint8]) -> NDArray[np.float64]:
     own = (one for one in _labels(sample, run.points, "keypoints") if _value(one, "prompt_id") == prompt_id)
     found = next(own, None)
     relative = np.asarray([] if found is None else found.points, np.float64).reshape(-1, 2)
     return relative * (image.shape[1], image.shape[0])
 
 
-def _facts(baseline: Any, amr: Any, scene: Scene) -> dict[str, str]:
+def _facts(baseline: fo.Detection, amr: fo.Detection, scene: Scene) -> dict[str, str]:
     """Return what is known, in reading order; what is not is left out."""
     facts = {
         "Class": str(amr.label),
@@ -172,7 +175,7 @@ def _facts(baseline: Any, amr: Any, scene: Scene) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value not in ("", "None")}
 
 
-def _value(label: Any, name: str) -> Any:
+def _value(label: fo.Label, name: str) -> Any:
     return label[name] if label.has_attribute(name) else None
 
 

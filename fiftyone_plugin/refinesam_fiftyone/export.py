@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import fiftyone as fo
 import pandas as pd
@@ -20,6 +20,9 @@ from .report import summarise
 from .rows import read_rows
 from .runs import present_truth, read_settings, run_of
 from .schema import BUCKETS, Bucket, Fields
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = ["CocoExport", "Tagged", "compare_datasets", "export_coco", "export_rows", "tag_for_relabelling"]
 
@@ -37,7 +40,7 @@ class Tagged:
     samples: int
 
 
-def export_rows(samples: Any, path: str | Path, *, run_key: str = "refinesam") -> Path:
+def export_rows(samples: SampleCollection, path: str | Path, *, run_key: str = "refinesam") -> Path:
     """Write the rows of `read_rows` as a table; the file appears whole or not at all.
 
     Args:
@@ -64,7 +67,7 @@ def export_rows(samples: Any, path: str | Path, *, run_key: str = "refinesam") -
 
 
 def tag_for_relabelling(
-    samples: Any,
+    samples: SampleCollection,
     *,
     run_key: str = "refinesam",
     worst: int | None = None,
@@ -108,7 +111,7 @@ def _check_choice(worst: object, bucket: object, tag: str) -> None:
         raise ConfigError("The tag is empty: give a word to find the labels by.")
 
 
-def _worst_first(samples: Any, run_key: str, bucket: Bucket | None) -> pd.DataFrame:
+def _worst_first(samples: SampleCollection, run_key: str, bucket: Bucket | None) -> pd.DataFrame:
     rows = read_rows(samples, run_key)
     if bucket is None and rows["amr_iou"].isna().all():
         ranked = rank(samples, run_key=run_key)

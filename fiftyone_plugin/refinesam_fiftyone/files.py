@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import fiftyone as fo
 import numpy as np
@@ -28,7 +28,7 @@ _SAMPLE: Final = re.compile(r"[0-9a-f]{24}")
 _PATHS: Final = ("mask_path", "map_path", "filepath")
 
 
-def folder_of(dataset: Any, run: Fields, masks_dir: str) -> Path:
+def folder_of(dataset: fo.Dataset, run: Fields, masks_dir: str) -> Path:
     """Return the folder of a run's masks; a clone of the dataset has another one."""
     return Path(masks_dir).absolute() / id_of(dataset) / run.key
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import fiftyone as fo
 
@@ -48,7 +48,7 @@ def legacy_paths(place: Place, run: Fields) -> set[str]:
     return found
 
 
-def _has_digests(place: Place, run: Fields, schema: Mapping[str, Any]) -> bool:
+def _has_digests(place: Place, run: Fields, schema: Mapping[str, fo.Field]) -> bool:
     """Whether some samples have a digest, and nothing else is in its field."""
     if not isinstance(schema.get(run.digest), fo.StringField):
         return False
@@ -57,12 +57,12 @@ def _has_digests(place: Place, run: Fields, schema: Mapping[str, Any]) -> bool:
     return found(others) is None and found({run.digest: {"$ne": None}}) is not None
 
 
-def _with(schema: Mapping[str, Any], path: str, anchor: str) -> bool:
+def _with(schema: Mapping[str, fo.Field], path: str, anchor: str) -> bool:
     times = [schema[one].created_at for one in (path, anchor)]
     return None not in times and abs(times[0] - times[1]) < _TOGETHER
 
 
-def _label_fields(place: Place, run: Fields, schema: Mapping[str, Any]) -> list[str]:
+def _label_fields(place: Place, run: Fields, schema: Mapping[str, fo.Field]) -> list[str]:
     """Return the fields of labels in which every label is the run's."""
     parts: dict[str, tuple[str, tuple[str, ...]]] = {run.masks(role): ("detections", (role,)) for role in ROLES}
     parts |= {run.points: ("keypoints", ("points",)), run.failures: ("classifications", ("failure", "evaluation"))}

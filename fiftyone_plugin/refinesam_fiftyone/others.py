@@ -6,12 +6,15 @@ The run's labels have the id of a prompt, others have none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fiftyone import ViewField
 
 from .samples import Target
 from .schema import ROLES, Fields
+
+if TYPE_CHECKING:
+    import fiftyone as fo
 
 __all__ = ["count_others", "keep_others", "labels_of_others", "tags_of"]
 
@@ -39,7 +42,7 @@ def keep_others(target: Target, run: Fields, names: Sequence[str]) -> list[str]:
     return kept
 
 
-def labels_of_others(target: Target, run: Fields, ids: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def labels_of_others(target: Target, run: Fields, ids: Sequence[str]) -> dict[str, dict[str, list[fo.Label]]]:
     """Return field -> sample id -> the labels that others added."""
     found = {}
     for name, kind in _lists(target, run).items():

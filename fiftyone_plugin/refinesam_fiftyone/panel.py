@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import fiftyone.operators as foo
 import pandas as pd
@@ -36,6 +36,10 @@ from .runs import list_runs, progress
 from .schema import BUCKETS, Fields
 from .views import bucket_view, view_of_rows
 
+if TYPE_CHECKING:
+    import fiftyone as fo
+    from fiftyone.operators.executor import ExecutionContext
+
 __all__ = ["ComparisonPanel"]
 
 _GROUP_NAMES: Final = {
@@ -59,57 +63,57 @@ class ComparisonPanel(foo.Panel):
     """Table, histogram, scatter and outcomes of one run, of the samples and labels of the current view."""
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.PanelConfig:
         """How the App shows it."""
         return foo.PanelConfig(
             name="comparison", label="Mask refinement", icon="compare", surfaces="grid", help_markdown=_START
         )
 
-    def on_load(self, ctx: Any) -> None:
+    def on_load(self, ctx: ExecutionContext) -> None:
         """Show the newest run."""
         self._refresh(ctx)
 
-    def on_change_view(self, ctx: Any) -> None:
+    def on_change_view(self, ctx: ExecutionContext) -> None:
         """Show the new view; the App calls this several times for one change, and once the panel has loaded."""
         if ctx.panel.state.shown_for != _shown_for(ctx):
             self._refresh(ctx)
 
-    def on_change_dataset(self, ctx: Any) -> None:
+    def on_change_dataset(self, ctx: ExecutionContext) -> None:
         """Show the new dataset."""
         self._refresh(ctx)
 
-    def refresh(self, ctx: Any) -> None:
+    def refresh(self, ctx: ExecutionContext) -> None:
         """Read the view again."""
         self._refresh(ctx)
 
-    def choose_run(self, ctx: Any) -> None:
+    def choose_run(self, ctx: ExecutionContext) -> None:
         """Show another run; the App also calls this when it first shows the choice."""
         if ctx.params["value"] != ctx.panel.state.run_key:
             ctx.panel.state.run_key = ctx.params["value"]
             self._refresh(ctx)
 
-    def choose_grouping(self, ctx: Any) -> None:
+    def choose_grouping(self, ctx: ExecutionContext) -> None:
         """Group the table otherwise; the App also calls this when it first shows the choice."""
         if ctx.params["value"] != ctx.panel.state.grouping:
             ctx.panel.state.grouping = ctx.params["value"]
             self._refresh(ctx)
 
-    def open_bucket(self, ctx: Any) -> None:
+    def open_bucket(self, ctx: ExecutionContext) -> None:
         """Open the objects of one outcome."""
         with _told(ctx):
             ctx.ops.set_view(bucket_view(ctx.view, ctx.params["bucket"], run_key=ctx.panel.state.run_key))
 
-    def open_bar(self, ctx: Any) -> None:
+    def open_bar(self, ctx: ExecutionContext) -> None:
         """Open the objects that a bar counts."""
         if ctx.params.get("id"):
             self._open(ctx, lambda rows: rows_of_bar(rows, ctx.params["id"]))
 
-    def open_points(self, ctx: Any) -> None:
+    def open_points(self, ctx: ExecutionContext) -> None:
         """Open the objects of the point that was clicked, or of those that were drawn around."""
         chosen = [point.get("id") for point in ctx.params.get("data") or ()] or [ctx.params.get("id")]
         self._open(ctx, lambda rows: rows[rows["prompt_id"].isin([one for one in chosen if one])])
 
-    def open_group(self, ctx: Any) -> None:
+    def open_group(self, ctx: ExecutionContext) -> None:
         """Open the objects that a row of the table counts."""
         names, grouping = ctx.panel.state.groups or [], ctx.panel.state.grouping
         if grouping in GROUPINGS and 0 <= ctx.params.get("row", -1) < len(names):
@@ -117,22 +121,22 @@ class ComparisonPanel(foo.Panel):
             # The rows may have changed since they were shown.
             self._open(ctx, lambda rows: dict(groups(rows[rows["bucket"].notna()], grouping)).get(name, rows[:0]))
 
-    def open_ranked(self, ctx: Any) -> None:
+    def open_ranked(self, ctx: ExecutionContext) -> None:
         """Open one object of the ranking."""
         ranked = ctx.panel.state.ranked or []
         if 0 <= ctx.params.get("row", -1) < len(ranked):
             self._open(ctx, lambda rows: rows[rows["prompt_id"] == ranked[ctx.params["row"]]])
 
-    def show_all(self, ctx: Any) -> None:
+    def show_all(self, ctx: ExecutionContext) -> None:
         """Go back to the whole dataset."""
         ctx.ops.clear_view()
         ctx.ops.clear_sidebar_filters()
 
-    def compare(self, ctx: Any) -> None:
+    def compare(self, ctx: ExecutionContext) -> None:
         """Open the form that compares."""
         ctx.prompt(f"{self.plugin_name}/compare")
 
-    def explain(self, ctx: Any) -> None:
+    def explain(self, ctx: ExecutionContext) -> None:
         """Explain the selected label, or the worst object of the samples that are selected or in the view."""
         state = ctx.panel.state
         with _told(ctx):
@@ -143,11 +147,11 @@ class ComparisonPanel(foo.Panel):
             ctx.panel.data.set(path, content)
             state.set({"explained": path, "facts": found.facts})
 
-    def close_explanation(self, ctx: Any) -> None:
+    def close_explanation(self, ctx: ExecutionContext) -> None:
         """Hide the explanation."""
         ctx.panel.state.explained = None
 
-    def render(self, ctx: Any) -> Any:
+    def render(self, ctx: ExecutionContext) -> types.Property:
         """Lay out what the last refresh found."""
         shown, state = types.Object(), ctx.panel.state
         if state.kind in (None, "nothing"):
@@ -165,7 +169,7 @@ class ComparisonPanel(foo.Panel):
             body.list("table", types.Object(), view=_table(RANKING_COLUMNS, on_click_row=self.open_ranked))
         return _page(shown)
 
-    def _controls(self, shown: Any, state: Any) -> None:
+    def _controls(self, shown: types.Object, state: Any) -> None:
         controls = shown.h_stack("controls", gap=2, align_y="center")
         runs = types.DropdownView(label="Run")
         for key in state.runs or []:
@@ -182,13 +186,13 @@ class ComparisonPanel(foo.Panel):
         controls.btn("all", label="Whole dataset", icon="undo", on_click=self.show_all, variant="outlined")
         controls.btn("refresh", label="Refresh", icon="refresh", on_click=self.refresh, variant="outlined")
 
-    def _explained(self, shown: Any, state: Any) -> None:
+    def _explained(self, shown: types.Object, state: Any) -> None:
         body = shown.v_stack(state.explained, variant="outline", pad=1, gap=1)
         body.view("picture", types.ImageView(width="100%", alt="Both masks of one object"))
         body.md("\n".join(f"- {name}: **{value}**" for name, value in (state.facts or {}).items()), name="facts")
         body.btn("close", label="Close", icon="close", on_click=self.close_explanation, variant="outlined")
 
-    def _outcomes(self, shown: Any, state: Any) -> None:
+    def _outcomes(self, shown: types.Object, state: Any) -> None:
         buckets = shown.h_stack("buckets", gap=1)
         for bucket in BUCKETS:
             count = (state.counts or {}).get(bucket, 0)
@@ -205,14 +209,14 @@ class ComparisonPanel(foo.Panel):
         body.plot("change", layout=HISTOGRAM_LAYOUT, on_click=self.open_bar)
         body.plot("agreement", layout=SCATTER_LAYOUT, on_click=self.open_points, on_selected=self.open_points)
 
-    def _open(self, ctx: Any, chosen: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    def _open(self, ctx: ExecutionContext, chosen: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         run_key = ctx.panel.state.run_key
         with _told(ctx):
             rows = chosen(read_rows(ctx.view, run_key))
             if len(rows):
                 ctx.ops.set_view(view_of_rows(ctx.view, Fields(run_key), rows))
 
-    def _refresh(self, ctx: Any) -> None:
+    def _refresh(self, ctx: ExecutionContext) -> None:
         state, runs = ctx.panel.state, list_runs(ctx.dataset) if ctx.dataset is not None else []
         found: dict[str, Any] = {"runs": runs, "shown_for": _shown_for(ctx), "explained": None, "kind": "nothing"}
         content: dict[str, Any] = {}
@@ -235,7 +239,7 @@ class ComparisonPanel(foo.Panel):
 
 
 @contextmanager
-def _told(ctx: Any) -> Iterator[None]:
+def _told(ctx: ExecutionContext) -> Iterator[None]:
     """Tell an error of ours in the App instead of a traceback."""
     try:
         yield
@@ -254,7 +258,7 @@ def _content(rows: pd.DataFrame, grouping: Any) -> tuple[dict[str, Any], dict[st
     return {"kind": "empty", "headline": hint}, {}
 
 
-def _partly(dataset: Any, run: Fields) -> str:
+def _partly(dataset: fo.Dataset, run: Fields) -> str:
     done, total = progress(dataset, run)
     return "" if done == total else f" ({done} of {_of(total, 'sample')} of the dataset are compared)"
 
@@ -295,11 +299,11 @@ def _of(number: int, name: str) -> str:
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
-def _page(shown: Any) -> Any:
+def _page(shown: types.Object) -> types.Property:
     return types.Property(shown, view=types.GridView(orientation="vertical", pad=2, gap=2))
 
 
-def _table(columns: Any, on_click_row: Any) -> Any:
+def _table(columns: Any, on_click_row: Any) -> types.TableView:
     # The App's own least width is more than half a window has.
     table = types.TableView(on_click_row=on_click_row, componentsProps={"table": {"sx": {"minWidth": 0}}})
     for key, label in columns.items():
@@ -311,7 +315,7 @@ def _path(name: str, content: Any) -> str:
     return f"{name}_{hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()}"
 
 
-def _shown_for(ctx: Any) -> str:
+def _shown_for(ctx: ExecutionContext) -> str:
     """Return what the panel's content hangs on: the view, and when a sample was last written to."""
     names = ("view", "view_name", "filters", "extended")
     parts = [ctx.dataset_name, *(ctx.request_params.get(name) or None for name in names)]

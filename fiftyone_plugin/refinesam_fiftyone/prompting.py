@@ -47,12 +47,12 @@ def source_field(settings: Settings) -> str | None:
     return settings.truth_field if settings.prompts == "random-2" else settings.prompt_field
 
 
-def ask(labels: Sequence[Any], settings: Settings, image_hw: tuple[int, int]) -> list[Asked]:
+def ask(labels: Sequence[fo.Label], settings: Settings, image_hw: tuple[int, int]) -> list[Asked]:
     """Return one prompt, or failure, for each label, in order."""
     return [_ask(label, settings, image_hw) for label in labels]
 
 
-def _ask(label: Any, settings: Settings, image_hw: tuple[int, int]) -> Asked:
+def _ask(label: fo.Label, settings: Settings, image_hw: tuple[int, int]) -> Asked:
     prompt_id, name = str(label.id), label.label or "object"
     try:
         if settings.prompts == "boxes":
@@ -91,7 +91,7 @@ def random_clicks(mask: np.ndarray[Any, np.dtype[np.bool_]], prompt_id: str, see
     return Prompt(points=np.stack([columns, rows], axis=1) + 0.5)
 
 
-def source_digest(labels: Sequence[Any], settings: Settings) -> str:
+def source_digest(labels: Sequence[fo.Label], settings: Settings) -> str:
     """Return a digest that changes when what prompts are made from does, wherever its files lie."""
     digest = hashlib.blake2b(digest_size=16)
     for label in labels:
@@ -101,7 +101,7 @@ def source_digest(labels: Sequence[Any], settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def _parts(label: Any, settings: Settings) -> Iterator[bytes]:
+def _parts(label: fo.Label, settings: Settings) -> Iterator[bytes]:
     yield repr((str(label.id), label.label)).encode()
     if isinstance(label, fo.Keypoint):
         yield repr((label.points, [label[n] for n in (*SIGNS, *NOT_SEEN) if label.has_attribute(n)])).encode()

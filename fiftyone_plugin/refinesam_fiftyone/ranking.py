@@ -10,7 +10,7 @@ raggedness: on twelve sources that found failures better than either alone, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import fiftyone as fo
 import numpy as np
@@ -24,9 +24,12 @@ from .regions import StoredSample, read_samples
 from .rows import read_rows
 from .runs import run_of
 from .samples import Target
-from .schema import Fields
+from .schema import FieldKind, Fields
 from .scoring import disagreement
 from .storing_values import store_values
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = ["SIGNALS", "RankingQuality", "add_signals", "check_ranking", "rank", "rank_rows", "ranking_quality"]
 
@@ -53,7 +56,7 @@ class RankingQuality:
     failed: int
 
 
-def rank(samples: Any, *, run_key: str = "refinesam", by: str = SUSPICION) -> pd.DataFrame:
+def rank(samples: SampleCollection, *, run_key: str = "refinesam", by: str = SUSPICION) -> pd.DataFrame:
     """Order a run's objects by how suspicious their masks are, and write the order of the samples into the dataset.
 
     Labels get the attribute "disagreement", 1 - IoU of a prompt's two masks, where they lack it. Samples get the field
@@ -95,7 +98,7 @@ def check_ranking(target: Target, run: Fields) -> None:
     check_free(target, run, _kinds(run))
 
 
-def _kinds(run: Fields) -> dict[str, type[Any]]:
+def _kinds(run: Fields) -> dict[str, FieldKind]:
     labels = {f"{name}.detections.disagreement": fo.FloatField for name in (run.baseline, run.amr)}
     return {**labels, run.rank: fo.IntField}
 

@@ -17,7 +17,7 @@ from refinesam import ConfigError
 from .legacy import legacy_paths
 from .private import backing_dataset
 from .samples import Place, Target
-from .schema import Fields
+from .schema import FieldKind, Fields
 
 __all__ = [
     "attributes_of",
@@ -60,7 +60,7 @@ def stale(target: Target, run: Fields) -> list[str]:
     return [path for path in gone if path.partition(".")[0] not in gone or "." not in path]
 
 
-def _marks(schema: Mapping[str, Any], run: Fields) -> dict[str, str]:
+def _marks(schema: Mapping[str, fo.Field], run: Fields) -> dict[str, str]:
     found = {}
     for path, field in schema.items():
         mark = (getattr(field, "info", None) or {}).get(_MARK) or {}
@@ -69,7 +69,7 @@ def _marks(schema: Mapping[str, Any], run: Fields) -> dict[str, str]:
     return found
 
 
-def _container_was_renamed(path: str, mark: str, schema: Mapping[str, Any], run: Fields) -> bool:
+def _container_was_renamed(path: str, mark: str, schema: Mapping[str, fo.Field], run: Fields) -> bool:
     """Whether an attribute is one of the ground truth's labels, whose field has another name by now."""
     old, _, rest = mark.partition(".")
     return path.partition(".")[2] == rest != "" and old not in schema and old not in run.written
@@ -97,7 +97,7 @@ def require(place: Place, run: Fields, names: Iterable[str]) -> None:
         raise ConfigError(f"The run {run.key!r} lacks its field {', '.join(said)}: compare again, which restores it.")
 
 
-def check_free(place: Place, run: Fields, kinds: Mapping[str, type[Any]]) -> None:
+def check_free(place: Place, run: Fields, kinds: Mapping[str, FieldKind]) -> None:
     """Raise ConfigError if fields or attributes of these names exist that the run did not make, or of another kind."""
     own, schema = set(made(place, run)), place.schema()
     taken = [path for path in kinds if path in schema and path not in own]
@@ -116,11 +116,11 @@ def check_free(place: Place, run: Fields, kinds: Mapping[str, type[Any]]) -> Non
         )
 
 
-def _is(field: Any, kind: type[Any]) -> bool:
+def _is(field: fo.Field, kind: FieldKind) -> bool:
     return getattr(field, "document_type", None) is kind if issubclass(kind, fo.Label) else isinstance(field, kind)
 
 
-def declare(place: Place, run: Fields, kinds: Mapping[str, type[Any]]) -> None:
+def declare(place: Place, run: Fields, kinds: Mapping[str, FieldKind]) -> None:
     """Declare fields and attributes, path -> kind, and mark them as the run's, so that the App can filter by them.
 
     Raises:
@@ -147,7 +147,7 @@ def _adopt(place: Place, run: Fields) -> None:
         place.describe({path: (place.schema()[path].info or {}) | _info(run, path) for path in paths})
 
 
-def _is_legacy(dataset: Any, run: Fields) -> bool:
+def _is_legacy(dataset: fo.Dataset, run: Fields) -> bool:
     """Whether the run is one of a version that did not mark what it made."""
     return dataset.has_run(run.key) and getattr(dataset.get_run_info(run.key).config, "record", None) is None
 
@@ -163,7 +163,7 @@ def attributes_of(place: Place, run: Fields, fields: Iterable[str]) -> list[str]
     return added
 
 
-def _is_fiftyones(field: Any, rest: str) -> bool:
+def _is_fiftyones(field: fo.Field, rest: str) -> bool:
     labels, _, attribute = rest.partition(".")
     kind = field.get_field_schema()[labels].field.document_type
     return attribute in kind().field_names

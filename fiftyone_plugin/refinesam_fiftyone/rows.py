@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
@@ -11,6 +11,9 @@ from .private import is_patches
 from .record import require
 from .runs import run_of
 from .schema import Fields, Settings
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = ["ROW_COLUMNS", "read_rows"]
 
@@ -77,7 +80,7 @@ _OF_AMR: Final = {
 _OF_MISSED: Final = ("base_iou", "amr_iou", "delta_iou", "oracle_iou", "regret", "bucket", "size")
 
 
-def read_rows(samples: Any, run_key: str = "refinesam") -> pd.DataFrame:
+def read_rows(samples: SampleCollection, run_key: str = "refinesam") -> pd.DataFrame:
     """Return one row an answered prompt, with its scores if the run was evaluated.
 
     In a run without prompts, ground truth that no mask reached has a row too, without prompt and masks: it counts as
@@ -118,7 +121,7 @@ def read_rows(samples: Any, run_key: str = "refinesam") -> pd.DataFrame:
     return _typed(rows.reindex(columns=list(ROW_COLUMNS)))
 
 
-def _truths(view: Any, run: Fields, settings: Settings) -> pd.DataFrame:
+def _truths(view: SampleCollection, run: Fields, settings: Settings) -> pd.DataFrame:
     path = f"{settings.truth_field}.detections"
     if settings.truth_field is None or view.get_field(path) is None:
         return pd.DataFrame()
@@ -126,7 +129,7 @@ def _truths(view: Any, run: Fields, settings: Settings) -> pd.DataFrame:
     return _flat(view, path, {"id": "truth_id", "label": "label", **own})
 
 
-def _flat(view: Any, path: str, attributes: Mapping[str, str]) -> pd.DataFrame:
+def _flat(view: SampleCollection, path: str, attributes: Mapping[str, str]) -> pd.DataFrame:
     """Read some attributes of all labels of a field, one row a label; those that are not declared are None."""
     known = [name for name in attributes if view.get_field(f"{path}.{name}") is not None]
     values = view.values(["id", "filepath", *(f"{path}.{name}" for name in known)])

@@ -7,7 +7,7 @@ of its answers or none.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from refinesam import ConfigError
 
@@ -17,6 +17,10 @@ from .record import check_free, declare, made, missing, stale
 from .samples import Place, Target, target_of
 from .schema import FAILURES, VIEW_DESCRIPTIONS, Fields, Settings
 from .scoring import score_kinds
+
+if TYPE_CHECKING:
+    import fiftyone as fo
+    from fiftyone.core.collections import SampleCollection
 
 __all__ = [
     "begin_run",
@@ -39,7 +43,7 @@ __all__ = [
 _KIND: Final = "refinesam"
 
 
-def register_run(dataset: Any, run: Fields, settings: Settings, **more: Any) -> None:
+def register_run(dataset: fo.Dataset, run: Fields, settings: Settings, **more: Any) -> None:
     """Note a run and its settings in the dataset, in place of earlier settings of the same key.
 
     Args:
@@ -59,18 +63,18 @@ def register_run(dataset: Any, run: Fields, settings: Settings, **more: Any) -> 
         dataset.register_run(run.key, config)
 
 
-def config_of(dataset: Any, run: Fields) -> dict[str, Any]:
+def config_of(dataset: fo.Dataset, run: Fields) -> dict[str, Any]:
     """Return what is noted of a run beside its settings."""
     kept = dataset.get_run_info(run.key).config.serialize()
     return {name: kept[name] for name in ("record", "key", "frames", "asked", "folders") if name in kept}
 
 
-def list_runs(dataset: Any) -> list[str]:
+def list_runs(dataset: fo.Dataset) -> list[str]:
     """Return the keys of the dataset's runs of refinesam."""
     return list(dataset.list_runs(kind=_KIND))
 
 
-def read_settings(dataset: Any, run: Fields) -> Settings:
+def read_settings(dataset: fo.Dataset, run: Fields) -> Settings:
     """Return what a run was asked to do.
 
     Raises:
@@ -84,7 +88,7 @@ def read_settings(dataset: Any, run: Fields) -> Settings:
     return Settings(**{one.name: kept[one.name] for one in fields(Settings) if one.name in kept})
 
 
-def run_of(samples: Any, run_key: str) -> tuple[Target, Fields, Settings]:
+def run_of(samples: SampleCollection, run_key: str) -> tuple[Target, Fields, Settings]:
     """Return where a run's samples are, its names and its settings.
 
     Raises:
@@ -102,7 +106,7 @@ def present_truth(target: Target, settings: Settings) -> str | None:
     return name if name is not None and target.field(f"{name}.detections") is not None else None
 
 
-def made_as(dataset: Any, run: Fields) -> Fields:
+def made_as(dataset: fo.Dataset, run: Fields) -> Fields:
     """Return the names that a run was made with; FiftyOne can rename the record of a run, not its fields."""
     return Fields(config_of(dataset, run).get("key") or run.key)
 
@@ -124,7 +128,7 @@ def _check_place(target: Target, run: Fields) -> None:
         raise ConfigError(f"The run {run.key!r} is one of samples, not of frames: choose another key for the frames.")
 
 
-def declare_label_fields(samples: Any, run: Fields) -> None:
+def declare_label_fields(samples: SampleCollection, run: Fields) -> None:
     """Declare the fields that comparing writes, so that the App can filter by them before anything is written."""
     declare(target_of(samples), run, run.kinds)
 
@@ -155,7 +159,7 @@ def check_run(target: Target, run: Fields, settings: Settings, asked: str | None
     check_free(target, run, run.kinds | (score_kinds(run, settings.truth_field) if settings.truth_field else {}))
 
 
-def differences(dataset: Any, run: Fields, settings: Settings, asked: str | None = None) -> dict[str, str]:
+def differences(dataset: fo.Dataset, run: Fields, settings: Settings, asked: str | None = None) -> dict[str, str]:
     """Return which settings differ from the run's, in words; that ground truth is named at last is no difference."""
     old, new = read_settings(dataset, run).to_dict(), settings.to_dict()
     if old["truth_field"] is None and settings.prompts != "random-2":
@@ -219,7 +223,7 @@ def forget_scores(place: Place, run: Fields) -> None:
     place.delete([path for path in own if path not in comparing])
 
 
-def progress(dataset: Any, run: Fields) -> tuple[int, int]:
+def progress(dataset: fo.Dataset, run: Fields) -> tuple[int, int]:
     """Return how many samples (or frames) a run has compared, and how many there are.
 
     All, if somebody deleted the field that tells.
@@ -230,7 +234,7 @@ def progress(dataset: Any, run: Fields) -> tuple[int, int]:
     return (total if place.field(run.digest) is None else samples.count(f"{prefix}{run.digest}")), total
 
 
-def view_state(dataset: Any, run: Fields, name: str) -> Literal["own", "other", "none"]:
+def view_state(dataset: fo.Dataset, run: Fields, name: str) -> Literal["own", "other", "none"]:
     """Say whether a saved view of that name is there, and whether the run saved it."""
     if not dataset.has_saved_view(name):
         return "none"
@@ -239,6 +243,6 @@ def view_state(dataset: Any, run: Fields, name: str) -> Literal["own", "other", 
     return "own" if description == own.get(name) else "other"
 
 
-def place_of(dataset: Any, run: Fields) -> Place:
+def place_of(dataset: fo.Dataset, run: Fields) -> Place:
     """Return the place of a run's fields."""
     return Place(dataset, bool(config_of(dataset, run).get("frames")))

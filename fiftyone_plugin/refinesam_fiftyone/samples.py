@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fiftyone as fo
 from fiftyone.core.collections import SampleCollection
@@ -29,6 +29,11 @@ from .private import (
     write_to_videos,
 )
 
+if TYPE_CHECKING:
+    from pymongo.collection import Collection
+
+    from .schema import FieldKind
+
 __all__ = ["Place", "Target", "target_of"]
 
 
@@ -41,16 +46,16 @@ class Place:
         frames: those of its videos' frames are meant.
     """
 
-    root: Any
+    root: fo.Dataset
     frames: bool = False
 
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> dict[str, fo.Field]:
         """Return path -> field, of labels' attributes too."""
         if self.frames:
             return dict(self.root.get_frame_field_schema(flat=True) or {})
         return dict(self.root.get_field_schema(flat=True))
 
-    def field(self, path: str) -> Any:
+    def field(self, path: str) -> fo.Field | None:
         """Return a field or attribute, None if there is none."""
         return self.root.get_field(f"frames.{path}" if self.frames else path)
 
@@ -60,7 +65,7 @@ class Place:
         return bool(wanted) and self.collection.find_one({"$or": wanted}, {"_id": True}) is not None
 
     @property
-    def collection(self) -> Any:
+    def collection(self) -> Collection[Mapping[str, Any]]:
         """The documents in the database, of all slices of groups."""
         return documents_of(self.root, frames=self.frames)
 
@@ -69,14 +74,14 @@ class Place:
         matching = self.collection.find({path: {"$regex": f"^{pattern}"}}, {path: True, "_id": False})
         return {one for document in matching for one in _texts(document) if re.match(pattern, one)}
 
-    def declare(self, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any]) -> None:
+    def declare(self, kinds: Mapping[str, FieldKind], infos: Mapping[str, Any]) -> None:
         """Add fields and attributes, path -> kind, each with an info."""
         _add(self.root, kinds, infos, frames=self.frames)
 
     def describe(self, infos: Mapping[str, Any]) -> None:
         """Give fields that are there an info."""
         for path, info in infos.items():
-            field = self.field(path)
+            field = self.root.get_field(f"frames.{path}" if self.frames else path)
             field.info = info
             field.save()
 
@@ -100,8 +105,8 @@ class Target(Place):
         asked: the collection that was asked for, its label filters too.
     """
 
-    samples: Any = None
-    asked: Any = None
+    samples: SampleCollection = None
+    asked: SampleCollection = None
 
     @cached_property
     def ids(self) -> list[str]:
@@ -109,11 +114,11 @@ class Target(Place):
         name = ("frame_id" if self.frames else "sample_id") if is_patches(self.asked) else "id"
         return list(dict.fromkeys(self.asked.values(name)))
 
-    def select(self, ids: Sequence[str]) -> Any:
+    def select(self, ids: Sequence[str]) -> SampleCollection:
         """Return some samples, whole, in this order."""
         return self.samples.select(list(ids), ordered=True)
 
-    def view(self) -> Any:
+    def view(self) -> SampleCollection:
         """Return the samples that were asked for, whole."""
         return self.samples if self.asked is self.samples else self.select(self.ids)
 
@@ -128,11 +133,11 @@ class Target(Place):
         if self.frames and ids:
             write_to_videos(self.samples, names, ids)
 
-    def field(self, path: str) -> Any:
+    def field(self, path: str) -> fo.Field | None:
         """Return a field or attribute, None if there is none."""
         return self.samples.get_field(path)
 
-    def declare(self, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any]) -> None:
+    def declare(self, kinds: Mapping[str, FieldKind], infos: Mapping[str, Any]) -> None:
         """Add fields to the samples and, if they are frames, to the view's own dataset."""
         super().declare(kinds, infos)
         if self.frames:
@@ -165,7 +170,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _add(
-    dataset: fo.Dataset, kinds: Mapping[str, type[Any]], infos: Mapping[str, Any], *, frames: bool = False
+    dataset: fo.Dataset, kinds: Mapping[str, FieldKind], infos: Mapping[str, Any], *, frames: bool = False
 ) -> None:
     labels = {p: fo.EmbeddedDocumentField(k, info=infos[p]) for p, k in kinds.items() if issubclass(k, fo.Label)}
     plain = {path: kind(info=infos[path]) for path, kind in kinds.items() if path not in labels}
@@ -175,7 +180,7 @@ def _add(
             add_fields(dataset, fields, frames=frames)
 
 
-def target_of(samples: Any) -> Target:
+def target_of(samples: SampleCollection) -> Target:
     """Return the place of a collection's samples.
 
     Args:

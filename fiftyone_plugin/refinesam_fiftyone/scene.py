@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
@@ -81,10 +81,12 @@ class Scene:
         left, right = int(max(0, min(xs) - margin)), int(min(columns, max(xs) + margin + 2))
         return top, bottom, left, right
 
-    def _clicks(self) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    def _clicks(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         if self.prompt is None:
-            return np.empty((0, 2)), np.empty(0)
-        return np.asarray(self.prompt.points, np.float64).reshape(-1, 2), np.asarray(self.prompt.labels).reshape(-1)
+            return np.empty((0, 2)), np.empty(0, np.int64)
+        return np.asarray(self.prompt.points, np.float64).reshape(-1, 2), np.asarray(
+            self.prompt.labels, np.int64
+        ).reshape(-1)
 
     def _tile(
         self,
@@ -119,11 +121,15 @@ class Scene:
                 _cross(canvas, x, y, COLOURS["points"])
         return np.asarray(tile)
 
-    def _draw_prompt(self, canvas: Any, corner: Any, scale: float, offset: Any) -> None:
+    def _draw_prompt(
+        self, canvas: ImageDraw.ImageDraw, corner: NDArray[np.int64], scale: float, offset: NDArray[np.int64]
+    ) -> None:
         if self.prompt is None:
             return
         if self.prompt.box is not None:
-            x0, y0, x1, y1 = ((np.asarray(self.prompt.box).reshape(2, 2) - corner) * scale + offset).reshape(-1)
+            x0, y0, x1, y1 = (
+                ((np.asarray(self.prompt.box).reshape(2, 2) - corner) * scale + offset).reshape(-1).tolist()
+            )
             canvas.rectangle((x0, y0, x1 - 1, y1 - 1), outline=COLOURS["prompt"], width=2)
         places, signs = self._clicks()
         for (x, y), sign in zip((places - corner) * scale + offset, signs, strict=True):
@@ -131,7 +137,7 @@ class Scene:
             canvas.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour, outline=COLOURS["prompt"], width=2)
 
 
-def _cross(canvas: Any, x: float, y: float, colour: Colour) -> None:
+def _cross(canvas: ImageDraw.ImageDraw, x: float, y: float, colour: Colour) -> None:
     for shade, width in (((0, 0, 0), 5), (colour, 2)):
         canvas.line((x - 6, y, x + 6, y), fill=shade, width=width)
         canvas.line((x, y - 6, x, y + 6), fill=shade, width=width)

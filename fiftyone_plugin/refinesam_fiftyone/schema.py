@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import fiftyone as fo
 
@@ -55,8 +55,11 @@ FAILURES: Final[tuple[Failure, ...]] = get_args(Failure)
 Role = Literal["baseline", "amr", "rejected"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
+# What a field is declared as: a plain field's class, or that of the labels it holds.
+FieldKind: TypeAlias = "type[fo.Field | fo.Label]"
+
 # On every label of a run.
-LABEL_ATTRIBUTES: Final[Mapping[str, type[Any]]] = {
+LABEL_ATTRIBUTES: Final[Mapping[str, FieldKind]] = {
     "prompt_id": fo.StringField,
     "kappa": fo.IntField,
     "compactness": fo.FloatField,
@@ -69,7 +72,7 @@ LABEL_ATTRIBUTES: Final[Mapping[str, type[Any]]] = {
     "empty": fo.BooleanField,
 }
 # On each sample, `{key}_{name}`, by evaluation.
-SAMPLE_SCORES: Final[Mapping[str, type[Any]]] = {
+SAMPLE_SCORES: Final[Mapping[str, FieldKind]] = {
     "objects": fo.IntField,
     "missed": fo.IntField,
     "mean_base_iou": fo.FloatField,
@@ -181,12 +184,12 @@ class Fields:
         return f"{self.key}_rank"
 
     @property
-    def sums(self) -> dict[str, type[Any]]:
+    def sums(self) -> dict[str, FieldKind]:
         """Sample field -> kind of the sums that evaluation writes."""
         return {f"{self.key}_{name}": kind for name, kind in SAMPLE_SCORES.items()}
 
     @property
-    def kinds(self) -> dict[str, type[Any]]:
+    def kinds(self) -> dict[str, FieldKind]:
         """Field or attribute -> kind, of everything that comparing writes; the fields first."""
         return {
             **{self.masks(role): fo.Detections for role in ROLES},

@@ -15,12 +15,12 @@ from refinesam.hosts import boundary_iou, size_of
 from .pairing import best_overlap, pair, prompt_path
 from .prompting import source_field
 from .regions import Region, StoredLabel, StoredSample, iou
-from .schema import Bucket, Failure, Fields, Settings
+from .schema import Bucket, Failure, FieldKind, Fields, Settings
 
 __all__ = ["SCORES", "Judgement", "Thresholds", "bucket_of", "disagreement", "judge", "score_kinds", "truth_scores"]
 
 # On each baseline and AMR label.
-SCORES: Final[Mapping[str, type[Any]]] = {
+SCORES: Final[Mapping[str, FieldKind]] = {
     "truth_id": fo.StringField,
     "iou": fo.FloatField,
     "boundary_iou": fo.FloatField,
@@ -74,15 +74,15 @@ class Judgement:
     failures: dict[str, tuple[Failure, str]] = field(default_factory=dict)
 
 
-def truth_scores(run: Fields) -> dict[str, tuple[str, type[Any]]]:
+def truth_scores(run: Fields) -> dict[str, tuple[str, FieldKind]]:
     """Return attribute of a ground truth label -> the score it holds ("prompt_id" too), and its type."""
     own = {name: kind for name, kind in SCORES.items() if name not in ("truth_id", "iou", "boundary_iou")}
     return {f"{run.key}_{name}": (name, kind) for name, kind in {"prompt_id": fo.StringField, **own}.items()}
 
 
-def score_kinds(run: Fields, truth_field: str | None) -> dict[str, type[Any]]:
+def score_kinds(run: Fields, truth_field: str | None) -> dict[str, FieldKind]:
     """Return field or attribute -> kind, of everything that evaluation writes."""
-    kinds: dict[str, type[Any]] = dict(run.sums)
+    kinds: dict[str, FieldKind] = dict(run.sums)
     kinds |= {f"{field}.detections.{name}": k for field in (run.baseline, run.amr) for name, k in SCORES.items()}
     kinds |= {f"{run.rejected}.detections.{name}": SCORES[name] for name in REJECTED_SCORES}
     kinds |= {f"{run.points}.keypoints.{name}": SCORES[name] for name in POINTS_SCORES}

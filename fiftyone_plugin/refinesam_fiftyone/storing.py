@@ -56,13 +56,13 @@ def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None
     ids = [one.sample_id for one in results]
     tags, others = tags_of(target, run, ids), labels_of_others(target, run, ids)
 
-    def with_others(name: str, sample_id: str, labels: Sequence[Any]) -> list[Any]:
+    def with_others(name: str, sample_id: str, labels: Sequence[fo.Label]) -> list[fo.Label]:
         for label in labels:
             label.tags = tags.get(label.id, [])
         new = {label.id for label in labels}
         return [*labels, *(one for one in others.get(name, {}).get(sample_id, ()) if one.id not in new)]
 
-    def masks(role: Role) -> dict[str, Any]:
+    def masks(role: Role) -> dict[str, fo.Detections]:
         name = run.masks(role)
         found = {one.sample_id: with_others(name, one.sample_id, getattr(one, role)) for one in results}
         return {sample_id: fo.Detections(detections=labels) for sample_id, labels in found.items()}

@@ -6,7 +6,7 @@ label or sample, so after comparing and evaluating again they show what is then 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from fiftyone import ViewField
@@ -20,10 +20,14 @@ from .runs import present_truth, run_of, view_state
 from .schema import BUCKETS, VIEW_DESCRIPTIONS, Bucket, Fields, Settings
 from .scoring import score_kinds
 
+if TYPE_CHECKING:
+    import fiftyone as fo
+    from fiftyone.core.collections import SampleCollection
+
 __all__ = ["bucket_view", "failures_view", "save_views", "view_of_rows"]
 
 
-def save_views(samples: Any, *, run_key: str = "refinesam") -> list[str]:
+def save_views(samples: SampleCollection, *, run_key: str = "refinesam") -> list[str]:
     """Save one view a bucket and one of the failures, in place of the run's own; return their names.
 
     A view that somebody else saved under such a name is left alone, and is not among them.
@@ -39,7 +43,9 @@ def save_views(samples: Any, *, run_key: str = "refinesam") -> list[str]:
     _check_truth(run, settings)
     require(target, run, (run.baseline, run.amr))
     declare(target, run, score_kinds(run, present_truth(target, settings)))
-    views: dict[str, Any] = {bucket: bucket_view(target.samples, bucket, run_key=run_key) for bucket in BUCKETS}
+    views: dict[str, fo.DatasetView] = {
+        bucket: bucket_view(target.samples, bucket, run_key=run_key) for bucket in BUCKETS
+    }
     views["failures"] = failures_view(target.samples, run_key=run_key)
     saved = []
     for bucket, view in views.items():
@@ -50,7 +56,7 @@ def save_views(samples: Any, *, run_key: str = "refinesam") -> list[str]:
     return saved
 
 
-def bucket_view(samples: Any, bucket: Bucket, *, run_key: str = "refinesam") -> Any:
+def bucket_view(samples: SampleCollection, bucket: Bucket, *, run_key: str = "refinesam") -> fo.DatasetView:
     """Return a view of the samples that have an object in a bucket, with the labels of those objects alone.
 
     Every layer is filtered: both masks, rejected candidates, AMR's points, and the ground truth. Ordered by the
@@ -85,14 +91,14 @@ def bucket_view(samples: Any, bucket: Bucket, *, run_key: str = "refinesam") -> 
     return view.filter_labels(truth, ViewField(f"{run.key}_bucket") == bucket, only_matches=False)
 
 
-def failures_view(samples: Any, *, run_key: str = "refinesam") -> Any:
+def failures_view(samples: SampleCollection, *, run_key: str = "refinesam") -> fo.DatasetView:
     """Return a view of the samples that have an entry in the run's failures."""
     target, run, _ = run_of(samples, run_key)
     listed = ViewField(f"{run.failures}.classifications")
     return target.asked.match(listed.length() > 0)
 
 
-def view_of_rows(samples: Any, run: Fields, rows: pd.DataFrame) -> Any:
+def view_of_rows(samples: SampleCollection, run: Fields, rows: pd.DataFrame) -> fo.DatasetView:
     """Return the samples of some rows, worst first, with the labels of those rows alone in each of the run's layers."""
     target, _, settings = run_of(samples, run.key)
     layers = (run.baseline, run.amr, run.rejected, run.points, present_truth(target, settings))

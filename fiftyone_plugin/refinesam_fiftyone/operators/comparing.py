@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
@@ -20,6 +20,9 @@ from ..views import save_views
 from .evaluating import told
 from .forms import DatasetOperator, choose, flag, has_masks, label_fields, samples_of, writable_parent
 from .progress import run_reporting, shown_progress
+
+if TYPE_CHECKING:
+    from fiftyone.operators.executor import ExecutionContext
 
 __all__ = ["Compare", "settings_of"]
 
@@ -42,7 +45,7 @@ class Compare(DatasetOperator):
     submit = "Compare"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.OperatorConfig:
         """How the App runs it."""
         return foo.OperatorConfig(
             name="compare",
@@ -55,21 +58,21 @@ class Compare(DatasetOperator):
             allow_delegated_execution=True,
         )
 
-    def resolve_execution_options(self, ctx: Any) -> Any:
+    def resolve_execution_options(self, ctx: ExecutionContext) -> foo.ExecutionOptions:
         """Suggest the background for many samples."""
         many = ctx.dataset is not None and ctx.target_view().count() > DELEGATE_ABOVE
         return foo.ExecutionOptions(
             allow_immediate_execution=True, allow_delegated_execution=True, default_choice_to_delegated=many
         )
 
-    def resolve_placement(self, ctx: Any) -> Any:
+    def resolve_placement(self, ctx: ExecutionContext) -> types.Placement:
         """Offer it above the samples."""
         return types.Placement(
             types.Places.SAMPLES_GRID_ACTIONS,
             types.Button(label="Compare masks with and without refinement", icon="compare", prompt=True),
         )
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         inputs.view_target(ctx, action_description="Compare")
         _ask_slice(ctx, inputs)
@@ -79,7 +82,7 @@ class Compare(DatasetOperator):
         _ask_storage(ctx, inputs)
         _check(ctx, inputs)
 
-    def execute(self, ctx: Any) -> Iterator[Any]:
+    def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
         """Compare, and then evaluate if asked to."""
         settings, run_key = settings_of(ctx.params), ctx.params.get("run_key") or "refinesam"
         samples, resume = samples_of(ctx), ctx.params.get("resume", True)
@@ -140,7 +143,7 @@ def settings_of(params: dict[str, Any]) -> Settings:
     )
 
 
-def _ask_slice(ctx: Any, inputs: Any) -> None:
+def _ask_slice(ctx: ExecutionContext, inputs: types.Object) -> None:
     view = ctx.target_view()
     if view.media_type == "group":
         images = [name for name, kind in view.group_media_types.items() if kind == "image"]
@@ -149,7 +152,7 @@ def _ask_slice(ctx: Any, inputs: Any) -> None:
         choose(inputs, "slice", choices, label="Slice of the groups", default=default)
 
 
-def _ask_prompts(ctx: Any, inputs: Any) -> None:
+def _ask_prompts(ctx: ExecutionContext, inputs: types.Object) -> None:
     choose(inputs, "prompts", _PROMPTS, radio=True, label="Prompts", default="boxes")
     prompts = ctx.params.get("prompts") or "boxes"
     if prompts == "boxes":
@@ -179,7 +182,7 @@ def _ask_prompts(ctx: Any, inputs: Any) -> None:
         inputs.int("seed", min=0, default=0, label="Seed", description="The same seed clicks the same pixels again")
 
 
-def _ask_truth(ctx: Any, inputs: Any) -> None:
+def _ask_truth(ctx: ExecutionContext, inputs: types.Object) -> None:
     samples = samples_of(ctx)
     masks = [name for name in label_fields(samples, "Detections") if has_masks(samples, name)]
     choices = [(name, name) for name in masks] + [(NO_TRUTH, "None: rank the answers without it")]
@@ -188,7 +191,7 @@ def _ask_truth(ctx: Any, inputs: Any) -> None:
         inputs.bool("evaluate_after", default=True, label="Evaluate and save views afterwards", view=types.SwitchView())
 
 
-def _ask_model(ctx: Any, inputs: Any) -> None:
+def _ask_model(ctx: ExecutionContext, inputs: types.Object) -> None:
     weights = types.AutocompleteView(choices=[types.Choice("builtin", label="builtin")])
     inputs.str(
         "weights",
@@ -205,7 +208,7 @@ def _ask_model(ctx: Any, inputs: Any) -> None:
     choose(inputs, "amr", choices, label="Refinement", default="full")
 
 
-def _ask_storage(ctx: Any, inputs: Any) -> None:
+def _ask_storage(ctx: ExecutionContext, inputs: types.Object) -> None:
     choices = (("database", "In the database"), ("files", "As PNG files in a folder (for large datasets)"))
     choose(inputs, "masks", choices, radio=True, label="Keep masks", default="database")
     if ctx.params.get("masks") == "files":
@@ -221,7 +224,7 @@ def _ask_storage(ctx: Any, inputs: Any) -> None:
         inputs.bool("resume", default=True, label=label, view=types.SwitchView())
 
 
-def _check(ctx: Any, inputs: Any) -> None:
+def _check(ctx: ExecutionContext, inputs: types.Object) -> None:
     """Flag what `compare` would refuse."""
     try:
         run, samples = Fields(ctx.params.get("run_key") or "refinesam"), samples_of(ctx)
@@ -240,7 +243,7 @@ def _check(ctx: Any, inputs: Any) -> None:
         flag(inputs, "problem", "This cannot run yet", str(error))
 
 
-def _say_what_is_there(ctx: Any, inputs: Any, run: Fields, settings: Settings) -> None:
+def _say_what_is_there(ctx: ExecutionContext, inputs: types.Object, run: Fields, settings: Settings) -> None:
     (done, total), changed = progress(ctx.dataset, run), differences(ctx.dataset, run, settings)
     label = f"The run {run.key} has compared {done} of {total} samples."
     if changed:

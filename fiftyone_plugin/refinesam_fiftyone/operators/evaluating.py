@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
@@ -19,6 +19,9 @@ from ..views import save_views
 from .forms import DatasetOperator, choose_run, flag, samples_of
 from .progress import run_reporting
 
+if TYPE_CHECKING:
+    from fiftyone.operators.executor import ExecutionContext
+
 __all__ = ["Evaluate", "Rank", "told"]
 
 
@@ -28,7 +31,7 @@ class Evaluate(DatasetOperator):
     submit = "Evaluate"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.OperatorConfig:
         """How the App runs it."""
         return foo.OperatorConfig(
             name="evaluate",
@@ -40,7 +43,7 @@ class Evaluate(DatasetOperator):
             allow_delegated_execution=True,
         )
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         inputs.view_target(ctx, action_description="Evaluate")
         run_key = choose_run(ctx, inputs)
@@ -67,7 +70,7 @@ class Evaluate(DatasetOperator):
         )
         inputs.bool("save_views", default=True, label="Save a view of each outcome", view=types.SwitchView())
 
-    def execute(self, ctx: Any) -> Iterator[Any]:
+    def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
         """Evaluate, and save views."""
         samples, run_key = samples_of(ctx), ctx.params["run_key"]
         limits = {name: ctx.params[name] for name in ("failed_below", "changed_by") if ctx.params.get(name) is not None}
@@ -88,14 +91,16 @@ class Evaluate(DatasetOperator):
         yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
 
 
-def _flag_problem(ctx: Any, inputs: Any, run_key: str, check: Callable[[Target, Fields, Settings], None]) -> None:
+def _flag_problem(
+    ctx: ExecutionContext, inputs: types.Object, run_key: str, check: Callable[[Target, Fields, Settings], None]
+) -> None:
     try:
         check(*run_of(samples_of(ctx), run_key))
     except RefineSAMError as error:
         flag(inputs, "problem", "This cannot run yet", str(error))
 
 
-def told(ctx: Any, found: Evaluation) -> Any:
+def told(ctx: ExecutionContext, found: Evaluation) -> Any:
     """Return what tells the user in the App how much was evaluated, and what could not be."""
     label = f"{found.objects} objects in {found.samples - found.not_compared} samples were evaluated"
     left = {
@@ -116,7 +121,7 @@ class Rank(DatasetOperator):
     submit = "Rank"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.OperatorConfig:
         """How the App runs it."""
         return foo.OperatorConfig(
             name="rank",
@@ -127,14 +132,14 @@ class Rank(DatasetOperator):
             allow_delegated_execution=True,
         )
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         inputs.view_target(ctx, action_description="Rank")
         run_key = choose_run(ctx, inputs)
         if run_key is not None:
             _flag_problem(ctx, inputs, run_key, lambda target, run, _: check_ranking(target, run))
 
-    def execute(self, ctx: Any) -> dict[str, Any]:
+    def execute(self, ctx: ExecutionContext) -> dict[str, Any]:
         """Rank, and show the worst first."""
         samples, run_key = samples_of(ctx), ctx.params["run_key"]
         ranked = rank(samples, run_key=run_key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
@@ -14,6 +14,10 @@ from ..rows import read_rows
 from ..samples import target_of
 from .forms import DatasetOperator, choose_run
 
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
+    from fiftyone.operators.executor import ExecutionContext
+
 __all__ = ["Explain", "chosen_object"]
 
 
@@ -23,7 +27,7 @@ class Explain(DatasetOperator):
     submit = "Explain"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.OperatorConfig:
         """How the App runs it."""
         return foo.OperatorConfig(
             name="explain",
@@ -33,27 +37,27 @@ class Explain(DatasetOperator):
             dynamic=True,
         )
 
-    def resolve_placement(self, ctx: Any) -> Any:
+    def resolve_placement(self, ctx: ExecutionContext) -> types.Placement:
         """Offer it beside an opened sample."""
         return types.Placement(
             types.Places.SAMPLES_VIEWER_ACTIONS,
             types.Button(label="Explain a mask", icon="help_outline", prompt=True),
         )
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         choose_run(ctx, inputs)
         inputs.view("which", types.Notice(label=_which(ctx)))
         inputs.str("prompt_id", label="Object", view=types.HiddenView())
 
-    def execute(self, ctx: Any) -> dict[str, Any]:
+    def execute(self, ctx: ExecutionContext) -> dict[str, Any]:
         """Find the object and draw it."""
         run_key = ctx.params["run_key"]
         sample_id, prompt_id = chosen_object(ctx, run_key)
         found = explain(ctx.view, run_key=run_key, prompt_id=prompt_id, sample_id=sample_id)
         return {"picture": data_uri(found.picture), "facts": found.facts, "prompt_id": prompt_id, "id": found.sample_id}
 
-    def resolve_output(self, ctx: Any) -> Any:
+    def resolve_output(self, ctx: ExecutionContext) -> types.Property:
         """Show the picture and the facts."""
         outputs = types.Object()
         outputs.view("picture", types.ImageView(width="100%", alt="Both masks of one object"))
@@ -62,7 +66,7 @@ class Explain(DatasetOperator):
         return types.Property(outputs, view=types.View(label="Explain a mask"))
 
 
-def _which(ctx: Any) -> str:
+def _which(ctx: ExecutionContext) -> str:
     if ctx.params.get("prompt_id"):
         return "The object that was chosen in the panel."
     if ctx.selected_labels:
@@ -72,7 +76,7 @@ def _which(ctx: Any) -> str:
     return "The worst object of the samples shown; select a label to choose another one."
 
 
-def chosen_object(ctx: Any, run_key: str) -> tuple[str | None, str]:
+def chosen_object(ctx: ExecutionContext, run_key: str) -> tuple[str | None, str]:
     """Return sample (None: not known) and prompt id of what the user chose: an object, a label, a sample, or nothing.
 
     Raises:
@@ -89,7 +93,7 @@ def chosen_object(ctx: Any, run_key: str) -> tuple[str | None, str]:
     return _worst(target_of(ctx.view).select(samples) if samples else ctx.view, run_key)
 
 
-def _worst(samples: Any, run_key: str) -> tuple[str, str]:
+def _worst(samples: SampleCollection, run_key: str) -> tuple[str, str]:
     """Return sample and prompt id of what refinement changed most for the worse; unevaluated, of the least sure."""
     rows = read_rows(samples, run_key)
     rows = rows[rows["prompt_id"].notna()]

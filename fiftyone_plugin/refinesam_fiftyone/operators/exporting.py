@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
@@ -11,6 +11,9 @@ from fiftyone.operators import types
 from ..export import export_coco, export_rows, tag_for_relabelling
 from ..figures import BUCKET_NAMES
 from .forms import DatasetOperator, choose, choose_run, flag, samples_of, writable_parent
+
+if TYPE_CHECKING:
+    from fiftyone.operators.executor import ExecutionContext
 
 __all__ = ["Export"]
 
@@ -30,7 +33,7 @@ class Export(DatasetOperator):
     submit = "Export"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.OperatorConfig:
         """How the App runs it."""
         return foo.OperatorConfig(
             name="export",
@@ -41,7 +44,7 @@ class Export(DatasetOperator):
             allow_delegated_execution=True,
         )
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         inputs.view_target(ctx, action_description="Export")
         ctx.target_view()
@@ -56,7 +59,7 @@ class Export(DatasetOperator):
         else:
             _ask_file(ctx, inputs, run_key or "refinesam")
 
-    def execute(self, ctx: Any) -> dict[str, Any]:
+    def execute(self, ctx: ExecutionContext) -> dict[str, Any]:
         """Write it, and say where it is and how much."""
         samples, params = samples_of(ctx), ctx.params
         run_key, what = params["run_key"], params.get("what") or "csv"
@@ -75,14 +78,14 @@ class Export(DatasetOperator):
             export_rows(samples, path, run_key=run_key)
         return {"done": f"Wrote {path}."}
 
-    def resolve_output(self, ctx: Any) -> Any:
+    def resolve_output(self, ctx: ExecutionContext) -> types.Property:
         """Show what was done."""
         outputs = types.Object()
         outputs.str("done", label="Done", view=types.LabelValueView(read_only=True))
         return types.Property(outputs, view=types.View(label="Export"))
 
 
-def _ask_file(ctx: Any, inputs: Any, run_key: str) -> None:
+def _ask_file(ctx: ExecutionContext, inputs: types.Object, run_key: str) -> None:
     what = ctx.params.get("what") or "csv"
     ending = f".{what}" if what in ("csv", "parquet") else ".json"
     inputs.str(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
@@ -13,6 +13,10 @@ from fiftyone.operators import types
 from ..runs import list_runs, progress
 from ..samples import target_of
 from ..schema import Fields
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
+    from fiftyone.operators.executor import ExecutionContext
 
 __all__ = [
     "DatasetOperator",
@@ -34,7 +38,7 @@ class DatasetOperator(foo.Operator):
 
     submit = "Run"
 
-    def resolve_input(self, ctx: Any) -> Any:
+    def resolve_input(self, ctx: ExecutionContext) -> types.Property:
         """Build the form, titled with the operator's label."""
         inputs = types.Object()
         if ctx.dataset is None:
@@ -44,12 +48,12 @@ class DatasetOperator(foo.Operator):
         view = types.PromptView(label=self.config.label, submit_button_label=self.submit)
         return types.Property(inputs, view=view)
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         raise NotImplementedError
 
 
-def label_fields(samples: Any, kind: str) -> list[str]:
+def label_fields(samples: SampleCollection, kind: str) -> list[str]:
     """Return the names of the samples' fields of one kind, "Detections" or "Keypoints", without those of runs."""
     target = target_of(samples)
     runs = {name for key in list_runs(target.root) for name in Fields(key).written}
@@ -60,7 +64,7 @@ def label_fields(samples: Any, kind: str) -> list[str]:
     ]
 
 
-def has_masks(samples: Any, field: str) -> bool:
+def has_masks(samples: SampleCollection, field: str) -> bool:
     """Return whether a label with a mask is among the first `LOOKED_AT` samples that have labels in the field."""
     labels = f"{field}.detections"
     with_masks = target_of(samples).samples.mongo(
@@ -74,7 +78,7 @@ def has_masks(samples: Any, field: str) -> bool:
     return len(with_masks) > 0
 
 
-def samples_of(ctx: Any) -> Any:
+def samples_of(ctx: ExecutionContext) -> Any:
     """Return the samples that the form's target names, whole: filters on labels in the App's view do not strip them.
 
     Of groups, those of the slice that the form's "slice" names, of all slices of images without one.
@@ -85,7 +89,9 @@ def samples_of(ctx: Any) -> Any:
     return target_of(asked).view()
 
 
-def choose(inputs: Any, name: str, choices: Iterable[tuple[str, str]], *, radio: bool = False, **options: Any) -> Any:
+def choose(
+    inputs: types.Object, name: str, choices: Iterable[tuple[str, str]], *, radio: bool = False, **options: Any
+) -> Any:
     """Add a choice between (value, label) pairs."""
     view = types.RadioGroup() if radio else types.Dropdown()
     for value, label in choices:
@@ -93,7 +99,7 @@ def choose(inputs: Any, name: str, choices: Iterable[tuple[str, str]], *, radio:
     return inputs.enum(name, view.values(), view=view, **options)
 
 
-def choose_run(ctx: Any, inputs: Any, *, label: str = "Run") -> str | None:
+def choose_run(ctx: ExecutionContext, inputs: types.Object, *, label: str = "Run") -> str | None:
     """Add the choice of a run and return the one that is chosen; flag it if there is none."""
     runs = list_runs(ctx.dataset)
     if not runs:
@@ -109,7 +115,7 @@ def choose_run(ctx: Any, inputs: Any, *, label: str = "Run") -> str | None:
     return str(chosen)
 
 
-def flag(inputs: Any, name: str, label: str, description: str) -> None:
+def flag(inputs: types.Object, name: str, label: str, description: str) -> None:
     """Add an error to the form, which then cannot be executed."""
     shown = inputs.view(name, types.Error(label=label, description=description))
     shown.invalid = True

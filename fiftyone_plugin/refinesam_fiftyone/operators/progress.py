@@ -6,7 +6,10 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Generator
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from fiftyone.operators.executor import ExecutionContext
 
 __all__ = ["cancel", "forget", "in_progress", "run_reporting", "shown_progress"]
 
@@ -20,7 +23,7 @@ _FORGOTTEN_AFTER_S: Final = 3600
 
 
 def run_reporting(
-    ctx: Any, run_key: str, label: str, work: Callable[[OnProgress, ShouldStop], Result]
+    ctx: ExecutionContext, run_key: str, label: str, work: Callable[[OnProgress, ShouldStop], Result]
 ) -> Generator[Any, None, Result]:
     """Do work on a thread of its own, yield what shows its progress in the App, and return its result.
 
@@ -62,7 +65,7 @@ def run_reporting(
     return results[0]
 
 
-def shown_progress(ctx: Any, progress: float, label: str) -> Any:
+def shown_progress(ctx: ExecutionContext, progress: float, label: str) -> Any:
     """Return what an operator yields to show its progress, 0 to 1; in the background it is written to the operation."""
     if ctx.delegated:
         ctx.set_progress(progress=progress, label=label)
@@ -70,19 +73,19 @@ def shown_progress(ctx: Any, progress: float, label: str) -> Any:
     return ctx.ops.set_progress(progress=progress, label=label)
 
 
-def cancel(ctx: Any, run_key: str) -> None:
+def cancel(ctx: ExecutionContext, run_key: str) -> None:
     """Ask whoever compares under this key, in whichever process, to stop after the current batch."""
     ctx.store(_STORE).set(_cancel_key(run_key), uuid.uuid4().hex)
 
 
-def forget(ctx: Any, run_key: str) -> None:
+def forget(ctx: ExecutionContext, run_key: str) -> None:
     """Forget what was kept of a run that is deleted; one in progress stops."""
     store = ctx.store(_STORE)
     for key in (_cancel_key(run_key), _progress_key(run_key)):
         store.delete(key)
 
 
-def in_progress(ctx: Any) -> dict[str, str]:
+def in_progress(ctx: ExecutionContext) -> dict[str, str]:
     """Return how far each run in progress is, by its key."""
     store = ctx.store(_STORE)
     prefix = _progress_key("")

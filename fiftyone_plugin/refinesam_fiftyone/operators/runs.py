@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
@@ -12,6 +12,9 @@ from ..deletion import Contents, contents, delete_run
 from ..schema import Fields
 from .forms import DatasetOperator, choose_run, flag
 from .progress import cancel, forget, in_progress
+
+if TYPE_CHECKING:
+    from fiftyone.operators.executor import ExecutionContext
 
 __all__ = ["Cancel", "DeleteRun", "listed"]
 
@@ -22,7 +25,7 @@ class Cancel(DatasetOperator):
     submit = "Stop"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.OperatorConfig:
         """How the App runs it."""
         return foo.OperatorConfig(
             name="cancel",
@@ -32,7 +35,7 @@ class Cancel(DatasetOperator):
             dynamic=True,
         )
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         running = in_progress(ctx)
         run_key = choose_run(ctx, inputs)
@@ -40,7 +43,7 @@ class Cancel(DatasetOperator):
             state = f"{running[run_key]} samples are done." if run_key in running else "No progress was reported yet."
             inputs.view("state", types.Notice(label=state))
 
-    def execute(self, ctx: Any) -> dict[str, Any]:
+    def execute(self, ctx: ExecutionContext) -> dict[str, Any]:
         """Ask it to stop."""
         cancel(ctx, ctx.params["run_key"])
         ctx.ops.notify(f"{ctx.params['run_key']} stops after its current batch.")
@@ -53,7 +56,7 @@ class DeleteRun(DatasetOperator):
     submit = "Delete"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> foo.OperatorConfig:
         """How the App runs it."""
         return foo.OperatorConfig(
             name="delete_run",
@@ -63,7 +66,7 @@ class DeleteRun(DatasetOperator):
             dynamic=True,
         )
 
-    def ask(self, ctx: Any, inputs: Any) -> None:
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         run_key = choose_run(ctx, inputs)
         if run_key is not None:
@@ -72,7 +75,7 @@ class DeleteRun(DatasetOperator):
             if not ctx.params.get("sure"):
                 flag(inputs, "not_sure", "This cannot be undone", "Tick the box to delete the run.")
 
-    def execute(self, ctx: Any) -> dict[str, Any]:
+    def execute(self, ctx: ExecutionContext) -> dict[str, Any]:
         """Delete it."""
         delete_run(ctx.dataset, Fields(ctx.params["run_key"]))
         forget(ctx, ctx.params["run_key"])
