@@ -19,6 +19,7 @@ from refinesam.command_results import prediction_document, print_predictions, wr
 from refinesam.errors import ConfigError, MissingExtraError, PromptError, RefineSAMError
 from refinesam.evaluation.commands import evaluate, paper_table
 from refinesam.files import JSON, PNG, check_outputs
+from refinesam.jobs.commands import batch
 from refinesam.threads import settle_threads, wait_passively
 from refinesam.training.commands import app as training_app
 
@@ -225,6 +226,7 @@ def everything(
     write_predictions(overlay, lambda: draw_everything(pixels, predictions), coco, image.name, image_hw, predictions)
 
 
+app.command()(batch)
 app.command()(evaluate)
 app.command()(paper_table)
 

@@ -13,7 +13,7 @@ from refinesam.predictor import Origin
 from refinesam.session import DEFAULT_CACHE_BYTES, Session
 from refinesam.threads import check_threads
 
-__all__ = ["DtypeName", "load", "resolve_device", "resolve_dtype"]
+__all__ = ["DtypeName", "device_of_rank", "load", "resolve_device", "resolve_dtype"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
@@ -74,6 +74,13 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"Device {name!r} can't be used here: {reason} Use 'auto' or 'cpu'.") from error
     return device
+
+
+def device_of_rank(name: str, rank: int) -> str:
+    """Return the device of one of several processes: "auto" and "cuda" deal the GPUs out by the process's number."""
+    if name not in ("auto", "cuda") or (device := resolve_device(name)).type != "cuda":
+        return name
+    return f"{device.type}:{rank % torch.cuda.device_count()}"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

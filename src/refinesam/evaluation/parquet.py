@@ -54,12 +54,12 @@ _CLICKED: Final = _OBJECT | {
 }
 
 
-def arrow_modules() -> tuple[Any, Any]:
-    """Return the modules that write Parquet; MissingExtraError where they are not installed."""
+def arrow_modules(extra: str = "eval") -> tuple[Any, Any]:
+    """Return the modules that write Parquet; MissingExtraError, with the extra, where they are not installed."""
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
-        raise MissingExtraError("pyarrow", "eval") from error
+        raise MissingExtraError("pyarrow", extra) from error
 
 
 def write_parquet(evaluation: Evaluation | ClickEvaluation, path: str | Path) -> None:

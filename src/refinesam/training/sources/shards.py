@@ -28,7 +28,9 @@ __all__ = [
     "SHARD_LIST",
     "ShardIndex",
     "is_remote",
+    "listed_files",
     "listed_shards",
+    "read_file",
     "read_part",
     "shard_members",
     "write_index",
@@ -103,6 +105,26 @@ def read_part(shard: str, offset: int, size: int) -> bytes:
     if len(part) > size:
         raise OSError("its server sends whole files only, no parts of them")
     return bytes(part)
+
+
+def read_file(url: str) -> bytes:
+    """Return the content of a remote file.
+
+    Raises:
+        OSError: it cannot be read.
+        DatasetError: nothing here opens such a URL.
+    """
+    return bytes(_asked(url, lambda system, path: system.cat_file(path)))
+
+
+def listed_files(url: str) -> list[str]:
+    """Return the files below a remote folder, or those that match a pattern with ``*``; the scheme may be missing.
+
+    Raises:
+        OSError: it cannot be listed.
+        DatasetError: nothing here opens such a URL.
+    """
+    return list(_asked(url, lambda system, path: system.glob(path) if "*" in path else system.find(path)))
 
 
 def shard_members(shard: str, name: str, damaged: list[str]) -> list[Member]:
