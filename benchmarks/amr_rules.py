@@ -14,8 +14,7 @@ from amr_passes import in_image
 from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
 from refinesam.amr.consensus import CROP_WEIGHT, LEAST_GAIN, agreement, decide, objection, voting
 from refinesam.amr.vote import TEMPERATURE, THRESHOLDS, Candidates
-from refinesam.boxes import box_iou
-from refinesam.masks import box_from_mask, mask_iou
+from refinesam.masks import box_from_mask, box_iou, mask_iou
 from refinesam.types import Prediction, Prompt
 
 

@@ -26,7 +26,7 @@ from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.dataset import CocoFolder
 from refinesam.evaluation.protocols import evaluate, prompt_for
-from refinesam.evaluation.running import Outcome
+from refinesam.evaluation.running import EvaluationOutcome
 from refinesam.files import write_json
 from refinesam.images import write_png
 from refinesam.session import Session
@@ -164,7 +164,7 @@ def test_json_holds_summary_and_records(tmp_path: Path) -> None:
     folder = three_objects(tmp_path)
     result = evaluate(BoxFiller((0.3, 0.5)), folder, "box", refine=AMRConfig(), seed=4)
     path = tmp_path / "new" / "out.json"
-    write_json(path, Outcome(folder, result).document())
+    write_json(path, EvaluationOutcome(folder, result).document())
     content = json.loads(path.read_text("utf-8"))
     assert content["summary"] == json.loads(json.dumps(result.summary()))
     assert (content["summary"]["protocol"], content["summary"]["seed"]) == ("box", 4)
@@ -178,7 +178,7 @@ def test_json_holds_summary_and_records(tmp_path: Path) -> None:
 def test_a_model_that_predicts_nan_still_gives_json(tmp_path: Path) -> None:
     folder = three_objects(tmp_path)
     result = evaluate(BoxFiller((math.nan, math.inf)), folder, "box")
-    write_json(tmp_path / "out.json", Outcome(folder, result).document())
+    write_json(tmp_path / "out.json", EvaluationOutcome(folder, result).document())
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)

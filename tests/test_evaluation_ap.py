@@ -36,7 +36,7 @@ from refinesam.evaluation.lvis import LvisScores
 from refinesam.evaluation.mask_ap import evaluation_ap, mask_ap, segment_detections
 from refinesam.evaluation.proposals import RECALL_SETTINGS, proposal_scores, propose
 from refinesam.evaluation.protocols import chosen, evaluate, prompt_for
-from refinesam.evaluation.running import Outcome
+from refinesam.evaluation.running import EvaluationOutcome
 from refinesam.images import write_png
 from refinesam.masks import decode_rle, encode_rle
 from refinesam.types import Prediction, Prompt
@@ -154,7 +154,7 @@ def test_masks_are_kept_when_asked_and_left_out_of_the_json(tmp_path: Path) -> N
     assert [(one["image_id"], one["category_id"]) for one in first] == [(1, 1), (1, 2), (2, 1)]
     plain = evaluate(BoxFiller((0.5, 0.9), 0.95), folder, "box", refine=AMRConfig())
     assert kept.rows()[0].keys() == plain.rows()[0].keys()
-    assert "mask" not in json.loads(json.dumps(Outcome(folder, kept).document()))["records"][0]
+    assert "mask" not in json.loads(json.dumps(EvaluationOutcome(folder, kept).document()))["records"][0]
     for bad in (plain.coco_results, evaluate(BoxFiller(), folder, "box", keep_masks=True).coco_results):
         with pytest.raises(ConfigError, match="keep_masks"):
             bad(refined=True)

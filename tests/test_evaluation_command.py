@@ -372,7 +372,7 @@ def test_nothing_to_run_names_everything(data: Path, weights: Path, tmp_path: Pa
     with pytest.raises(DatasetError, match=r"EfficientSAM-S: There is no file nowhere"):
         measure_paper_table(nothing, data / "coco.json", data / "images", refinesam.load)
     with pytest.raises(DatasetError, match=r"nowhere\.safetensors.*instances_val2017\.json"):
-        measure_paper_table(own(weights), None, None, refinesam.load)
+        measure_paper_table(own(weights), Path("instances_val2017.json"), Path("val2017"), refinesam.load)
     with pytest.raises(DatasetError, match="val2017"):
         measure_paper_table(own(weights), data / "coco.json", tmp_path / "none", refinesam.load)
 

@@ -24,7 +24,7 @@ from evaluation_fakes import (
 from refinesam.amr import AMRConfig
 from refinesam.errors import PromptError
 from refinesam.evaluation.protocols import PROTOCOLS, evaluate
-from refinesam.evaluation.running import Outcome
+from refinesam.evaluation.running import EvaluationOutcome
 from refinesam.types import Prediction, Prompt
 
 
@@ -118,4 +118,4 @@ def test_when_everything_fails_the_summary_says_so(tmp_path: Path) -> None:
     summary = result.summary()
     assert (summary["miou"], summary["miou_refined"], summary["change"], summary["images"]) == (None, None, None, 0)
     assert summary["median_milliseconds"] == {"encode": None, "decode": None, "refine": None}
-    assert Outcome(folder, result).document()["records"] == []
+    assert EvaluationOutcome(folder, result).document()["records"] == []

@@ -18,7 +18,7 @@ from refinesam.evaluation.gallery import FIRST_COLOR, REFINED_COLOR, ObjectPictu
 from refinesam.evaluation.html_report import write_html
 from refinesam.evaluation.protocols import evaluate
 from refinesam.evaluation.report import Evaluation
-from refinesam.evaluation.running import Outcome
+from refinesam.evaluation.running import EvaluationOutcome
 from refinesam.images import write_png
 
 # Of a box's inside: all, three quarters, half; of its left half: half, two thirds, all.
@@ -86,7 +86,7 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
 def test_a_report_of_nothing_is_a_page(tmp_path: Path, refine: AMRConfig | None) -> None:
     nothing = Evaluation("box", 0, refine, {}, (), (), ())
     clicks = ClickEvaluation(3, (0.9,), False, {}, (), (), ())
-    write_html(tmp_path / "r.html", {"<model>": Outcome(CocoFolder((), {}), nothing, clicks)})
+    write_html(tmp_path / "r.html", {"<model>": EvaluationOutcome(CocoFolder((), {}), nothing, clicks)})
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "&lt;model&gt;" in page and "<model>" not in page
     assert ">nan" not in page and "None" not in page
@@ -97,7 +97,7 @@ def test_failures_are_listed_and_escaped(tmp_path: Path) -> None:
     content = coco([annotation(1, FULL), annotation(2, FULL, segmentation=[["<b>"]])])
     folder = write_folder(tmp_path, content)
     result = evaluate(BoxFiller(), folder, "box", keep_masks=True)
-    write_html(tmp_path / "r.html", {"model": Outcome(folder, result)})
+    write_html(tmp_path / "r.html", {"model": EvaluationOutcome(folder, result)})
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "1 objects could not be evaluated" in page
     assert "&lt;b&gt;" in page and "<b>" not in page

@@ -84,43 +84,25 @@ __all__ = [
     "settle_threads",
 ]
 
-# Public name -> the module that holds it. Type checkers read the imports above, the interpreter reads this table.
-_EXPORTS: dict[str, str] = {
-    "AMRConfig": "refinesam.amr.config",
-    "Answer": "refinesam.batch",
-    "AutomaticMaskGenerator": "refinesam.automatic",
-    "Capabilities": "refinesam.types",
-    "ConfigError": "refinesam.errors",
-    "DatasetError": "refinesam.errors",
-    "EncodedImage": "refinesam.encoded_image",
-    "INTENSITY_POLICIES": "refinesam.images",
-    "ImageError": "refinesam.errors",
-    "Item": "refinesam.batch",
-    "MissingExtraError": "refinesam.errors",
-    "OutputError": "refinesam.errors",
-    "Prediction": "refinesam.types",
-    "Prompt": "refinesam.types",
-    "PromptError": "refinesam.errors",
-    "Record": "refinesam.batch",
-    "RefineSAMError": "refinesam.errors",
-    "RefinementReport": "refinesam.types",
-    "Session": "refinesam.session",
-    "WeightsError": "refinesam.errors",
-    "as_rgb": "refinesam.images",
-    "box_from_mask": "refinesam.masks",
-    "coco_annotation": "refinesam.masks",
-    "decode_rle": "refinesam.rle",
-    "encode_rle": "refinesam.rle",
-    "load": "refinesam.loading",
-    "mask_iou": "refinesam.masks",
-    "polygons_from_mask": "refinesam.masks",
-    "read_image": "refinesam.images",
-    "segment_batch": "refinesam.batch",
-    "settle_threads": "refinesam.threads",
-}
-
-
-_get, __dir__ = lazy_names(__name__, _EXPORTS)
+# Type checkers read the imports above, the interpreter reads this table.
+_get, __dir__ = lazy_names(
+    __name__,
+    {
+        "refinesam.amr.config": "AMRConfig",
+        "refinesam.automatic": "AutomaticMaskGenerator",
+        "refinesam.batch": "Answer Item Record segment_batch",
+        "refinesam.encoded_image": "EncodedImage",
+        "refinesam.errors": "ConfigError DatasetError ImageError MissingExtraError OutputError PromptError "
+        "RefineSAMError WeightsError",
+        "refinesam.images": "INTENSITY_POLICIES as_rgb read_image",
+        "refinesam.loading": "load",
+        "refinesam.masks": "box_from_mask coco_annotation mask_iou polygons_from_mask",
+        "refinesam.rle": "decode_rle encode_rle",
+        "refinesam.session": "Session",
+        "refinesam.threads": "settle_threads",
+        "refinesam.types": "Capabilities Prediction Prompt RefinementReport",
+    },
+)
 
 
 def __getattr__(name: str) -> object:

@@ -20,30 +20,30 @@ from refinesam.masks import coco_document
 from refinesam.overlay import draw_comparison, draw_everything
 from refinesam.types import Prediction, Prompt
 
-__all__ = ["SCENES", "Scene", "run_demo"]
+__all__ = ["DEMO_IMAGES", "DemoImage", "run_demo"]
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class DemoImage:
     """One image of scikit-image's collection and the objects to segment in it."""
 
     name: str
     prompts: tuple[Prompt, ...]
 
 
-SCENES = (
-    Scene("astronaut", (Prompt(points=[[225, 130]]), Prompt(box=[5, 5, 420, 511]))),
-    Scene("chelsea", (Prompt(points=[[220, 120], [130, 220]]), Prompt(box=[75, 10, 375, 299]))),
-    Scene("coffee", (Prompt(box=[150, 60, 460, 330]), Prompt(points=[[300, 180]]))),
-    Scene("coins", (Prompt(points=[[48, 46]]), Prompt(box=[190, 170, 240, 219]))),
-    Scene("cell", (Prompt(box=[362, 322, 496, 456]), Prompt(points=[[428, 388], [250, 388]], labels=[1, 0]))),
-    Scene("immunohistochemistry", (Prompt(points=[[250, 250]]),)),
-    Scene("rocket", (Prompt(box=[305, 60, 345, 340]),)),
+DEMO_IMAGES = (
+    DemoImage("astronaut", (Prompt(points=[[225, 130]]), Prompt(box=[5, 5, 420, 511]))),
+    DemoImage("chelsea", (Prompt(points=[[220, 120], [130, 220]]), Prompt(box=[75, 10, 375, 299]))),
+    DemoImage("coffee", (Prompt(box=[150, 60, 460, 330]), Prompt(points=[[300, 180]]))),
+    DemoImage("coins", (Prompt(points=[[48, 46]]), Prompt(box=[190, 170, 240, 219]))),
+    DemoImage("cell", (Prompt(box=[362, 322, 496, 456]), Prompt(points=[[428, 388], [250, 388]], labels=[1, 0]))),
+    DemoImage("immunohistochemistry", (Prompt(points=[[250, 250]]),)),
+    DemoImage("rocket", (Prompt(box=[305, 60, 345, 340]),)),
 )
 
 
 def run_demo(output: Path, weights: str, device: str, console: Console, threads: int | None = None) -> None:
-    """Segment every scene; write overlays and masks; print a table.
+    """Segment every one; write overlays and masks; print a table.
 
     Raises:
         MissingExtraError: scikit-image is not installed.
@@ -51,30 +51,28 @@ def run_demo(output: Path, weights: str, device: str, console: Console, threads:
         WeightsError: the weights are unknown, missing or damaged.
     """
     data = _skimage_data()
-    pictures = {scene.name: output / f"{scene.name}.png" for scene in SCENES}
+    pictures = {one.name: output / f"{one.name}.png" for one in DEMO_IMAGES}
     everything, document = output / "coins_everything.png", output / "masks.json"
     check_outputs([(document, JSON), *((path, PNG) for path in (*pictures.values(), everything))], inputs=[weights])
     session = load(weights, device=device, threads=threads)
     table = Table("image", "prompt", "IoU", "AMR", "strategy", "κ", "Q", "kept", "ms", box=SIMPLE, padding=(0, 1, 0, 0))
     table.caption = "IoU: predicted, before and after; ms: to encode the image + to answer the prompt"
     masks: dict[str, tuple[tuple[int, int], list[tuple[ArrayLike, float | None]]]] = {}
-    for scene in SCENES:
-        image = as_rgb(getattr(data, scene.name)())
+    for one in DEMO_IMAGES:
+        image = as_rgb(getattr(data, one.name)())
         begun = time.perf_counter()
         encoded = session.encode(image)
         encode_ms = 1000 * (time.perf_counter() - begun)
         pairs: list[tuple[Prediction, Prediction]] = []
-        for prompt in scene.prompts:
+        for prompt in one.prompts:
             begun = time.perf_counter()
             first = encoded.predict(prompt)
             click_ms = 1000 * (time.perf_counter() - begun)
             refined = encoded.refine(first)
             pairs.append((first, refined))
-            table.add_row(
-                scene.name, _described(prompt), *_refinement_cells(refined), f"{encode_ms:.0f}+{click_ms:.0f}"
-            )
-        write_png(pictures[scene.name], draw_comparison(image, pairs))
-        masks[f"{scene.name}.png"] = (encoded.image_hw, [(refined.mask, refined.score) for _, refined in pairs])
+            table.add_row(one.name, _described(prompt), *_refinement_cells(refined), f"{encode_ms:.0f}+{click_ms:.0f}")
+        write_png(pictures[one.name], draw_comparison(image, pairs))
+        masks[f"{one.name}.png"] = (encoded.image_hw, [(refined.mask, refined.score) for _, refined in pairs])
     coins = as_rgb(data.coins())
     found = session.segment_everything(coins)
     write_png(everything, draw_everything(coins, found))

@@ -40,14 +40,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "CocoScores": "refinesam.evaluation.coco",
-        "bootstrap_interval": "refinesam.evaluation.metrics",
-        "boundary_iou": "refinesam.boundary",
-        "check_outputs": "refinesam.files",
-        "coco_scores": "refinesam.evaluation.coco",
-        "replacing": "refinesam.files",
-        "size_of": "refinesam.evaluation.metrics",
-        "write_json": "refinesam.files",
-        "write_outputs": "refinesam.files",
+        "refinesam.boundary": "boundary_iou",
+        "refinesam.evaluation.coco": "CocoScores coco_scores",
+        "refinesam.evaluation.metrics": "bootstrap_interval size_of",
+        "refinesam.files": "check_outputs replacing write_json write_outputs",
     },
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["lazy_names"]
 
@@ -14,14 +16,17 @@ def lazy_names(module: str, holders: Mapping[str, str]) -> tuple[Callable[[str],
 
     Args:
         module: its name.
-        holders: by public name, the module that holds it.
+        holders: by module that holds some of the public names, those names with spaces between them.
     """
+    holder_of = {name: holder for holder, names in holders.items() for name in names.split()}
 
     def get(name: str) -> object:
-        if name not in holders:
-            known = ", ".join(sorted(holders))
+        if name not in holder_of:
+            known = ", ".join(sorted(holder_of))
             raise AttributeError(f"module {module!r} has no attribute {name!r}; its public names are {known}.")
-        value: object = getattr(import_module(holders[name]), name)
+        from importlib import import_module
+
+        value: object = getattr(import_module(holder_of[name]), name)
         setattr(sys.modules[module], name, value)  # The next access no longer comes through here.
         return value
 

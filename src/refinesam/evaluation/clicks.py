@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.click_report import Click, ClickEvaluation, ClickRecord, Stopped
 from refinesam.evaluation.dataset import CocoFolder, CocoImage, CocoObject
-from refinesam.evaluation.images import (
+from refinesam.evaluation.image_run import (
     ImageRun,
     OnImage,
     PromptableImage,

@@ -20,7 +20,7 @@ from refinesam.threads import settle_threads
 if TYPE_CHECKING:
     from refinesam.evaluation.click_report import ClickEvaluation
     from refinesam.evaluation.report import Evaluation
-    from refinesam.evaluation.running import Outcome, Request
+    from refinesam.evaluation.running import EvaluationOutcome, EvaluationRequest
     from refinesam.session import Session
 
 __all__ = ["evaluate", "paper_table"]
@@ -38,8 +38,6 @@ ChooseOption = Annotated[
 ApOption = Annotated[
     str | None, typer.Option(help="Also mask AP, of: boxes, prompts, or a detector's COCO results (a file).")
 ]
-AnnotationsOption = Annotated[Path | None, typer.Option(help="COCO or LVIS JSON.")]
-ImagesOption = Annotated[Path | None, typer.Option(help="Folder of the images it names.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first images.")]
 SeedOption = Annotated[int, typer.Option(help="Of random clicks and noise.")]
 JsonOption = Annotated[Path | None, typer.Option(help="Write summary and records.")]
@@ -49,8 +47,8 @@ errors = Console(stderr=True)
 
 
 def evaluate(
-    annotations: AnnotationsOption = None,
-    images: ImagesOption = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO or LVIS JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images it names.")] = None,
     protocol: ProtocolOption = "box",
     refine: Annotated[bool, typer.Option("--refine", help="Also measure Adaptive Mask Refinement, paired.")] = False,
     amr: RefinementOption = "full",
@@ -77,9 +75,9 @@ def evaluate(
     if annotations is None or images is None:
         raise ConfigError("Give --annotations, a COCO JSON file, and --images, the folder of the images it names.")
     from refinesam.amr import AMRConfig
-    from refinesam.evaluation.running import Request
+    from refinesam.evaluation.running import EvaluationRequest
 
-    request = Request(
+    request = EvaluationRequest(
         annotations=annotations,
         images=images,
         protocol=protocol,
@@ -99,8 +97,8 @@ def evaluate(
 
 def paper_table(
     number: Annotated[int, typer.Argument(min=1, max=2, help="Of the table: 1, boxes; 2, two clicks, and AMR.")],
-    annotations: AnnotationsOption = None,
-    images: ImagesOption = None,
+    annotations: Annotated[Path, typer.Option(help="COCO's JSON.")] = Path("instances_val2017.json"),
+    images: Annotated[Path, typer.Option(help="Folder of COCO's images.")] = Path("val2017"),
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     limit: LimitOption = None,
@@ -165,7 +163,7 @@ class _Outputs:
     def write(
         self,
         document: Callable[[bool], dict[str, Any]],
-        outcomes: Mapping[str, Outcome],
+        outcomes: Mapping[str, EvaluationOutcome],
         records: Evaluation | ClickEvaluation | None = None,
     ) -> None:
         """Print what programs read, and write the files; `document` takes whether every object is in it."""
@@ -184,7 +182,7 @@ class _Outputs:
         write_outputs(writers)
 
 
-def _run(request: Request, weights: str, session_of: Callable[[str], Session], outputs: _Outputs) -> None:
+def _run(request: EvaluationRequest, weights: str, session_of: Callable[[str], Session], outputs: _Outputs) -> None:
     from refinesam.evaluation.dataset import read_coco_folder
     from refinesam.evaluation.running import run_request
 
@@ -201,7 +199,7 @@ def _run(request: Request, weights: str, session_of: Callable[[str], Session], o
     )
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: EvaluationOutcome) -> None:
     from refinesam.evaluation.tables import ap_table, click_table, failure_tables, proposal_table, summary_tables
 
     if outcome.evaluation is not None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from refinesam.errors import DatasetError, ImageError
 from refinesam.evaluation.dataset import CocoFolder, CocoImage, CocoObject
-from refinesam.evaluation.images import pixels_of
+from refinesam.evaluation.image_run import pixels_of
 from refinesam.evaluation.metrics import CHANGE_THRESHOLD
 from refinesam.evaluation.report import Evaluation, ObjectRecord
 from refinesam.masks import decode_rle, decode_segmentation

@@ -15,7 +15,7 @@ from refinesam.evaluation.gallery import galleries
 from refinesam.evaluation.mask_ap import MaskAP
 from refinesam.evaluation.proposals import ProposalScores
 from refinesam.evaluation.report import Evaluation, Failure
-from refinesam.evaluation.running import Outcome
+from refinesam.evaluation.running import EvaluationOutcome
 from refinesam.files import writing
 
 __all__ = ["write_html"]
@@ -35,7 +35,7 @@ figure { margin: 0; max-width: 530px; } figure img { max-width: 100%; } figcapti
 SHOWN_FAILURES = 50
 
 
-def write_html(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
+def write_html(path: str | Path, outcomes: Mapping[str, EvaluationOutcome]) -> None:
     """Write a report; the file appears whole or not at all.
 
     Args:
@@ -55,7 +55,7 @@ def write_html(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _outcome(outcome: Outcome) -> str:
+def _outcome(outcome: EvaluationOutcome) -> str:
     parts: list[str] = []
     failures: list[Failure] = []
     if outcome.evaluation is not None:
@@ -173,7 +173,7 @@ def _proposals(proposals: ProposalScores) -> Iterable[str]:
     yield _table(("", "average recall"), rows, "Segment everything")
 
 
-def _galleries(outcome: Outcome) -> Iterable[str]:
+def _galleries(outcome: EvaluationOutcome) -> Iterable[str]:
     assert outcome.evaluation is not None
     for gallery in galleries(outcome.evaluation, outcome.folder):
         pictures = "".join(

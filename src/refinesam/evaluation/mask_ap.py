@@ -17,7 +17,7 @@ from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.coco import CocoScores, coco_scores
 from refinesam.evaluation.coco_documents import GroundTruth, read_results, restricted
 from refinesam.evaluation.dataset import CocoFolder
-from refinesam.evaluation.images import ImageRun, OnImage, PromptableImage, PromptableSession, is_whole, limited
+from refinesam.evaluation.image_run import ImageRun, OnImage, PromptableImage, PromptableSession, is_whole, limited
 from refinesam.evaluation.json_fields import Damaged
 from refinesam.evaluation.lvis import LvisScores, lvis_scores
 from refinesam.evaluation.matching import Backend

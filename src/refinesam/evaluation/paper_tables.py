@@ -21,7 +21,7 @@ from refinesam.evaluation.coco import CocoScores
 from refinesam.evaluation.dataset import read_coco_folder
 from refinesam.evaluation.lvis import LvisScores
 from refinesam.evaluation.protocols import PromptProtocol
-from refinesam.evaluation.running import EvaluableSession, OnProgress, Outcome, Request, run_request
+from refinesam.evaluation.running import EvaluableSession, EvaluationOutcome, EvaluationRequest, OnProgress, run_request
 from refinesam.registry import entry_named, find_entry, status
 
 __all__ = [
@@ -69,7 +69,7 @@ class Measured:
 
     model: str
     rows: Mapping[str, tuple[float | None, ...]]
-    outcome: Outcome
+    outcome: EvaluationOutcome
 
 
 _WEIGHTS: Final = MappingProxyType({"EfficientSAM-Ti": "efficientsam_ti", "EfficientSAM-S": "efficientsam_s"})
@@ -121,8 +121,8 @@ def missing_weights(paper: PaperTable) -> dict[str, str]:
 
 def measure_paper_table(
     paper: PaperTable,
-    annotations: Path | None,
-    images: Path | None,
+    annotations: Path,
+    images: Path,
     load: Callable[[str], EvaluableSession],
     *,
     detections: str | None = None,
@@ -150,17 +150,17 @@ def measure_paper_table(
     lacking = missing_weights(paper)
     missing = [f"{model}: {what}" for model, what in lacking.items()]
     able = [model for model in paper.weights if model not in lacking]
-    here = annotations is not None and images is not None and annotations.is_file() and images.is_dir()
-    if not here:
+    if not annotations.is_file() or not images.is_dir():
+        able = []
         missing.append(
             "COCO val2017: give --annotations instances_val2017.json and --images val2017, unpacked from "
             f"annotations_trainval2017.zip and val2017.zip (got {annotations} and {images})."
         )
-    if not able or annotations is None or images is None or not here:
+    if not able:
         raise DatasetError("Nothing of the table can be run. " + " ".join(missing))
     for sentence in missing:
         on_missing(sentence)
-    request = Request(
+    request = EvaluationRequest(
         annotations,
         images,
         paper.protocol,
@@ -211,7 +211,7 @@ def paper_table_document(paper: PaperTable, measured: Sequence[Measured]) -> dic
     return {"title": paper.title, "published": published, "measured": models}
 
 
-def _rows(outcome: Outcome) -> dict[str, tuple[float | None, ...]]:
+def _rows(outcome: EvaluationOutcome) -> dict[str, tuple[float | None, ...]]:
     assert outcome.evaluation is not None and outcome.ap is not None, "the request asks for both"
     summary: dict[str, Any] = outcome.evaluation.summary()
     rows = {"measured": _row(summary["miou"], outcome.ap.first)}

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from refinesam.evaluation.coco_documents import IoUType, read_ground_truth, read_results
 from refinesam.evaluation.dataset import CocoFolder
-from refinesam.evaluation.images import ImageRun, OnImage, PromptableSession, limited
+from refinesam.evaluation.image_run import ImageRun, OnImage, PromptableSession, limited
 from refinesam.evaluation.matching import Backend, measured, recall_and_precision
 from refinesam.evaluation.report import Failure
 from refinesam.masks import encode_rle

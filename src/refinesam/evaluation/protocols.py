@@ -18,7 +18,7 @@ from refinesam.amr import AMRConfig
 from refinesam.boundary import boundary_iou
 from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.dataset import CocoFolder, CocoImage, CocoObject
-from refinesam.evaluation.images import (
+from refinesam.evaluation.image_run import (
     ImageRun,
     OnImage,
     PromptableImage,

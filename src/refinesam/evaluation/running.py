@@ -14,14 +14,14 @@ from refinesam.evaluation.click_report import ClickEvaluation
 from refinesam.evaluation.clicks import ClickableSession, count_clicks
 from refinesam.evaluation.coco_documents import load_document, restricted, without_damaged
 from refinesam.evaluation.dataset import CocoFolder, read_coco_folder
-from refinesam.evaluation.images import OnImage
+from refinesam.evaluation.image_run import OnImage
 from refinesam.evaluation.mask_ap import MaskAP, evaluation_ap, mask_ap, segment_detections
 from refinesam.evaluation.matching import Backend, check_backend
 from refinesam.evaluation.proposals import ProposalScores, ProposingSession, proposal_scores, propose
 from refinesam.evaluation.protocols import Choice, PromptProtocol, evaluate
 from refinesam.evaluation.report import Evaluation, without_nan
 
-__all__ = ["EvaluableSession", "Outcome", "Request", "run_request"]
+__all__ = ["EvaluableSession", "EvaluationOutcome", "EvaluationRequest", "run_request"]
 
 # Called with what is being done, how many images are done, and how many there are.
 OnProgress = Callable[[str, int, int], object]
@@ -32,7 +32,7 @@ class EvaluableSession(ClickableSession, ProposingSession, Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What to measure.
 
     Attributes:
@@ -78,7 +78,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvaluationOutcome:
     """What was measured; None for what was not asked for.
 
     Attributes:
@@ -113,8 +113,8 @@ class Outcome:
 
 
 def run_request(
-    session: EvaluableSession, request: Request, folder: CocoFolder, on_progress: OnProgress | None = None
-) -> Outcome:
+    session: EvaluableSession, request: EvaluationRequest, folder: CocoFolder, on_progress: OnProgress | None = None
+) -> EvaluationOutcome:
     """Measure what was asked for.
 
     Args:
@@ -143,7 +143,7 @@ def run_request(
         own = request.ap == "prompts" or request.protocol == "box"
         scored = evaluation if own and evaluation is not None else run.evaluated("box")
         ap = evaluation_ap(scored, run.truth, lvis=request.lvis, backend=request.backend)
-    return Outcome(folder, evaluation, clicks, ap, run.proposals() if request.proposals else None)
+    return EvaluationOutcome(folder, evaluation, clicks, ap, run.proposals() if request.proposals else None)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class _Run:
     """One request being carried out."""
 
     session: EvaluableSession
-    request: Request
+    request: EvaluationRequest
     folder: CocoFolder
     on_progress: OnProgress | None
 
