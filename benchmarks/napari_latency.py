@@ -56,7 +56,7 @@ from refinesam_napari.document import PlanePrompts, Point
 from refinesam_napari.engine import Engine, Job, Work
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import CropReader, ImageSettings, ImageSnapshot
-from refinesam_napari.inference import Model, Request, answer, encode, sessions
+from refinesam_napari.inference import Model, PredictionRequest, encode, predict, sessions
 
 PATIENCE_MS = 60_000
 QUIET_MS = 400  # Between clicks: more than the engine's least interval, and time to draw what is left to draw.
@@ -186,8 +186,8 @@ def measure_clicks(repeats: int) -> dict[str, list[float]]:
         points.data = np.zeros((0, 2))
         plugin.viewer.window._qt_window.raise_()
         plugin.controller.discard()
-        plugin.controller.prompts.use_points(True)
-        plugin.controller.workspace.forget_answers()  # The image stays encoded, every click is decoded.
+        plugin.controller.view.prompts.use_points(True)
+        plugin.controller.workspace.forget_predictions()  # The image stays encoded, every click is decoded.
         plugin.settle()
         ours = plugin.milliseconds_to_change(where, spot)
         if repeat:  # The first round warms up.
@@ -204,10 +204,10 @@ def measure_clicks(repeats: int) -> dict[str, list[float]]:
 def _spot_in_mask(window: Window, where: QPoint) -> QPoint:
     """Click once, and return the place deep in the mask that is farthest from all that marks a point."""
     controller = window.controller
-    controller.prompts.use_points(True)
+    controller.view.prompts.use_points(True)
     window.click(where)
-    until(lambda: controller.current_answer is not None)
-    found = controller.current_answer
+    until(lambda: controller.predictions.current is not None)
+    found = controller.predictions.current
     mask = found.mask.on(window.image.data.shape).astype(np.uint8)
     free = np.ones_like(mask)
     for x, y in [(COIN[1], COIN[0]), *found.report_points]:
@@ -258,11 +258,11 @@ def measure_gaps(repeats: int) -> dict[str, list[float]]:
         with ticks(gaps, "encode, shown"):
             window.image.data = image
             window.settle()
-        window.controller.prompts.use_points(True)
+        window.controller.view.prompts.use_points(True)
         window.settle()
         with ticks(gaps, "decode, shown"):
             window.click(window.place(window.image, COIN[0] + index, COIN[1]))
-            until(lambda: window.controller.current_answer is not None)
+            until(lambda: window.controller.predictions.current is not None)
             QTest.qWait(QUIET_MS)
         window.controller.discard()
         window.settle()
@@ -287,10 +287,10 @@ def _measure_worker(gaps: dict[str, list[float]], images: list[NDArray[np.uint8]
     for image in images:
         snapshot = ImageSnapshot.of(Image(image), ImageSettings())
         prompts = PlanePrompts((Point(COIN[1] + 0.5, COIN[0] + 0.5),))
-        request = Request(snapshot, PLANE, prompts, refine=True, model=Model())
+        request = PredictionRequest(snapshot, PLANE, prompts, refine=True, model=Model())
         session.cache.clear()
         do("encode, worker", lambda work: encode(session, reader, request.image, PLANE, request.crop, work))  # noqa: B023
-        do("decode, worker", lambda work: answer(request, session, reader, work))  # noqa: B023
+        do("decode, worker", lambda work: predict(request, session, reader, work))  # noqa: B023
     engine.close()
 
 
@@ -336,7 +336,7 @@ def measure_large() -> dict[str, dict[str, float]]:
     with dask.config.set(scheduler="synchronous"):
         window = Window.of(lazy_disks(reads), plugin=True, contrast_limits=(0, 255))
         controller = window.controller
-        controller.prompts.use_points(True)
+        controller.view.prompts.use_points(True)
         window.settle()
         results["opened"] = {"plugin chunks": reads["refinesam"], "napari chunks": reads["MainThread"], "peak MiB": 0}
 
@@ -359,7 +359,7 @@ def measure_large() -> dict[str, dict[str, float]]:
             return lambda: window.click(window.place(window.image, row, column))
 
         def answered() -> bool:
-            return controller.current_answer is not None
+            return controller.predictions.current is not None
 
         camera = window.viewer.scene.camera
         # Zoomed in, as somebody would be who sees an object of 240 pixels.
@@ -369,9 +369,9 @@ def measure_large() -> dict[str, dict[str, float]]:
             measured(f"first click{name}", clicked(row, column), answered)
             if not name:
                 measured("second click", clicked(row + 30, column + 30), answered)
-            assert 0.8 < controller.current_answer.mask.area / (np.pi * RADIUS**2) < 1.25
+            assert 0.8 < controller.predictions.current.mask.area / (np.pi * RADIUS**2) < 1.25
             measured(f"commit{name}", controller.commit, lambda: True)
-            controller.prompts.use_points(True)
+            controller.view.prompts.use_points(True)
         window.close()
     return results
 

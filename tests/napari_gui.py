@@ -17,7 +17,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from refinesam_napari.controller import Controller
-from refinesam_napari.inference import Answer
+from refinesam_napari.inference import PlanePrediction
 from refinesam_napari.widget import RefineSAMWidget
 
 MODIFIERS = {
@@ -103,20 +103,20 @@ class Gui:
         self.until(lambda: not self.controller.busy)
         QTest.qWait(50)
 
-    def answer(self) -> Answer:
+    def answer(self) -> PlanePrediction:
         """Wait for the answer to the prompts in view."""
-        self.until(lambda: self.controller.current_answer is not None)
-        found = self.controller.current_answer
+        self.until(lambda: self.controller.predictions.current is not None)
+        found = self.controller.predictions.current
         assert found is not None
         QTest.qWait(50)
         return found
 
     def mask(self) -> NDArray[np.bool_]:
         """The mask that is previewed, in the whole plane."""
-        workspace, plane = self.controller.workspace, self.controller.plane
+        workspace, plane = self.controller.workspace, self.controller.view.plane
         assert workspace is not None and plane is not None
         found = self.answer()
-        shown = found.first if self.controller.options.show_first else found.mask
+        shown = found.first if self.controller.predictions.options.show_first else found.mask
         return shown.on(found.request.image.plane_hw(plane))
 
     def labels(self) -> NDArray[np.uint16]:

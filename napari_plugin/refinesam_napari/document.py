@@ -10,10 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam_napari.corrections import Correction
-from refinesam_napari.geometry import Crop, Plane
+from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
 
-__all__ = ["Change", "Document", "History", "Origin", "PlanePrompts", "Point", "SegmentedObject", "Write"]
+__all__ = ["Change", "Correction", "Document", "History", "Origin", "PlanePrompts", "Point", "SegmentedObject", "Write"]
 
 # How an object came about: from prompts in each of its planes, from segment-everything, through propagation from
 # prompted planes to others, by hand in the labels layer, or it was in a layer that the user chose.
@@ -59,6 +58,28 @@ PromptsByPlane = Mapping[Plane, PlanePrompts]
 NO_PROMPTS: PromptsByPlane = MappingProxyType({})
 
 
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """Pixels of a plane that were painted into an object, and others that were erased from it.
+
+    Attributes:
+        added, erased: no pixel is in both.
+    """
+
+    added: PlaneMask = NO_MASK
+    erased: PlaneMask = NO_MASK
+
+    def then(self, later: Correction) -> Correction:
+        """Return both corrections as one; where they disagree the later one holds."""
+        return Correction(
+            self.added.without(later.erased).united(later.added), self.erased.without(later.added).united(later.erased)
+        )
+
+    def of(self, mask: PlaneMask) -> PlaneMask:
+        """Return a mask corrected."""
+        return mask.without(self.erased).united(self.added)
+
+
 @dataclass(frozen=True)
 class SegmentedObject:
     """A committed object; its pixels are those of its id in the labels.
@@ -101,13 +122,6 @@ class Document:
     draft: PromptsByPlane = field(default_factory=lambda: NO_PROMPTS)
     editing: int | None = None
     objects: Mapping[int, SegmentedObject] = field(default_factory=lambda: MappingProxyType({}))
-
-    def with_draft(self, plane: Plane, prompts: PlanePrompts) -> Document:
-        """Return the document with other prompts in a plane; without any, the plane leaves the draft."""
-        draft = {key: value for key, value in self.draft.items() if key != plane}
-        if prompts:
-            draft[plane] = prompts
-        return replace(self, draft=MappingProxyType(draft))
 
     def with_object(self, item: SegmentedObject) -> Document:
         """Return the document with an object added or replaced."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Cancelled", "Engine", "Job", "Outcome", "Progress", "Work"]
+__all__ = ["Cancelled", "Engine", "Job", "JobResult", "Progress", "Work"]
 
 MIN_INTERVAL = 0.12
 
@@ -76,7 +76,7 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class JobResult:
     """How a job ended: with a value, with an error, or cancelled (neither)."""
 
     job: Job
@@ -90,18 +90,18 @@ class Engine:
 
     def __init__(
         self,
-        on_outcome: Callable[[Outcome], None],
+        on_result: Callable[[JobResult], None],
         on_progress: Callable[[Progress], None] = lambda progress: None,
         min_interval: float = MIN_INTERVAL,
     ) -> None:
         """Start the thread.
 
         Args:
-            on_outcome: called on the engine's thread once for every job that was started.
+            on_result: called on the engine's thread once for every job that was started.
             on_progress: called there too.
             min_interval: seconds between the starts of two jobs.
         """
-        self._on_outcome, self._on_progress = on_outcome, on_progress
+        self._on_result, self._on_progress = on_result, on_progress
         self._min_interval = min_interval
         self._condition = threading.Condition()
         self._waiting: Job | None = None
@@ -136,7 +136,7 @@ class Engine:
                 self._running[1].stop.set()
 
     def close(self, timeout: float = 10.0) -> None:
-        """End the thread; the running job is cancelled and waited for. Its outcome is not delivered any more."""
+        """End the thread; the running job is cancelled and waited for. Its result is not delivered any more."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -166,13 +166,13 @@ class Engine:
         while (running := self._next()) is not None:
             job, work = running
             try:
-                outcome = Outcome(job, job.run(work))
+                result = JobResult(job, job.run(work))
             except Cancelled:
-                outcome = Outcome(job, cancelled=True)
+                result = JobResult(job, cancelled=True)
             except Exception as error:  # Whatever it was, the thread lives on and the user is told.
-                outcome = Outcome(job, error=error)
+                result = JobResult(job, error=error)
             with self._condition:
                 self._running = None
                 closed = self._closed
             if not closed:
-                self._on_outcome(outcome)
+                self._on_result(result)

@@ -180,11 +180,7 @@ def coco_from_masks(
     annotations: list[dict[str, Any]] = []
     for object_id, plane in sorted(_filled(masks), key=lambda key: (planes[key[1]], key[0])):
         mask, hw = masks[object_id, plane], _plane_hw(plane, shape)
-        if min(mask.y0, mask.x0) < 0 or mask.rows.stop > hw[0] or mask.columns.stop > hw[1]:
-            raise DatasetError(
-                f"Object {object_id} spans rows {mask.rows.start} to {mask.rows.stop} and columns {mask.columns.start} "
-                f"to {mask.columns.stop}, outside its plane of {hw}: give the shape of the image it was made on."
-            )
+        _check_inside(object_id, mask, hw)
         score = (scores or {}).get(object_id)
         annotation = coco_annotation(mask.pixels, planes[plane], 1, len(annotations) + 1, score)
         annotation["bbox"][0] += mask.x0
@@ -221,6 +217,14 @@ def write_coco(path: str | Path, saved: SavedSession, *, category: str = "object
             source=_file_of(saved.image),
         ),
     )
+
+
+def _check_inside(object_id: int, mask: PlaneMask, hw: tuple[int, int]) -> None:
+    if min(mask.y0, mask.x0) < 0 or mask.rows.stop > hw[0] or mask.columns.stop > hw[1]:
+        raise DatasetError(
+            f"Object {object_id} spans rows {mask.rows.start} to {mask.rows.stop} and columns {mask.columns.start} "
+            f"to {mask.columns.stop}, outside its plane of {hw}: give the shape of the image it was made on."
+        )
 
 
 def _filled(masks: Mapping[tuple[int, Plane], PlaneMask]) -> list[tuple[int, Plane]]:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from magicgui.widgets import Label
 from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QFileDialog
 
 import refinesam
 from refinesam import DatasetError, Session
 from refinesam_napari.autosave import Autosave, autosave_folder, discard_autosave, pending_autosaves, tidy_autosaves
 from refinesam_napari.controller import Controller
+from refinesam_napari.controls import Panel, combo, row, show
 from refinesam_napari.document import Document
 from refinesam_napari.engine import Work
 from refinesam_napari.export import write_coco, write_labels_tiff
 from refinesam_napari.geometry import Plane, PlaneMask
 from refinesam_napari.images import CropReader, ImageSettings, ImageSnapshot
-from refinesam_napari.inference import Model, Request, answer, sessions
+from refinesam_napari.inference import Model, PredictionRequest, predict, sessions
 from refinesam_napari.storage import SavedSession, read_session, write_session
 from refinesam_napari.workspace import Workspace
 
-__all__ = ["Files", "replayed"]
+__all__ = ["Files", "FilesPanel", "replayed"]
+
+SESSION_FILES = "refinesam session (*.json)"
 
 # After an edit, before the state is taken for the autosave: one drag of many small edits is one of them.
 AUTOSAVE_MS = 500
@@ -46,11 +52,11 @@ class Files:
         # Edited since their last autosave; the image in hand may be another one by the time that it is due.
         self._edited: set[Workspace] = set()
         self._timer = QTimer(controller, singleShot=True, interval=AUTOSAVE_MS)
-        self._timer.timeout.connect(controller.attempting(self.autosave))
-        controller.edited.connect(self._note_edit)
-        controller.losing.connect(self._autosave_first)
+        self._timer.timeout.connect(controller.tasks.attempting(self.autosave))
+        controller.workspaces.edited.connect(self._note_edit)
+        controller.workspaces.losing.connect(self._autosave_first)
         # Errors come from the thread that writes.
-        self._tell = controller.on_gui_thread(lambda text: controller.told.emit(text, True))
+        self._tell = controller.tasks.on_gui_thread(lambda text: controller.tasks.told.emit(text, True))
         for autosave in self._mine().values():  # of a widget that was closed
             autosave.on_error = self._tell
 
@@ -60,7 +66,7 @@ class Files:
         Raises:
             DatasetError: there is no image.
         """
-        workspace, options = workspace or self._workspace(), self.controller.options
+        workspace, options = workspace or self._workspace(), self.controller.predictions.options
         layer, settings = workspace.image, workspace.settings
         description = {
             "name": layer.name,
@@ -122,13 +128,13 @@ class Files:
                 f"{workspace.image.name!r} has {shape}. Choose the image that it was made on."
             )
         settings = settings_of(saved)
-        self.controller.use_settings(settings)
+        self.controller.view.use_settings(settings)
         workspace = self._workspace()
-        self.controller.ensure_objects()
+        self.controller.workspaces.ensure_objects()
         empty = workspace.replace_all(saved.document, saved.masks, f"load {Path(path).name}")
         crops = {plane: prompts.crop for plane, prompts in saved.document.draft.items()}
         workspace.crops = {plane: crop for plane, crop in crops.items() if crop is not None}
-        self.controller.after_step()
+        self.controller.predictions.after_step()
         without = f"objects without a pixel: {', '.join(map(str, empty))}; “Replay prompts” computes those with prompts"
         return (*saved.problems, without) if empty else saved.problems
 
@@ -137,33 +143,35 @@ class Files:
         controller, workspace = self.controller, self._workspace()
         if not workspace.document.objects:
             raise DatasetError("There are no objects to compute again: add one first.")
-        controller.ensure_objects()
+        controller.workspaces.ensure_objects()
         saved = self.saved()
         image = ImageSnapshot.of(workspace.image, workspace.settings)
-        model = controller.options.model
+        model, reader = controller.predictions.options.model, controller.predictions.reader
 
         def run(work: Work) -> dict[tuple[int, Plane], PlaneMask]:
             masks = {}
             total = sum(len(item.prompts) for item in saved.document.objects.values())
             step = work.step("Replaying prompts")
-            for done, (key, mask) in enumerate(replayed(saved, image, model, sessions.get(model), controller.reader)):
+            for done, (key, mask) in enumerate(replayed(saved, image, model, sessions.get(model), reader)):
                 masks[key] = mask
                 step(done + 1, total)
             return masks
 
         def deliver(masks: dict[tuple[int, Plane], PlaneMask]) -> None:
             if workspace.document.objects != saved.document.objects:
-                controller.told.emit("The objects changed while prompts were replayed; nothing was replaced.", True)
+                controller.tasks.told.emit(
+                    "The objects changed while prompts were replayed; nothing was replaced.", True
+                )
                 return
             lost = workspace.recompute(masks, "replay prompts")
-            controller.after_step()
+            controller.predictions.after_step()
             count = len({object_id for object_id, _ in masks} - lost)
             words = f"{count} objects computed again. What was painted or erased by hand stays."
             if lost:
                 words += f" Nothing was found for {', '.join(map(str, sorted(lost)))}: they stay as they were."
-            controller.told.emit(words, False)
+            controller.tasks.tell(words)
 
-        controller.run_long(run, deliver)
+        controller.tasks.run(run, deliver)
 
     def export_tiff(self, path: str | Path) -> None:
         """Write the labels as TIFF.
@@ -244,7 +252,7 @@ class Files:
             autosave.remove()  # All of it was undone or deleted.
 
     def _mine(self) -> dict[Workspace, Autosave]:
-        mine = self.controller.workspaces()
+        mine = self.controller.workspaces
         return {workspace: autosave for workspace, autosave in self._autosaves.items() if workspace in mine}
 
     def left_behind(self) -> list[tuple[Path, str]]:
@@ -297,9 +305,79 @@ def replayed(
         if item.origin not in FROM_PROMPTS:
             continue
         for plane, prompts in item.prompts.items():
-            request = Request(image, plane, prompts, prompts.refine, model)
+            request = PredictionRequest(image, plane, prompts, prompts.refine, model)
             if prompts.crop is not None:
                 request = replace(request, fixed_crop=prompts.crop)
-            found = answer(request, session, reader, work)
+            found = predict(request, session, reader, work)
             if found is not None:
                 yield (object_id, plane), found.mask
+
+
+class FilesPanel(Panel):
+    """Save, load, replay, export, restore. Dialogs are Qt's: magicgui's FileEdit is a field in the panel."""
+
+    def __init__(self, controller: Controller, files: Files) -> None:
+        super().__init__(controller, "Files")
+        self.files = files
+        self._image: Any = None
+        self._left: list[tuple[str, object]] = []
+        tip = "Prompts and masks as JSON"
+        self.save = self.button("Save ...", tip, lambda: self._to("Save", "", "json", files.save))
+        self.load = self.button("Load ...", "Prompts and masks from JSON", self._load)
+        tip = "Compute all masks from their prompts again, with the model chosen now"
+        self.replay = self.button("Replay prompts", tip, files.replay)
+        self.tiff = self.button(
+            "Labels as TIFF ...",
+            "Export",
+            lambda: self._to("Labels as TIFF", "_labels", "tif", files.export_tiff),
+        )
+        self.coco = self.button(
+            "COCO JSON ...", "Export", lambda: self._to("COCO JSON", "_coco", "json", files.export_coco)
+        )
+        self.left = combo(lambda _: self._left, tip="When it was written last, the newest first")
+        self.restore = self.button("Restore", "Load what was not saved when a viewer ended", self._restore)
+        self.discard = self.button("Discard", "Delete this unsaved work for good", self._discard)
+        self.unsaved = row(Label(value="Unsaved work of"), self.left, self.restore, self.discard)
+        self._rows = row(self.save, self.load, self.replay), row(self.tiff, self.coco)
+        self.fill(*self._rows, self.unsaved)
+
+    def update_shown(self) -> None:
+        """Show the state of now."""
+        workspace = self.controller.workspace
+        self.setEnabled(workspace is not None)
+        image = None if workspace is None else workspace.image
+        if image is not self._image:  # Looking into the folder takes time; do so once for an image.
+            self._image = image
+            self._look_for_unsaved()
+
+    def _look_for_unsaved(self) -> None:
+        seen, self._left = Counter[str](), []
+        for path, when in self.files.left_behind():  # magicgui knows choices by their words.
+            seen[when] += 1
+            self._left.append((when if seen[when] == 1 else f"{when} ({seen[when]})", path))
+        show(self.left, self._left[0][1] if self._left else None, anew=True)
+        self.unsaved.visible = bool(self._left)
+
+    def _to(self, title: str, ending: str, suffix: str, write: Callable[[str], None]) -> None:
+        name = "session" if self._image is None else self._image.name
+        path, _ = QFileDialog.getSaveFileName(self, title, f"{name}{ending}.{suffix}", f"*.{suffix}")
+        if path:
+            write(path)
+            self.controller.tasks.tell(f"Written: {path}")
+
+    def _load(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Load", "", SESSION_FILES)
+        if path:
+            self._tell_problems(self.files.load(path))
+
+    def _restore(self) -> None:
+        self._tell_problems(self.files.restore(self.left.value))
+        self._look_for_unsaved()
+
+    def _discard(self) -> None:
+        discard_autosave(self.left.value)
+        self._look_for_unsaved()
+
+    def _tell_problems(self, problems: tuple[str, ...]) -> None:
+        if problems:
+            self.controller.tasks.told.emit("Left out, being damaged: " + "; ".join(problems), True)

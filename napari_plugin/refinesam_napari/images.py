@@ -9,13 +9,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 import refinesam
 from refinesam import ConfigError, ImageError
 from refinesam_napari.geometry import FREE, Crop, Plane
-from refinesam_napari.resampling import averaged, downsampling, span
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -34,6 +34,8 @@ Intensity = Literal["percentile", "minmax", "as_is", "contrast_limits"]
 INTENSITIES: tuple[Intensity, ...] = get_args(Intensity)
 
 READER_ENTRIES = 8
+# OpenCV averages these as they are; others go through float64.
+AVERAGED_AS_THEY_ARE = ("uint8", "uint16", "int16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class ImageSnapshot:
         block, offset, factors = self._block(plane, crop)
         ratio = crop.step / factors[0], crop.step / factors[1]
         if block.shape[:2] != crop.hw or any(offset) or any(pixels != 1 for pixels in ratio):
-            block = averaged(block, offset, ratio, crop.hw)
+            block = _averaged(block, offset, ratio, crop.hw)
         if self.settings.channel_axis is None or block.ndim == 2:
             rgb = self._as_rgb(block)
             # Eight-bit RGB passes through the core without a copy, and would change with the layer.
@@ -184,10 +186,10 @@ class ImageSnapshot:
         """
         level = self._level(plane, crop.step)
         sizes = level.shape[: self.ndim]
-        factors = [downsampling(full, size) for full, size in zip(self.shape, sizes, strict=True)]
+        factors = [_downsampling(full, size) for full, size in zip(self.shape, sizes, strict=True)]
         down, across = plane.axes
-        rows, top = span(crop.y0, crop.y1, factors[down], sizes[down])
-        columns, left = span(crop.x0, crop.x1, factors[across], sizes[across])
+        rows, top = _span(crop.y0, crop.y1, factors[down], sizes[down])
+        columns, left = _span(crop.x0, crop.x1, factors[across], sizes[across])
         position = tuple(
             index if index == FREE else min(int((index + 0.5) / factor), size - 1)
             for index, factor, size in zip(plane.position, factors, sizes, strict=True)
@@ -273,3 +275,64 @@ class CropReader:
 def along_channels(axes: tuple[int, int], channel_axis: int | None) -> str:
     """Say what is wrong with a plane that lies along the channel axis."""
     return f"The plane lies along axes {axes}, of which {channel_axis} holds channels: show two others."
+
+
+def _downsampling(full: int, size: int) -> float:
+    """How many pixels at full resolution one of a level covers."""
+    ratio = full / size
+    whole = max(1, round(ratio))
+    # A pyramid of odd sizes is made with whole factors and leaves out or adds a last pixel.
+    return float(whole) if abs(full / whole - size) < 1 else ratio
+
+
+def _span(start: int, stop: int, factor: float, size: int) -> tuple[slice, float]:
+    """Return the pixels of a level that cover [start, stop) at full resolution, and where in them that begins."""
+    first = min(int(start / factor), size - 1)
+    last = min(max(math.ceil(stop / factor), first + 1), size)
+    return slice(first, last), start / factor - first
+
+
+def _averaged(
+    block: NDArray[Any], offset: tuple[float, float], ratio: tuple[float, float], hw: tuple[int, int]
+) -> NDArray[Any]:
+    """Bring a block of any type to a size, see `_resized`; booleans become floats, NaN are left out of the averages."""
+    if block.dtype.kind in "iu":
+        if block.dtype.name in AVERAGED_AS_THEY_ARE:
+            return _resized(block, offset, ratio, hw)
+        means = _resized(block.astype(np.float64), offset, ratio, hw)
+        return np.asarray(np.rint(means), block.dtype)
+    block = block.astype(block.dtype if block.dtype.name in AVERAGED_AS_THEY_ARE else np.float32, copy=False)
+    finite = block[np.isfinite(block)]
+    if not finite.size:
+        return np.full((*hw, *block.shape[2:]), np.nan, block.dtype)
+    # An infinity in an average would leave nothing of the rest; rounding may lead past the range, such as [0, 1].
+    low, high = finite.min(), finite.max()
+    missing = np.isnan(block)
+    result = _resized(np.where(missing, low, np.clip(block, low, high)), offset, ratio, hw)
+    if missing.any():
+        share = _resized((~missing).astype(np.float64), offset, ratio, hw)
+        result = np.where(share > 1e-6, low + (result - low) / np.maximum(share, 1e-6), np.nan)
+    return np.asarray(np.clip(result, low, high))
+
+
+def _resized(
+    block: NDArray[Any], offset: tuple[float, float], ratio: tuple[float, float], hw: tuple[int, int]
+) -> NDArray[Any]:
+    """Average over what each pixel of the result covers; past the block's edges its last pixels go on.
+
+    Args:
+        block: (h, w) or (h, w, colours) of a type that OpenCV averages.
+        offset: where the result begins in it, down and across.
+        ratio: pixels of the block for one of the result, down and across.
+        hw: size of the result.
+    """
+    # Whole pixels by area, which is exact; what is left, a shift and a factor below 2, by interpolation.
+    whole = [max(1, int(pixels)) for pixels in ratio]
+    height, width = (-(-size // pixels) for size, pixels in zip(block.shape, whole, strict=False))
+    bottom, right = height * whole[0] - block.shape[0], width * whole[1] - block.shape[1]
+    padded = cv2.copyMakeBorder(np.ascontiguousarray(block), 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    small = cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA)
+    (y, x), (dy, dx) = np.divide(offset, whole), np.divide(ratio, whole)
+    to_small = np.array([[dx, 0, x + dx / 2 - 0.5], [0, dy, y + dy / 2 - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(small, to_small, hw[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE))

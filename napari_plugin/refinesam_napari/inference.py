@@ -18,7 +18,16 @@ from refinesam_napari.engine import Work
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
 from refinesam_napari.images import CropReader, ImageSnapshot
 
-__all__ = ["Answer", "Model", "Request", "answer", "encode", "mask_from_prediction", "prompt_from_plane", "sessions"]
+__all__ = [
+    "Model",
+    "PlanePrediction",
+    "PredictionRequest",
+    "encode",
+    "mask_from_prediction",
+    "predict",
+    "prompt_from_plane",
+    "sessions",
+]
 
 # What each strategy of refinement does, in few words.
 _STRATEGIES = {
@@ -67,14 +76,14 @@ sessions = Sessions()
 
 
 @dataclass(frozen=True)
-class Request:
-    """Prompts in a plane of an image that want an answer.
+class PredictionRequest:
+    """Prompts in a plane of an image that want a mask.
 
     Attributes:
         image: the image as it was when they were made.
         plane, prompts: where and what; `prompts.crop` is kept as long as the prompts lie well inside it.
         refine: whether to apply Adaptive Mask Refinement.
-        model: which model answers.
+        model: which model predicts.
         crop_mode: how the crop is chosen; `view` is the visible rectangle, x0, y0, x1, y1.
         fixed_crop: the crop itself, where it was chosen before.
     """
@@ -98,7 +107,7 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class PlanePrediction:
     """The masks for a request.
 
     Attributes:
@@ -107,10 +116,10 @@ class Answer:
         first, first_score: the mask without refinement, and its predicted IoU.
         refined, refined_score: with refinement; the same as the first where that was kept; None without it.
         report: of the refinement; its points are the crop's pixels, `report_points` has them in the plane.
-        negatives: how negative clicks were answered, see `refinesam.Prediction`.
+        negatives: how negative clicks were met, see `refinesam.Prediction`.
     """
 
-    request: Request
+    request: PredictionRequest
     crop: Crop
     first: PlaneMask
     first_score: float
@@ -191,14 +200,14 @@ def encode(
     return session.encode(pixels, on_progress=work.step("Encoding the image"))
 
 
-def answer(
-    request: Request,
+def predict(
+    request: PredictionRequest,
     session: Session,
     reader: CropReader,
     work: Work,
     overtaken: Callable[[], bool] = lambda: False,
-) -> Answer | None:
-    """Answer a request; None if a newer one came while the image was encoded.
+) -> PlanePrediction | None:
+    """Predict the masks of a request; None if a newer one came while the image was encoded.
 
     Raises:
         ImageError, PromptError: see `refinesam.EncodedImage`.
@@ -209,7 +218,7 @@ def answer(
     if overtaken():
         return None
     first = encoded.predict(prompt_from_plane(request.prompts, crop))
-    plain = Answer(request, crop, mask_from_prediction(first, crop), first.score, negatives=first.negatives)
+    plain = PlanePrediction(request, crop, mask_from_prediction(first, crop), first.score, negatives=first.negatives)
     if not request.refine or overtaken():
         return plain
     # Every click waits for this, so nothing is encoded again. A decode more goes unnoticed, so it is asked always:

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refinesam_napari.controller import Controller
 
-if TYPE_CHECKING:
-    from napari.viewer import Viewer
-
 __all__ = ["KEYS", "Keys"]
 
-# Key -> (name of an action, what it does, in words).
-KEYS = {
-    "N": ("commit", "add the object, and go on with the next"),
-    "Q": ("discard", "drop the prompts in hand"),
-    "W": ("turn_sign", "turn the selected points, or the next ones, from on to off the object and back"),
-    "U": ("use_boxes", "draw a box; again: back to points"),
-    "G": ("toggle_refine", "refinement of the outline on or off"),
-    "H": ("toggle_first", "look at the mask before refinement, and back"),
-    "J": ("previous_object", "edit the previous object"),
-    "K": ("next_object", "edit the next object"),
-    "Control-Z": ("undo", "undo"),
-    "Control-Shift-Z": ("redo", "redo"),
+
+def _turn_sign(controller: Controller) -> None:
+    prompts = controller.view.prompts
+    if not prompts.toggle_selected():
+        prompts.use_points(not prompts.positive)
+    controller.workspaces.changed.emit()
+
+
+def _use_boxes(controller: Controller) -> None:
+    prompts = controller.view.prompts
+    if controller.view.viewer.layers.selection.active is prompts.boxes:
+        prompts.use_points(prompts.positive)
+    else:
+        prompts.use_boxes()
+    controller.workspaces.changed.emit()
+
+
+def _toggle_refine(controller: Controller) -> None:
+    controller.predictions.use_options(refine=not controller.predictions.options.refine)
+
+
+def _toggle_first(controller: Controller) -> None:
+    controller.predictions.use_options(show_first=not controller.predictions.options.show_first)
+
+
+# By key: what it does, in words, and the action.
+KEYS: dict[str, tuple[str, Callable[[Controller], object]]] = {
+    "N": ("add the object, and go on with the next", Controller.commit),
+    "Q": ("drop the prompts in hand", Controller.discard),
+    "W": ("turn the selected points, or the next ones, from on to off the object and back", _turn_sign),
+    "U": ("draw a box; again: back to points", _use_boxes),
+    "G": ("refinement of the outline on or off", _toggle_refine),
+    "H": ("look at the mask before refinement, and back", _toggle_first),
+    "J": ("edit the previous object", lambda controller: controller.step_object(-1)),
+    "K": ("edit the next object", lambda controller: controller.step_object(+1)),
+    "Control-Z": ("undo", Controller.undo),
+    "Control-Shift-Z": ("redo", Controller.redo),
 }
 
 
@@ -34,24 +56,18 @@ class Keys:
         self.controller = controller
         self._bound: list[Any] = []
 
-    def bind_all(self) -> None:
+    def bind(self) -> None:
         """Bind the keys to the viewer and to the layers that there are by now: a layer's own bindings win."""
-        controller = self.controller
-        layers: list[Any] = [controller.viewer, controller.prompts.points, controller.prompts.boxes]
-        layers += [layer for layer in controller.viewer.layers if "refinesam" in layer.metadata]
-        if controller.workspace is not None:
-            layers.append(controller.workspace.image)
-            if controller.workspace.objects is not None:
-                layers.append(controller.workspace.objects.layer)
-        for layer in layers:
-            if layer is not None and not any(layer is other for other in self._bound):
-                self.bind(layer)
-
-    def bind(self, target: Viewer | Any) -> None:
-        """Bind the keys to a viewer or a layer."""
-        for key, (name, _) in KEYS.items():
-            target.bind_key(key, self._call(name), overwrite=True)
-        self._bound.append(target)
+        view, workspace = self.controller.view, self.controller.workspace
+        targets: list[Any] = [view.viewer, view.prompts.points, view.prompts.boxes]
+        targets += [layer for layer in view.viewer.layers if "refinesam" in layer.metadata]
+        if workspace is not None:
+            targets += [workspace.image, workspace.objects and workspace.objects.layer]
+        for target in targets:
+            if target is not None and not any(target is other for other in self._bound):
+                for key, (_, action) in KEYS.items():
+                    target.bind_key(key, self._call(action), overwrite=True)
+                self._bound.append(target)
 
     def release(self) -> None:
         """Take the keys back."""
@@ -60,56 +76,8 @@ class Keys:
                 target.bind_key(key, None)
         self._bound.clear()
 
-    def _call(self, name: str) -> Callable[[Any], None]:
+    def _call(self, action: Callable[[Controller], object]) -> Callable[[Any], None]:
         def pressed(target: Any) -> None:
-            self.controller.attempt(getattr(self, name))
+            self.controller.tasks.attempt(lambda: action(self.controller))
 
         return pressed
-
-    def commit(self) -> None:
-        """N."""
-        self.controller.commit()
-
-    def discard(self) -> None:
-        """Q."""
-        self.controller.discard()
-
-    def turn_sign(self) -> None:
-        """W."""
-        prompts = self.controller.prompts
-        if not prompts.toggle_selected():
-            prompts.use_points(not prompts.positive)
-        self.controller.changed.emit()
-
-    def use_boxes(self) -> None:
-        """U."""
-        prompts = self.controller.prompts
-        if self.controller.viewer.layers.selection.active is prompts.boxes:
-            prompts.use_points(prompts.positive)
-        else:
-            prompts.use_boxes()
-        self.controller.changed.emit()
-
-    def toggle_refine(self) -> None:
-        """G."""
-        self.controller.use_options(refine=not self.controller.options.refine)
-
-    def toggle_first(self) -> None:
-        """H."""
-        self.controller.use_options(show_first=not self.controller.options.show_first)
-
-    def previous_object(self) -> None:
-        """J."""
-        self.controller.step_object(-1)
-
-    def next_object(self) -> None:
-        """K."""
-        self.controller.step_object(+1)
-
-    def undo(self) -> None:
-        """Control-Z."""
-        self.controller.undo()
-
-    def redo(self) -> None:
-        """Control-Shift-Z."""
-        self.controller.redo()

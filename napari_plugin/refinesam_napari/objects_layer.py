@@ -106,12 +106,6 @@ class ObjectsLayer:
         crop = Crop(columns.start, rows.start, columns.stop, rows.stop)
         return PlaneMask.of(inside, crop)
 
-    def id_at(self, plane: Plane, x: float, y: float) -> int:
-        """Return the object's id at the plane's (x, y), 0 where there is none."""
-        row, column = int(np.floor(y)), int(np.floor(x))
-        values = self._plane_values(plane, slice(max(row, 0), row + 1), slice(max(column, 0), column + 1))
-        return int(values[0, 0]) if row >= 0 and column >= 0 and values.size else 0
-
     def _plane_values(self, plane: Plane, rows: slice, columns: slice) -> NDArray[Any]:
         values = np.asarray(self.array[plane.key(rows, columns)])
         return values.T if plane.transposed else values

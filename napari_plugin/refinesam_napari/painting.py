@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam_napari.corrections import Correction
-from refinesam_napari.document import Write
+from refinesam_napari.document import Correction, Write
 from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
 
 __all__ = ["corrections_of"]

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from magicgui.widgets import CheckBox, Label, LineEdit
 from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtGui import QStandardItemModel
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QFileDialog,
-    QFormLayout,
-    QGroupBox,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QListWidget,
-    QListWidgetItem,
-    QPushButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QFileDialog, QListWidget, QListWidgetItem
 
 from refinesam import ConfigError
-from refinesam_napari.answers import EMBEDDINGS_FOLDER
 from refinesam_napari.controller import Controller
+from refinesam_napari.controls import Panel, combo, confidence, form, row, show, words
 from refinesam_napari.crops import CROP_MODES
 from refinesam_napari.images import INTENSITIES
 from refinesam_napari.inference import Model
+from refinesam_napari.predictions import EMBEDDINGS_FOLDER
 
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-__all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel", "button", "confidence"]
+__all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel"]
 
 WEIGHTS = ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 OWN_FILE = "own file ..."
@@ -53,148 +40,103 @@ ORIGIN_WORDS = {
     "painted": "painted",
     "found": "was there before",
 }
+NO_CHANNELS, NEW_LAYER = "none", "a new layer"
 
 
-def button(controller: Controller, text: str, tip: str, clicked: Callable[[], object]) -> QPushButton:
-    """Make a button; what goes wrong with a click is told."""
-    made = QPushButton(text)
-    made.setToolTip(tip)
-    made.clicked.connect(controller.attempting(lambda checked: clicked()))
-    return made
-
-
-def confidence(score: float) -> str:
-    """Put a predicted IoU into words."""
-    return f"confidence {min(max(score, 0), 1):.0%}"
-
-
-def combo() -> QComboBox:
-    """Make a list to choose from that stays narrow, however long the names of layers are."""
-    made = QComboBox()
-    made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    made.setMinimumContentsLength(8)
-    return made
-
-
-def row(*widgets: QWidget) -> QWidget:
-    """Put widgets side by side."""
-    holder = QWidget()
-    layout = QHBoxLayout(holder)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for widget in widgets:
-        layout.addWidget(widget)
-    return holder
-
-
-class ImagePanel(QGroupBox):
+class ImagePanel(Panel):
     """Which image is segmented, by which model, and what the model sees of it."""
 
     def __init__(self, controller: Controller) -> None:
-        super().__init__("Image and model")
-        self.controller = controller
-        self.image = combo()
-        self.image.setToolTip("The layer to segment. Selecting an image in the list of layers chooses it, too.")
-        self.image.activated.connect(controller.attempting(self._choose_image))
-        self.weights = combo()
-        self.weights.addItems([*WEIGHTS, OWN_FILE])
-        self.weights.activated.connect(controller.attempting(self._choose_model))
-        self.device = combo()
-        self.device.addItems(DEVICES)
-        self.device.activated.connect(controller.attempting(self._choose_model))
-        self.running_on = QLabel("")
-        self.keep_on_disk = QCheckBox("remember images on disk")
-        self.keep_on_disk.setToolTip(
-            "What the model computes for an image (its embedding) is kept, also over a restart."
+        super().__init__(controller, "Image and model")
+        self._own_weights: list[str] = []
+        self.image = combo(
+            lambda _: [(layer.name, layer) for layer in controller.view.images()],
+            "Image",
+            "The layer to segment. Selecting an image in the list of layers chooses it, too.",
         )
-        self.keep_on_disk.toggled.connect(controller.attempting(self._choose_model))
-        self.intensity = combo()
-        for name in INTENSITIES:
-            self.intensity.addItem(INTENSITY_WORDS[name], name)
-        self.intensity.setToolTip(
-            "How values that are not 8-bit are shown to the model. Automatic: percentiles 0.1 to 99.9."
+        self.weights = combo(lambda _: [(name, name) for name in (*self._own_weights, *WEIGHTS, OWN_FILE)], "Model")
+        self.device, self.running_on = combo(DEVICES), Label(value="")
+        tip = "What the model computes for an image (its embedding) is kept, also over a restart."
+        self.keep_on_disk = CheckBox(text="remember images on disk", tooltip=tip)
+        self.intensity = combo(
+            [(INTENSITY_WORDS[name], name) for name in INTENSITIES],
+            "Brightness",
+            "How values that are not 8-bit are shown to the model. Automatic: percentiles 0.1 to 99.9.",
         )
-        self.intensity.activated.connect(controller.attempting(self._choose_settings))
-        self.channel_axis = combo()
-        self.channel_axis.activated.connect(controller.attempting(self._choose_settings))
-        self.channels = QLineEdit()
-        self.channels.setPlaceholderText("0 or 0,1 or 2,0,1")
-        self.channels.setToolTip("One channel is seen gray; two as red, green; three as red, green, blue.")
-        self.channels.editingFinished.connect(controller.attempting(self._choose_settings))
-        self.crop = combo()
-        for mode in CROP_MODES:
-            self.crop.addItem(CROP_WORDS[mode], mode)
-        self.crop.setToolTip("The part of a large image that the model sees at once.")
-        self.crop.activated.connect(
-            controller.attempting(lambda index: controller.use_options(crop_mode=self.crop.currentData()))
+        self.channel_axis = combo(self._channel_axes)
+        self.channels = LineEdit(tooltip="One channel is seen gray; two as red, green; three as red, green, blue.")
+        self.channels.native.setPlaceholderText("0 or 0,1 or 2,0,1")
+        tip = "The part of a large image that the model sees at once."
+        self.crop = combo([(CROP_WORDS[mode], mode) for mode in CROP_MODES], "Looks at", tip)
+        self.sees = self.button(
+            "Show what the model sees",
+            "Add it as a layer",
+            lambda: controller.predictions.show_what_the_model_sees(),
         )
-        self.sees = button(controller, "Show what the model sees", "Add it as a layer", self._show_seen)
-        form = QFormLayout(self)
-        form.addRow("Image", self.image)
-        form.addRow("Model", self.weights)
-        form.addRow("Device", row(self.device, self.running_on))
-        form.addRow("", self.keep_on_disk)
-        form.addRow("Brightness", self.intensity)
-        form.addRow("Channels", row(self.channel_axis, self.channels))
-        form.addRow("Looks at", self.crop)
-        form.addRow(self.sees)
-        self._weights = controller.options.model.weights
+        self._form = form(
+            self.image,
+            self.weights,
+            row(self.device, self.running_on, label="Device"),
+            row(self.keep_on_disk),
+            self.intensity,
+            row(self.channel_axis, self.channels, label="Channels"),
+            self.crop,
+        )
+        self.fill(self._form, self.sees)
+        self.on_change(self._choose_image, self.image)
+        self.on_change(self._choose_model, self.weights, self.device, self.keep_on_disk)
+        self.on_change(self._choose_settings, self.intensity, self.channel_axis)
+        # magicgui tells of every letter.
+        self.channels.native.editingFinished.connect(controller.tasks.attempting(self._choose_settings))
+        self.on_change(lambda mode: controller.predictions.use_options(crop_mode=mode), self.crop)
+
+    def _channel_axes(self, _: object) -> list[tuple[str, object]]:
+        layer = None if self.controller.workspace is None else self.controller.workspace.image
+        labels = [] if layer is None or layer.rgb else layer.axis_labels
+        return [(NO_CHANNELS, NO_CHANNELS), *((f"axis {axis} ({label})", axis) for axis, label in enumerate(labels))]
 
     def update_shown(self) -> None:
         """Show the state of now."""
-        controller, workspace = self.controller, self.controller.workspace
-        images = controller.images()
-        with QSignalBlocker(self.image):
-            self.image.clear()
-            for layer in images:
-                self.image.addItem(layer.name)
-            self.image.setCurrentIndex(images.index(workspace.image) if workspace and workspace.image in images else -1)
+        workspace = self.controller.workspace
+        images = self.controller.view.images()
+        show(self.image, workspace.image if workspace and workspace.image in images else None, anew=True)
         self.setEnabled(workspace is not None)
         if workspace is None:
             return
-        settings, layer = workspace.settings, workspace.image
-        self.intensity.setCurrentIndex(self.intensity.findData(settings.intensity))
-        with QSignalBlocker(self.channel_axis):
-            self.channel_axis.clear()
-            self.channel_axis.addItem("none", None)
-            for axis in range(0 if layer.rgb else layer.ndim):
-                self.channel_axis.addItem(f"axis {axis} ({layer.axis_labels[axis]})", axis)
-            self.channel_axis.setCurrentIndex(self.channel_axis.findData(settings.channel_axis))
-        if not self.channels.hasFocus():
-            self.channels.setText(",".join(map(str, settings.channels)))
-        self.channels.setEnabled(settings.channel_axis is not None)
-        self.running_on.setText(controller.running_on)
+        settings = workspace.settings
+        show(self.intensity, settings.intensity)
+        show(self.channel_axis, NO_CHANNELS if settings.channel_axis is None else settings.channel_axis, anew=True)
+        if not self.channels.native.hasFocus():
+            show(self.channels, ",".join(map(str, settings.channels)))
+        self.channels.enabled = settings.channel_axis is not None
+        self.running_on.value = self.controller.predictions.running_on
 
-    def _choose_image(self, index: int) -> None:
-        self.controller.choose_image(self.controller.images()[index])
-        self.controller.prompts.use_points(True)
+    def _choose_image(self, image: Any) -> None:
+        self.controller.view.choose_image(image)
+        self.controller.view.prompts.use_points(True)
 
-    def _choose_model(self, *_: object) -> None:
-        weights = self.weights.currentText()
-        if weights == OWN_FILE:
+    def _choose_model(self, _: object) -> None:
+        if self.weights.value == OWN_FILE:
             path, _ = QFileDialog.getOpenFileName(self, "Weights", "", "Weights (*.safetensors *.pt *.pth *.zip)")
-            if path:
-                self.weights.insertItem(0, path)
-            self.weights.setCurrentText(path or self._weights)
-            weights = self.weights.currentText()
-        self._weights = weights
-        folder = EMBEDDINGS_FOLDER if self.keep_on_disk.isChecked() else None
-        self.controller.use_options(model=Model(weights, self.device.currentText(), folder))
+            if path and path not in self._own_weights:
+                self._own_weights.insert(0, path)
+            show(self.weights, path or self.controller.predictions.options.model.weights, anew=True)
+        folder = EMBEDDINGS_FOLDER if self.keep_on_disk.value else None
+        model = Model(str(self.weights.value), str(self.device.value), folder)
+        self.controller.predictions.use_options(model=model)
 
     def _choose_settings(self, *_: object) -> None:
         workspace = self.controller.workspace
         if workspace is None:
             return
-        axis = self.channel_axis.currentData()
+        axis = None if self.channel_axis.value == NO_CHANNELS else self.channel_axis.value
         settings = replace(
             workspace.settings,
-            intensity=self.intensity.currentData(),
+            intensity=self.intensity.value,
             channel_axis=axis,
-            channels=() if axis is None else _numbers(self.channels.text()),
+            channels=() if axis is None else _numbers(self.channels.value),
         )
-        self.controller.use_settings(settings)
-
-    def _show_seen(self) -> None:
-        self.controller.show_what_the_model_sees()
+        self.controller.view.use_settings(settings)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -204,50 +146,39 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-class PromptPanel(QGroupBox):
+class PromptPanel(Panel):
     """Tools, refinement, and what came of the prompts."""
 
     def __init__(self, controller: Controller) -> None:
-        super().__init__("Prompts")
-        self.controller = controller
-        prompts = controller.prompts
-        self.positive = button(
-            controller, "+ point", "Click on the object (W turns the sign)", lambda: prompts.use_points(True)
-        )
-        self.negative = button(
-            controller,
-            "\u2212 point",
-            "Click off the object; Alt-click does so with any tool",
-            lambda: prompts.use_points(False),
-        )
-        self.box = button(controller, "box", "Drag a box around the object (U)", prompts.use_boxes)
-        self.refine = QCheckBox("refine the outline  [G]")
-        self.refine.setChecked(controller.options.refine)
-        self.refine.toggled.connect(controller.attempting(lambda on: controller.use_options(refine=on)))
-        self.first = QCheckBox("before refinement  [H]")
-        self.first.toggled.connect(controller.attempting(lambda on: controller.use_options(show_first=on)))
-        self.details = QCheckBox("details")
-        self.details.setToolTip("What refinement measured and decided: κ counts the parts, Q says how compact it is")
-        self.details.toggled.connect(controller.attempting(lambda on: self.update_shown()))
-        self.told = QLabel("")
-        self.told.setWordWrap(True)
-        self.told.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        layout = QVBoxLayout(self)
-        layout.addWidget(row(self.positive, self.negative, self.box))
-        layout.addWidget(row(self.refine, self.first))
-        layout.addWidget(self.told)
-        layout.addWidget(self.details)
+        super().__init__(controller, "Prompts")
+        prompts, predictions = controller.view.prompts, controller.predictions
+        tip = "Click on the object (W turns the sign)"
+        self.positive = self.button("+ point", tip, lambda: prompts.use_points(True))
+        tip = "Click off the object; Alt-click does so with any tool"
+        self.negative = self.button("\u2212 point", tip, lambda: prompts.use_points(False))
+        self.box = self.button("box", "Drag a box around the object (U)", prompts.use_boxes)
+        self.refine = CheckBox(value=predictions.options.refine, text="refine the outline  [G]")
+        self.first = CheckBox(text="before refinement  [H]")
+        tip = "What refinement measured and decided: κ counts the parts, Q says how compact it is"
+        self.details = CheckBox(text="details", tooltip=tip)
+        self.told = words()
+        self.told.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._tools = row(self.positive, self.negative, self.box)
+        self._masks = row(self.refine, self.first)
+        self.fill(self._tools, self._masks, self.told, self.details)
+        self.on_change(lambda on: predictions.use_options(refine=on), self.refine)
+        self.on_change(lambda on: predictions.use_options(show_first=on), self.first)
+        self.on_change(lambda on: self.update_shown(), self.details)
 
     def update_shown(self) -> None:
         """Show the state of now."""
-        options, found = self.controller.options, self.controller.current_answer
-        for box, value in ((self.refine, options.refine), (self.first, options.show_first)):
-            with QSignalBlocker(box):
-                box.setChecked(value)
-        self.first.setEnabled(options.refine)
-        self.setEnabled(self.controller.plane is not None)
+        options, found = self.controller.predictions.options, self.controller.predictions.current
+        show(self.refine, options.refine)
+        show(self.first, options.show_first)
+        self.first.enabled = options.refine
+        self.setEnabled(self.controller.view.plane is not None)
         if found is None:
-            self.told.setText("Click on an object, or draw a box around it.")
+            self.told.value = "Click on an object, or draw a box around it."
             return
         mask = found.first if options.show_first else found.mask
         score = found.first_score if options.show_first else found.score
@@ -256,41 +187,40 @@ class PromptPanel(QGroupBox):
             lines.append(found.told())
         if found.negatives == "subtracted":
             lines.append("What lies under the clicks off the object was taken away.")
-        if self.details.isChecked():
+        if self.details.value:
             lines.append(found.details())
-        self.told.setText("\n".join(lines))
+        self.told.value = "\n".join(lines)
 
 
-class ObjectsPanel(QGroupBox):
+class ObjectsPanel(Panel):
     """Committed objects, and the steps back and forth."""
 
     def __init__(self, controller: Controller) -> None:
-        super().__init__("Objects")
-        self.controller = controller
-        self.commit = button(controller, "Add object  [N]", "Put the mask into the labels", controller.commit)
-        self.discard = button(controller, "Drop prompts  [Q]", "Drop the prompts in hand", controller.discard)
-        self.undo = button(controller, "Undo", "Ctrl-Z", controller.undo)
-        self.redo = button(controller, "Redo", "Ctrl-Shift-Z", controller.redo)
-        self.labels = combo()
-        self.labels.setToolTip("The labels layer that objects are added to; what it holds already stays.")
-        self.labels.activated.connect(controller.attempting(self._choose_labels))
-        self.overwrite = QCheckBox("overwrite others")
-        self.overwrite.toggled.connect(controller.attempting(lambda on: controller.use_options(overwrite=on)))
-        self._targets: list[Labels | None] = []
+        super().__init__(controller, "Objects")
+        self.commit = self.button("Add object  [N]", "Put the mask into the labels", controller.commit)
+        self.discard = self.button("Drop prompts  [Q]", "Drop the prompts in hand", controller.discard)
+        self.undo = self.button("Undo", "Ctrl-Z", controller.undo)
+        self.redo = self.button("Redo", "Ctrl-Shift-Z", controller.redo)
+        self._reasons: dict[Labels, str | None] = {}
+        tip = "The labels layer that objects are added to; what it holds already stays."
+        self.labels = combo(self._targets, tip=tip)
+        self.overwrite = CheckBox(text="overwrite others")
         self._listed: tuple[list[tuple[int, str]], int | None] = [], None
+        # magicgui's Select takes several at once, and knows no double click.
         self.list = QListWidget()
         self.list.setMaximumHeight(150)
-        self.list.itemDoubleClicked.connect(controller.attempting(lambda item: self._edit()))
-        self.edit = button(
-            controller, "Edit", "Take the object's prompts in hand again (J, K: previous, next)", self._edit
+        self.list.itemDoubleClicked.connect(controller.tasks.attempting(lambda item: self._edit()))
+        self.edit = self.button("Edit", "Take the object's prompts in hand again (J, K: previous, next)", self._edit)
+        self.delete = self.button("Delete", "Delete the object and its pixels", self._delete)
+        self._rows = (
+            row(self.commit, self.discard),
+            row(self.undo, self.redo),
+            row(Label(value="into"), self.labels, self.overwrite),
+            row(self.edit, self.delete),
         )
-        self.delete = button(controller, "Delete", "Delete the object and its pixels", self._delete)
-        layout = QVBoxLayout(self)
-        layout.addWidget(row(self.commit, self.discard))
-        layout.addWidget(row(self.undo, self.redo))
-        layout.addWidget(row(QLabel("into"), self.labels, self.overwrite))
-        layout.addWidget(self.list)
-        layout.addWidget(row(self.edit, self.delete))
+        self.fill(*self._rows[:3], self.list, self._rows[3])
+        self.on_change(self._choose_labels, self.labels)
+        self.on_change(lambda on: controller.predictions.use_options(overwrite=on), self.overwrite)
 
     @property
     def chosen(self) -> int | None:
@@ -317,10 +247,10 @@ class ObjectsPanel(QGroupBox):
             (self.undo, history.undo_name if history else None, "Undo"),
             (self.redo, history.redo_name if history else None, "Redo"),
         ):
-            made.setEnabled(name is not None)
-            made.setText(verb if name is None else f"{verb}: {name}")
-        self.commit.setEnabled(bool(document and document.draft))
-        self.discard.setEnabled(bool(document and (document.draft or document.editing)))
+            made.enabled = name is not None
+            made.text = verb if name is None else f"{verb}: {name}"
+        self.commit.enabled = bool(document and document.draft)
+        self.discard.enabled = bool(document and (document.draft or document.editing))
 
     def _show_list(self, entries: list[tuple[int, str]], chosen: int | None) -> None:
         if (entries, chosen) == self._listed:
@@ -328,37 +258,41 @@ class ObjectsPanel(QGroupBox):
         self._listed = entries, chosen
         with QSignalBlocker(self.list):
             self.list.clear()
-            for object_id, words in entries:
-                entry = QListWidgetItem(words)
+            for object_id, text in entries:
+                entry = QListWidgetItem(text)
                 entry.setData(Qt.ItemDataRole.UserRole, object_id)
                 self.list.addItem(entry)
                 if object_id == chosen:
                     self.list.setCurrentItem(entry)
 
-    def _show_labels(self) -> None:
-        objects = None if self.controller.workspace is None else self.controller.workspace.objects
-        self._targets = [] if objects is not None else [None]
-        with QSignalBlocker(self.labels):
-            self.labels.clear()
-            if objects is None:
-                self.labels.addItem("a new layer")
-            for layer, reason in self.controller.targets().items():
-                self._targets.append(layer)
-                self.labels.addItem(layer.name if reason is None else f"{layer.name} (can't be used)")
-                index = self.labels.count() - 1
-                self.labels.setItemData(index, reason, Qt.ItemDataRole.ToolTipRole)
-                model = self.labels.model()
-                if reason is not None and isinstance(model, QStandardItemModel):
-                    model.item(index).setEnabled(False)
-            if objects is not None and objects.layer in self._targets:
-                self.labels.setCurrentIndex(self._targets.index(objects.layer))
+    @property
+    def _layer(self) -> Labels | None:
+        workspace = self.controller.workspace
+        return None if workspace is None or workspace.objects is None else workspace.objects.layer
 
-    def _choose_labels(self, index: int) -> None:
-        workspace, layer = self.controller.workspace, self._targets[index]
-        if workspace is None or layer is None or (workspace.objects is not None and workspace.objects.layer is layer):
+    def _targets(self, _: object) -> list[tuple[str, object]]:
+        layers = [
+            (layer.name if reason is None else f"{layer.name} (can't be used)", layer)
+            for layer, reason in self._reasons.items()
+        ]
+        return [(NEW_LAYER, NEW_LAYER), *layers] if self._layer is None else layers
+
+    def _show_labels(self) -> None:
+        self._reasons, layer = self.controller.workspaces.targets(), self._layer
+        show(self.labels, NEW_LAYER if layer is None else layer if layer in self._reasons else None, anew=True)
+        # magicgui has no choices that are shown, but can't be chosen.
+        native, model = self.labels.native, self.labels.native.model()
+        for index in range(native.count()):
+            reason = self._reasons.get(native.itemData(index))
+            native.setItemData(index, reason, Qt.ItemDataRole.ToolTipRole)
+            if isinstance(model, QStandardItemModel):
+                model.item(index).setEnabled(reason is None)
+
+    def _choose_labels(self, layer: Any) -> None:
+        if self.controller.workspace is None or layer == NEW_LAYER or layer is self._layer:
             return
         try:
-            self.controller.use_labels(layer)
+            self.controller.workspaces.use_labels(layer)
         finally:
             self._show_labels()
 

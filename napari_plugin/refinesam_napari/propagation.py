@@ -252,10 +252,10 @@ class _Walker:
         for index in indices:
             if most is not None and abs(index - source) > most:
                 return _End(mask)
-            answer = self.predict(index, prompt_from_mask(mask, self.settings, self.mask_prompt))
-            ious = [refinesam.mask_iou(one, mask) for one in answer.masks]
-            chosen = int(np.argmax(np.multiply(ious, answer.iou_predictions)))
-            found, score = answer.masks[chosen], float(answer.iou_predictions[chosen])
+            prediction = self.predict(index, prompt_from_mask(mask, self.settings, self.mask_prompt))
+            ious = [refinesam.mask_iou(one, mask) for one in prediction.masks]
+            chosen = int(np.argmax(np.multiply(ious, prediction.iou_predictions)))
+            found, score = prediction.masks[chosen], float(prediction.iou_predictions[chosen])
             agreement = _overlap(found, mask)
             # A model without a clear object in view returns the mask that it was given, or another object's: so what
             # both share counts for itself. Not all of the mask before: an object that moves or shrinks leaves it.

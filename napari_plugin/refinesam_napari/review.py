@@ -8,13 +8,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from magicgui.widgets import FloatSlider, Select, SpinBox
 from qtpy.QtCore import QObject, Signal
 
 from refinesam_napari.controller import Controller
+from refinesam_napari.controls import Panel, confidence, form, row, show
 from refinesam_napari.document import PlanePrompts, Point, SegmentedObject
 from refinesam_napari.engine import Work
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
-from refinesam_napari.inference import Request, encode, mask_from_prediction, sessions
+from refinesam_napari.inference import PredictionRequest, encode, mask_from_prediction, sessions
 from refinesam_napari.placing import keeping_active, patch_of, place_of, place_patch
 from refinesam_napari.preview import DISPLAY_ONLY
 from refinesam_napari.workspace import Workspace
@@ -22,7 +24,9 @@ from refinesam_napari.workspace import Workspace
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
-__all__ = ["Candidate", "Filters", "Review"]
+__all__ = ["Candidate", "EverythingPanel", "Filters", "Review"]
+
+MOST_PIXELS = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,23 +82,23 @@ class Review(QObject):
         self.filters = Filters()
         self.chosen: int | None = None
         self._layer: Labels | None = None
-        self._request: Request | None = None
+        self._request: PredictionRequest | None = None
         self._workspace: Workspace | None = None
         self._crop: Crop | None = None
 
     def start(self) -> None:
         """Segment everything in the plane in view, or in what of it the crop mode chooses."""
-        controller, workspace, plane = self.controller, self.controller.workspace, self.controller.plane
+        controller, workspace, plane = self.controller, self.controller.workspace, self.controller.view.plane
         if workspace is None or plane is None:
             return
-        request = controller.request_for(plane, PlanePrompts())
+        request = controller.predictions.request_for(plane, PlanePrompts())
         if request.crop_mode == "auto":
             request = replace(request, crop_mode="whole")
         crop = request.crop
 
         def run(work: Work) -> list[Candidate]:
             session = sessions.get(request.model)
-            encoded = encode(session, controller.reader, request.image, plane, crop, work)
+            encoded = encode(session, controller.predictions.reader, request.image, plane, crop, work)
             found = session.segment_everything(encoded, on_progress=work.step("Segmenting everything"))
             candidates = []
             for prediction in found:
@@ -108,11 +112,9 @@ class Review(QObject):
             self._request, self._workspace, self._crop = request, workspace, crop
             self.candidates = dict(enumerate(candidates, start=1))
             self._show()
-            controller.told.emit(
-                f"{len(candidates)} candidates. Accept what is good; click on one to choose it.", False
-            )
+            controller.tasks.tell(f"{len(candidates)} candidates. Accept what is good; click on one to choose it.")
 
-        controller.run_long(run, deliver)
+        controller.tasks.run(run, deliver)
 
     def use_filters(self, filters: Filters) -> None:
         """Show other candidates."""
@@ -132,17 +134,17 @@ class Review(QObject):
             return 0
         numbers = list(numbers)
         try:
-            controller.ensure_objects()
+            controller.workspaces.ensure_objects()
             first = workspace.next_id()
             items = [self._object(first + i, self.candidates[n], request.plane) for i, n in enumerate(numbers)]
-            count = workspace.commit_many(items, controller.options.overwrite)
+            count = workspace.commit_many(items, controller.predictions.options.overwrite)
         except Exception as error:
-            controller.tell_error(error)
+            controller.tasks.tell_error(error)
             return 0
         if count < len(numbers):
-            controller.told.emit(f"{len(numbers) - count} candidates cover nothing that is free.", False)
+            controller.tasks.tell(f"{len(numbers) - count} candidates cover nothing that is free.")
         self.discard(numbers)
-        controller.after_step()
+        controller.predictions.after_step()
         return count
 
     def _object(
@@ -166,7 +168,7 @@ class Review(QObject):
     def _show(self) -> None:
         if self.chosen not in self.candidates:
             self.chosen = None
-        viewer, crop, request = self.controller.viewer, self._crop, self._request
+        viewer, crop, request = self.controller.view.viewer, self._crop, self._request
         there = self._layer is not None and self._layer in viewer.layers
         if not self.candidates or crop is None or request is None or self._workspace is None:
             if there:
@@ -190,8 +192,8 @@ class Review(QObject):
         self.changed.emit()
 
     def _new_layer(self, pixels: Any, image: Image) -> Labels:
-        with keeping_active(self.controller.viewer):
-            layer = self.controller.viewer.add_labels(
+        with keeping_active(self.controller.view.viewer):
+            layer = self.controller.view.viewer.add_labels(
                 pixels, name="refinesam: candidates", opacity=0.5, metadata=DISPLAY_ONLY, **place_of(image)
             )
         layer.mouse_drag_callbacks.append(self._clicked)
@@ -203,3 +205,52 @@ class Review(QObject):
         self.chosen = int(value) if value else None
         layer.selected_label = self.chosen or 0
         self.changed.emit()
+
+
+class EverythingPanel(Panel):
+    """Segment everything, then accept or discard."""
+
+    def __init__(self, controller: Controller, review: Review) -> None:
+        super().__init__(controller, "Segment everything")
+        self.review = review
+        self.start = self.button("Segment everything", "In the plane in view", review.start)
+        self.score = FloatSlider(label="Least confidence", max=1.0, step=0.05)
+        self.least_area = SpinBox(label="Least area, px", max=MOST_PIXELS, step=50)
+        self.greatest_area = SpinBox(label="Greatest area (0: any)", max=MOST_PIXELS, step=500)
+        self.list = Select(choices=self._candidates)
+        self.list.native.setMaximumHeight(120)
+        tip = "Make objects of them, the best first"
+        self.accept_all = self.button("Accept all shown", tip, lambda: review.accept(review.shown))
+        self.accept = self.button("Accept", "Make an object of the chosen ones", lambda: review.accept(self.chosen))
+        self.discard = self.button("Discard", "Drop the chosen ones", lambda: review.discard(self.chosen))
+        self.clear = self.button("Drop all", "Drop all candidates", review.clear)
+        self._form = form(self.score, self.least_area, self.greatest_area)
+        self._buttons = row(self.accept_all, self.accept, self.discard, self.clear)
+        self.fill(self.start, self._form, self.list, self._buttons)
+        self.on_change(self._filter, self.score, self.least_area, self.greatest_area)
+        review.changed.connect(self.update_shown)
+
+    @property
+    def chosen(self) -> list[int]:
+        """Numbers of the candidates selected in the list."""
+        return list(self.list.value)
+
+    def _candidates(self, _: object) -> list[tuple[str, object]]:
+        found = [(number, self.review.candidates[number]) for number in self.review.shown]
+        return [(f"{n}: {confidence(item.score)}, {item.mask.area:,} px", n) for n, item in found]
+
+    def update_shown(self) -> None:
+        """Show the state of now."""
+        self.setEnabled(self.controller.view.plane is not None)
+        review = self.review
+        chosen = [number for number in self.chosen if number in review.shown]
+        if review.chosen is not None:
+            chosen = [number for number in review.shown if number == review.chosen]
+        show(self.list, chosen, anew=True)
+        if chosen:
+            self.list.native.scrollToItem(self.list.native.selectedItems()[-1])
+        for made in (self.accept_all, self.accept, self.discard, self.clear):
+            made.enabled = bool(review.candidates)
+
+    def _filter(self, _: object) -> None:
+        self.review.use_filters(Filters(self.score.value, self.least_area.value, self.greatest_area.value))

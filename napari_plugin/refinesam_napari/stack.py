@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from magicgui.widgets import FloatSlider
 from numpy.typing import NDArray
 
-from refinesam import EncodedImage
+from refinesam import EncodedImage, Session
 from refinesam_napari.controller import Controller
+from refinesam_napari.controls import Panel, combo, form, show
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.engine import Cancelled, Progress, Work
 from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
-from refinesam_napari.inference import Request, answer, encode, sessions
+from refinesam_napari.images import CropReader
+from refinesam_napari.inference import PredictionRequest, encode, predict, sessions
 from refinesam_napari.propagation import PropagationSettings, predict_in_crops, propagate
 from refinesam_napari.views import stack_axes
 from refinesam_napari.workspace import Workspace
 
-__all__ = ["Stack"]
+__all__ = ["Stack", "StackPanel"]
+
+DIRECTION_WORDS = {"both": "both ways", "up": "up from here", "down": "down from here"}
+NO_AXIS = "no axis: the image has one slice"
 
 
 class Stack:
@@ -32,7 +40,7 @@ class Stack:
     @property
     def axes(self) -> list[int]:
         """The axes that objects can be propagated along, the likeliest first."""
-        workspace, plane = self.controller.workspace, self.controller.plane
+        workspace, plane = self.controller.workspace, self.controller.view.plane
         if workspace is None or plane is None:
             return []
         return stack_axes(workspace.image, plane, workspace.settings.channel_axis)
@@ -53,20 +61,20 @@ class Stack:
         controller, workspace, plane, axis = (
             self.controller,
             self.controller.workspace,
-            self.controller.plane,
+            self.controller.view.plane,
             self.axis,
         )
         if workspace is None or plane is None or axis is None:
-            controller.told.emit("There is no axis to propagate along: the image has one slice.", False)
+            controller.tasks.tell("There is no axis to propagate along: the image has one slice.")
             return
         if workspace.document.draft:
             object_id = workspace.document.editing or workspace.next_id()
             if not controller.commit():
                 return
         if object_id is None or object_id not in workspace.document.objects:
-            controller.told.emit("Nothing to propagate: prompt an object, or choose one in the list.", False)
+            controller.tasks.tell("Nothing to propagate: prompt an object, or choose one in the list.")
             return
-        controller.ensure_objects()
+        controller.workspaces.ensure_objects()
         item = workspace.document.objects[object_id]
         # What was painted or erased by hand is right: such a slice is a seed, or an end if nothing of it is left.
         given = dict.fromkeys((*item.prompts, *item.corrections)) or dict.fromkeys(item.planes)
@@ -74,7 +82,7 @@ class Stack:
         emptied = [p for p in item.corrections if p in known and not workspace.mask_of(object_id, p).pixels.size]
         seeds = [p for p in known if p not in emptied and (self.settings.direction == "both" or p == plane)]
         if not seeds:
-            controller.told.emit("Go to a slice in which the object has prompts: it is propagated from there.", False)
+            controller.tasks.tell("Go to a slice in which the object has prompts: it is propagated from there.")
             return
         self._run(workspace, object_id, axis, seeds, [p for p in known if p not in seeds])
 
@@ -84,33 +92,30 @@ class Stack:
         requests = {p: self._request(p, object_id, workspace) for p in seeds}
         first = requests[seeds[0]]
         masks = {p: workspace.mask_of(object_id, p) for p in seeds if p in item.corrections or p not in item.prompts}
-        image, hw = first.image, first.image.plane_hw(seeds[0])
+        image, hw, reader = first.image, first.image.plane_hw(seeds[0]), controller.predictions.reader
         indices = range(image.shape[axis])
 
         def run(work: Work) -> tuple[dict[Plane, PlaneMask], list[str]]:
             session = sessions.get(first.model)
             start: dict[int, NDArray[np.bool_]] = {}
             for seed, request in requests.items():
-                mask = masks.get(seed)
-                if mask is None:
-                    found = answer(request, session, controller.reader, work)
-                    mask = NO_MASK if found is None else found.mask
+                mask = masks[seed] if seed in masks else _predicted(request, session, reader, work)
                 if mask.pixels.size:
                     start[seed.position[axis]] = mask.on(hw)
 
             def encode_slice(index: int, crop: Crop) -> EncodedImage:
-                return encode(session, controller.reader, image, seeds[0].moved(axis, index), crop, work)
+                return encode(session, reader, image, seeds[0].moved(axis, index), crop, work)
 
             def read_slice(index: int, crop: Crop) -> NDArray[np.uint8]:
-                return controller.reader.read(image, seeds[0].moved(axis, index), crop)
+                return reader.read(image, seeds[0].moved(axis, index), crop)
 
             filled: dict[Plane, PlaneMask] = {}
             stops: list[str] = []
             if not start:
                 return filled, ["the mask of every seed is empty"]
-            predict = predict_in_crops(encode_slice, hw)
+            predict_slice = predict_in_crops(encode_slice, hw)
             ends = [border.position[axis] for border in borders]
-            slices = propagate(start, predict, indices, settings, session.capabilities, ends, read_slice)
+            slices = propagate(start, predict_slice, indices, settings, session.capabilities, ends, read_slice)
             try:
                 for done in slices:
                     if done.mask is not None:
@@ -130,13 +135,13 @@ class Stack:
             filled, stops = result
             self._deliver(workspace, object_id, axis, seeds, borders, filled)
             words = f"{len(filled)} slices filled. " + "; ".join(stops)
-            controller.told.emit(words, False)
+            controller.tasks.tell(words)
 
-        controller.run_long(run, deliver)
+        controller.tasks.run(run, deliver)
 
-    def _request(self, plane: Plane, object_id: int, workspace: Workspace) -> Request:
+    def _request(self, plane: Plane, object_id: int, workspace: Workspace) -> PredictionRequest:
         prompts = workspace.document.objects[object_id].prompts.get(plane, PlanePrompts())
-        return replace(self.controller.request_for(plane, prompts), refine=prompts.refine)
+        return replace(self.controller.predictions.request_for(plane, prompts), refine=prompts.refine)
 
     def _deliver(
         self,
@@ -160,8 +165,8 @@ class Stack:
             and low < plane.position[axis] < high
         }
         masks.update({plane: mask for plane, mask in filled.items() if plane not in seeds})
-        workspace.extend(object_id, masks, self.controller.options.overwrite)
-        self.controller.after_step()
+        workspace.extend(object_id, masks, self.controller.predictions.options.overwrite)
+        self.controller.predictions.after_step()
 
     def _range(self, axis: int, seeds: list[Plane], borders: list[Plane]) -> tuple[float, float]:
         """Between which slices what the object had is replaced."""
@@ -174,6 +179,63 @@ class Stack:
         return max([other for other in others if other < seed], default=-np.inf), seed
 
 
+def _predicted(request: PredictionRequest, session: Session, reader: CropReader, work: Work) -> PlaneMask:
+    found = predict(request, session, reader, work)
+    return NO_MASK if found is None else found.mask
+
+
 def _parallel(one: Plane, other: Plane, axis: int) -> bool:
     """Whether two planes differ in nothing but their index on an axis."""
     return one.axes == other.axes and one == other.moved(axis, one.position[axis])
+
+
+class StackPanel(Panel):
+    """Propagate an object through the stack."""
+
+    def __init__(self, controller: Controller, stack: Stack, chosen: Callable[[], int | None]) -> None:
+        super().__init__(controller, "Stack (3D, time)")
+        self.stack = stack
+        tip = "From one slice to the next in depth, or from one frame to the next in time."
+        self.axis = combo(self._axes, "Along", tip)
+        self.direction = combo([(text, name) for name, text in DIRECTION_WORDS.items()], "Direction")
+        settings = stack.settings
+        tip = "A slice whose outline overlaps less with the slice before ends the object (1: all of it)."
+        self.agreement = FloatSlider(
+            value=settings.min_agreement, label="Least overlap", max=1.0, step=0.05, tooltip=tip
+        )
+        tip = "A slice in which the object stands out less ends it (1: as much as where it was prompted)."
+        self.contrast = FloatSlider(
+            value=settings.min_contrast, label="Least contrast", max=1.0, step=0.05, tooltip=tip
+        )
+        self.start = self.button(
+            "Propagate",
+            "The object in hand, or the one chosen in the list. To do again from a slice: edit the object, prompt it "
+            "there, and go up or down from here.",
+            lambda: stack.start(chosen()),
+        )
+        self._form = form(self.axis, self.direction, self.agreement, self.contrast)
+        self.fill(self._form, self.start)
+        self.on_change(self._choose_axis, self.axis)
+        self.on_change(self._choose, self.direction, self.agreement, self.contrast)
+
+    def _axes(self, _: object) -> list[tuple[str, object]]:
+        workspace = self.controller.workspace
+        if workspace is None or self.stack.axis is None:
+            return [(NO_AXIS, NO_AXIS)]
+        return [(f"axis {axis} ({workspace.image.axis_labels[axis]})", axis) for axis in self.stack.axes]
+
+    def update_shown(self) -> None:
+        """Show the state of now."""
+        self.setEnabled(self.stack.axis is not None)
+        show(self.axis, self.stack.axis, anew=True)
+
+    def _choose_axis(self, axis: Any) -> None:
+        self.stack.chosen = axis
+
+    def _choose(self, _: object) -> None:
+        self.stack.settings = replace(
+            self.stack.settings,
+            direction=self.direction.value,
+            min_agreement=self.agreement.value,
+            min_contrast=self.contrast.value,
+        )

@@ -27,8 +27,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from refinesam import DatasetError, decode_rle, encode_rle
 from refinesam.hosts import replacing
-from refinesam_napari.corrections import Correction
-from refinesam_napari.document import Document, Origin, PlanePrompts, SegmentedObject
+from refinesam_napari.document import Correction, Document, Origin, PlanePrompts, SegmentedObject
 from refinesam_napari.geometry import FREE, Plane, PlaneMask
 
 __all__ = ["SavedSession", "read_image_description", "read_session", "write_session"]

@@ -94,7 +94,7 @@ def predict_in_crops(
         crop = context_crop(region, plane_hw, context, least)
         rows, columns = slice(crop.y0, crop.y1), slice(crop.x0, crop.x1)
         origin = np.array([crop.x0, crop.y0], np.float32)
-        answer = encode(index, crop).predict(
+        prediction = encode(index, crop).predict(
             refinesam.Prompt(
                 points=prompt.points - origin,
                 labels=prompt.labels,
@@ -102,9 +102,9 @@ def predict_in_crops(
                 mask=None if prompt.mask is None else prompt.mask[rows, columns],
             )
         )
-        masks = np.zeros((len(answer.masks), *plane_hw), np.bool_)
-        masks[:, rows, columns] = answer.masks
-        return replace(answer, masks=masks, prompt=prompt)
+        masks = np.zeros((len(prediction.masks), *plane_hw), np.bool_)
+        masks[:, rows, columns] = prediction.masks
+        return replace(prediction, masks=masks, prompt=prompt)
 
     return predict
 

@@ -9,18 +9,16 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QScrollArea, QSize
 
 import napari
 from refinesam_napari.controller import Controller
+from refinesam_napari.controls import Panel
 from refinesam_napari.engine import Progress
-from refinesam_napari.files import Files
+from refinesam_napari.files import Files, FilesPanel
 from refinesam_napari.keys import KEYS, Keys
-from refinesam_napari.more_panels import EverythingPanel, FilesPanel, StackPanel
-from refinesam_napari.panels import ImagePanel, ObjectsPanel, PromptPanel, button
-from refinesam_napari.review import Review
-from refinesam_napari.stack import Stack
+from refinesam_napari.panels import ImagePanel, ObjectsPanel, PromptPanel
+from refinesam_napari.review import EverythingPanel, Review
+from refinesam_napari.stack import Stack, StackPanel
 
 if TYPE_CHECKING:
     from napari.layers import Image
-
-Panel = ImagePanel | PromptPanel | ObjectsPanel | StackPanel | EverythingPanel | FilesPanel
 
 __all__ = ["RefineSAMWidget", "segment_layer"]
 
@@ -43,7 +41,7 @@ class RefineSAMWidget(QWidget):
         self.stack = Stack(self.controller)
         self.review = Review(self.controller)
         self.everything_panel = EverythingPanel(self.controller, self.review)
-        self.stack_panel = StackPanel(self.controller, self.stack, self.objects_panel)
+        self.stack_panel = StackPanel(self.controller, self.stack, lambda: self.objects_panel.chosen)
         self.files_panel = FilesPanel(self.controller, self.files)
         self.panels: list[Panel] = [
             self.image_panel,
@@ -54,14 +52,14 @@ class RefineSAMWidget(QWidget):
             self.files_panel,
         ]
         self.progress = QProgressBar()
-        self.cancel = button(self.controller, "Cancel", "Give up what is being computed", self.controller.cancel)
+        self.cancel = self.prompt_panel.button("Cancel", "Give up what is being computed", self.controller.cancel)
         self.status = QLabel("")
         self.status.setWordWrap(True)
         self._busy = QWidget()
         busy = QHBoxLayout(self._busy)
         busy.setContentsMargins(0, 0, 0, 0)
         busy.addWidget(self.progress, 1)
-        busy.addWidget(self.cancel)
+        busy.addWidget(self.cancel.native)
         self._busy.setVisible(False)
         self._lay_out()
         # Many signals, one update.
@@ -69,13 +67,13 @@ class RefineSAMWidget(QWidget):
         self._update.timeout.connect(self._update_shown)
         self._show_busy = QTimer(self, singleShot=True, interval=PROGRESS_AFTER_MS)
         self._show_busy.timeout.connect(lambda: self._busy.setVisible(True))
-        self.controller.changed.connect(self._update.start)
-        self.controller.progressed.connect(self._progressed)
-        self.controller.finished.connect(self._finished)
-        self.controller.told.connect(self._told)
+        self.controller.workspaces.changed.connect(self._update.start)
+        self.controller.tasks.progressed.connect(self._progressed)
+        self.controller.tasks.finished.connect(self._finished)
+        self.controller.tasks.told.connect(self._told)
         # What went wrong is no news any more when something was done since, or an answer came.
-        self.controller.edited.connect(self._forget_error)
-        self.controller.answered.connect(self._forget_error)
+        self.controller.workspaces.edited.connect(self._forget_error)
+        self.controller.predictions.arrived.connect(self._forget_error)
         controller, files = self.controller, self.files
         # Of a destroyed widget no method can be called any more, so not a bound one.
         self.destroyed.connect(lambda: _end(files, controller))
@@ -102,7 +100,7 @@ class RefineSAMWidget(QWidget):
 
     def pause(self) -> None:
         """Give back keys and layers; prompts and objects are there again when the widget is shown or opened again."""
-        if self.controller.is_active:
+        if self.controller.tasks.is_active:
             self.keys.release()
             self.review.clear()
             self.files.flush()
@@ -113,7 +111,7 @@ class RefineSAMWidget(QWidget):
         layout = QVBoxLayout(content)
         for panel in self.panels:
             layout.addWidget(panel)
-        keys = QLabel("<br>".join(f"<b>{key}</b>: {words}" for key, (_, words) in KEYS.items()))
+        keys = QLabel("<br>".join(f"<b>{key}</b>: {words}" for key, (words, _) in KEYS.items()))
         keys.setWordWrap(True)
         layout.addWidget(keys)
         layout.addStretch(1)
@@ -129,9 +127,9 @@ class RefineSAMWidget(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
 
     def _update_shown(self) -> None:
-        if not self.controller.is_active:
+        if not self.controller.tasks.is_active:
             return
-        self.keys.bind_all()
+        self.keys.bind()
         for panel in self.panels:
             panel.update_shown()
 
@@ -143,8 +141,9 @@ class RefineSAMWidget(QWidget):
             self._show_busy.start()
 
     def _finished(self) -> None:
-        self._show_busy.stop()
-        self._busy.setVisible(False)
+        if not self.controller.computing:
+            self._show_busy.stop()
+            self._busy.setVisible(False)
 
     def _forget_error(self) -> None:
         if self.status.styleSheet():
@@ -164,8 +163,8 @@ def segment_layer(viewer: napari.Viewer, layer: Image) -> None:
     """Open the widget on a layer: the command in the layers' menu."""
     dock, widget = unwrapped(viewer).window.add_plugin_dock_widget("refinesam", "refinesam")
     dock.show()  # It may be there already, and hidden.
-    widget.controller.choose_image(unwrapped(layer))
-    widget.controller.prompts.use_points(True)
+    widget.controller.view.choose_image(unwrapped(layer))
+    widget.controller.view.prompts.use_points(True)
 
 
 def unwrapped(proxied: Any) -> Any:

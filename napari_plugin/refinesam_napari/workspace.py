@@ -1,23 +1,24 @@
-"""One image and what was segmented in it: settings, document, history, objects, answers."""
+"""One image and what was segmented in it: settings, document, history, objects, predictions."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.editing import Editing
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
-from refinesam_napari.inference import Answer
+from refinesam_napari.inference import PlanePrediction
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
 __all__ = ["Workspace", "shape_of"]
 
-ANSWERS_KEPT = 64
+PREDICTIONS_KEPT = 64
 
 
 @dataclass(eq=False)
@@ -27,41 +28,41 @@ class Workspace(Editing):
     Attributes:
         image: the layer.
         settings: how its pixels become what the model sees.
-        generation: counts up whenever earlier answers lose their validity.
+        generation: counts up whenever earlier predictions lose their validity.
         shape: of the image that all of it belongs to, without colours.
-        pixels: the layer's data that the answers are about.
+        pixels: the layer's data that the predictions are about.
     """
 
     image: Image
     settings: ImageSettings
     generation: int = 0
-    _answers: OrderedDict[Any, Answer] = field(default_factory=OrderedDict)
+    _predictions: OrderedDict[Hashable, PlanePrediction] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.shape, self.pixels = shape_of(self.image), self.image.data
         self.channel_axis = self.settings.channel_axis
 
-    # -- answers ----------------------------------------------------------------------------------------------------
+    # -- predictions ------------------------------------------------------------------------------------------------
 
-    def answer_for(self, plane: Plane, refine: bool) -> Answer | None:
-        """Return the answer to the draft's prompts in a plane, None if there is none yet."""
+    def prediction_for(self, plane: Plane, refine: bool) -> PlanePrediction | None:
+        """Return the prediction for the draft's prompts in a plane, None if there is none yet."""
         prompts = self.document.draft.get(plane)
-        return None if prompts is None else self._answers.get(_question(plane, prompts, refine))
+        return None if prompts is None else self._predictions.get(_question(plane, prompts, refine))
 
-    def keep(self, answer: Answer) -> None:
-        """Remember an answer, and what the model saw for it."""
-        request = answer.request
-        self.crops[request.plane] = answer.crop
-        if request.refine and answer.report is None:
+    def keep(self, prediction: PlanePrediction) -> None:
+        """Remember a prediction, and what the model saw for it."""
+        request = prediction.request
+        self.crops[request.plane] = prediction.crop
+        if request.refine and prediction.report is None:
             return  # Overtaken before it was refined.
-        self._answers[_question(request.plane, request.prompts, request.refine)] = answer
-        while len(self._answers) > ANSWERS_KEPT:
-            self._answers.popitem(last=False)
+        self._predictions[_question(request.plane, request.prompts, request.refine)] = prediction
+        while len(self._predictions) > PREDICTIONS_KEPT:
+            self._predictions.popitem(last=False)
 
-    def forget_answers(self) -> None:
-        """Forget all answers: the pixels, or how they are seen, have changed."""
+    def forget_predictions(self) -> None:
+        """Forget all predictions: the pixels, or how they are seen, have changed."""
         self.generation += 1
-        self._answers.clear()
+        self._predictions.clear()
         self.crops.clear()
 
 
@@ -70,6 +71,6 @@ def shape_of(image: Image) -> tuple[int, ...]:
     return ImageSnapshot.of(image, ImageSettings()).shape
 
 
-def _question(plane: Plane, prompts: PlanePrompts, refine: bool) -> tuple[Any, ...]:
-    """What an answer depends on."""
+def _question(plane: Plane, prompts: PlanePrompts, refine: bool) -> Hashable:
+    """What a prediction depends on."""
     return plane, prompts.points, prompts.box, refine

@@ -46,7 +46,7 @@ def names(gui: Gui) -> list[str]:
 def test_closing_gives_back_keys_and_layers_and_reopening_continues(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     first = gui.mask()
     gui.key("N")
@@ -66,7 +66,7 @@ def test_closing_gives_back_keys_and_layers_and_reopening_continues(open_gui: Ca
 
     again = reopen(gui)
     assert sorted(names(again)) == sorted(opened) and again.widget is not gui.widget
-    assert len(again.controller.prompts.points.data) == 1 and np.array_equal(again.mask(), second)
+    assert len(again.controller.view.prompts.points.data) == 1 and np.array_equal(again.mask(), second)
     assert again.widget.objects_panel.list.count() == 1
     again.key("N")
     assert np.array_equal(labels == 1, first) and np.array_equal(labels == 2, second & ~first)
@@ -77,7 +77,7 @@ def test_closing_gives_back_keys_and_layers_and_reopening_continues(open_gui: Ca
     for _ in range(2):
         close(again)
         again = reopen(again)
-    again.controller.prompts.use_points(True)
+    again.controller.view.prompts.use_points(True)
     again.click(image, *COIN)
     assert again.mask()[COIN]
     assert sorted(names(again)) == sorted(opened)
@@ -87,8 +87,8 @@ def test_what_is_done_while_it_is_closed_is_known_afterwards(open_gui: Callable[
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
     other = gui.viewer.add_image(data.coins()[::-1].copy(), name="other")
-    gui.controller.choose_image(image)
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.choose_image(image)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     gui.mask()
     gui.key("N")
@@ -116,26 +116,26 @@ def test_what_is_done_while_it_is_closed_is_known_afterwards(open_gui: Callable[
     assert last.controller.workspace.image is other and last.controller.workspace.objects is None
     last.viewer.layers.append(layer)
     last.viewer.layers.append(image)
-    last.controller.choose_image(image)
+    last.controller.view.choose_image(image)
     last.settle()
     assert last.widget.objects_panel.list.count() == 1  # and known again when they return
 
 
 def test_closing_while_something_is_computed_ends_it(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
-    gui.widget.everything_panel.start.click()
+    gui.widget.everything_panel.start.native.click()
     gui.until(lambda: gui.widget._busy.isVisible())
     close(gui)
-    assert not gui.controller.long.busy and "refinesam: candidates" not in names(gui)
+    assert not gui.controller.tasks.busy and "refinesam: candidates" not in names(gui)
     again = reopen(gui)
-    again.controller.prompts.use_points(True)
+    again.controller.view.prompts.use_points(True)
     again.click(again.viewer.layers["image"], *COIN)
     assert again.mask()[COIN]
 
 
 def test_an_object_whose_mask_is_awaited_leaves_no_ghost(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
-    gui.controller.prompts.points.add(COIN)
+    gui.controller.view.prompts.points.add(COIN)
     gui.key("N")
     assert gui.controller.busy and list(gui.controller.workspace.document.objects) == [1]
     close(gui)
@@ -143,20 +143,20 @@ def test_an_object_whose_mask_is_awaited_leaves_no_ghost(open_gui: Callable[...,
     assert not again.controller.workspace.document.objects and again.widget.objects_panel.list.count() == 0
     again.key("Z", "control")
     again.key("Z", "control")
-    assert len(again.controller.prompts.points.data) == 1 and again.mask()[COIN]
+    assert len(again.controller.view.prompts.points.data) == 1 and again.mask()[COIN]
 
 
 def test_the_autosave_goes_on_over_a_closed_dock(open_gui: Callable[..., Gui], autosaves: Path) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     gui.mask()
     gui.key("N")
     close(gui)
     again = reopen(gui)
-    assert not again.widget.files_panel.restore.isVisible()
-    again.controller.prompts.use_points(True)
+    assert not again.widget.files_panel.restore.visible
+    again.controller.view.prompts.use_points(True)
     again.click(image, *OTHER_COIN)
     again.widget.files.flush()
     assert len(list(autosaves.glob("*.json"))) == 1
@@ -165,7 +165,7 @@ def test_the_autosave_goes_on_over_a_closed_dock(open_gui: Callable[..., Gui], a
 def test_hiding_gives_back_keys_and_layers_and_showing_continues(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image, widget = gui.viewer.layers["image"], gui.widget
-    gui.controller.use_options(show_first=True)
+    gui.controller.predictions.use_options(show_first=True)
     gui.click(image, *COIN)
     first = gui.mask()
     gui.key("N")
@@ -188,8 +188,8 @@ def test_hiding_gives_back_keys_and_layers_and_showing_continues(open_gui: Calla
         show(gui)
         assert widget.isVisible() and sorted(names(gui)) == opened
         # Also what was chosen in the panels.
-        assert gui.controller.options.show_first and widget.objects_panel.list.count() == 1
-        assert len(gui.controller.prompts.points.data) == 1 and np.array_equal(gui.mask(), second)
+        assert gui.controller.predictions.options.show_first and widget.objects_panel.list.count() == 1
+        assert len(gui.controller.view.prompts.points.data) == 1 and np.array_equal(gui.mask(), second)
     gui.key("N")
     assert np.array_equal(labels == 1, first) and np.array_equal(labels == 2, second & ~first)
     for _ in range(4):
@@ -229,13 +229,13 @@ def test_what_is_done_while_it_is_hidden_is_known_afterwards(open_gui: Callable[
 
 def test_what_was_computed_when_it_was_hidden_does_not_come_later(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
-    gui.widget.everything_panel.start.click()
+    gui.widget.everything_panel.start.native.click()
     gui.until(lambda: gui.widget._busy.isVisible())
     hide(gui)
     show(gui)
     gui.settle()
     assert "refinesam: candidates" not in names(gui) and not gui.widget.review.candidates
-    gui.controller.prompts.points.add(COIN)
+    gui.controller.view.prompts.points.add(COIN)
     gui.key("N")
     assert gui.controller.busy and list(gui.controller.workspace.document.objects) == [1]
     hide(gui)

@@ -31,13 +31,6 @@ def test_negative_clicks_alone_are_prompts_but_name_no_object(
     assert bool(prompts) is there and prompts.names_an_object is names_an_object
 
 
-def test_a_plane_without_prompts_leaves_the_draft() -> None:
-    document = Document().with_draft(PLANE, CLICK).with_draft(NEXT, CLICK)
-    assert list(document.draft) == [PLANE, NEXT]
-    assert list(document.with_draft(PLANE, PlanePrompts()).draft) == [NEXT]
-    assert list(document.draft) == [PLANE, NEXT]  # not changed in place
-
-
 def test_objects_are_added_replaced_and_taken_away() -> None:
     document = Document().with_object(SegmentedObject(1)).with_object(SegmentedObject(5))
     document = document.with_object(SegmentedObject(1, score=0.5))

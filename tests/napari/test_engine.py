@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from refinesam_napari.engine import Engine, Job, Outcome, Progress, Work
+from refinesam_napari.engine import Engine, Job, JobResult, Progress, Work
 
 PATIENCE = 30.0  # seconds, of waiting for something that will come
 
@@ -16,12 +16,12 @@ class Bench:
     """An engine, what came out of it, and jobs that wait until they are let go."""
 
     def __init__(self, min_interval: float = 0.0) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[JobResult] = []
         self.progress: list[Progress] = []
         self._came = threading.Condition()
         self.engine = Engine(self._arrived, self.progress.append, min_interval)
 
-    def _arrived(self, outcome: Outcome) -> None:
+    def _arrived(self, outcome: JobResult) -> None:
         with self._came:
             self.outcomes.append(outcome)
             self._came.notify_all()

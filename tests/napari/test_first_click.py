@@ -16,7 +16,7 @@ COIN, OTHER_COIN = (50, 48), (195, 215)
 def test_the_first_click_after_opening_segments(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     gui.click(gui.viewer.layers["image"], *COIN)
-    assert gui.mask()[COIN] and gui.controller.preview.layer.visible
+    assert gui.mask()[COIN] and gui.controller.view.preview.layer.visible
     gui.key("N")
     gui.click(gui.viewer.layers["image"], *OTHER_COIN)
     assert gui.mask()[OTHER_COIN]
@@ -34,14 +34,14 @@ def test_an_image_that_is_opened_after_the_widget(open_gui: Callable[..., Gui]) 
     gui.settle()
     assert gui.viewer.layers.selection.active is other and gui.controller.workspace.image is other
     row, column = data.coins().shape[0] - 1 - COIN[0], COIN[1]
-    where = gui.controller.prompts.points.data
+    where = gui.controller.view.prompts.points.data
     gui.drag(other, (100, 100), (140, 160))
     assert len(where) == 0 and not gui.controller.workspace.document.draft  # a drag moves the view
     gui.viewer.reset_view()
     gui.click(other, row, column)
     assert gui.mask()[row, column]
     gui.click(other, row + 8, column)
-    points = gui.controller.workspace.document.draft[gui.controller.plane].points
+    points = gui.controller.workspace.document.draft[gui.controller.view.plane].points
     assert len(points) == 2 and all(point.positive for point in points)
 
 
@@ -53,7 +53,7 @@ def test_alt_click_on_the_active_image_is_negative(open_gui: Callable[..., Gui])
     gui.viewer.layers.selection.active = image
     gui.click(image, *edge, modifiers="alt")
     gui.click(image, COIN[0] + 3, COIN[1])
-    points = gui.controller.workspace.document.draft[gui.controller.plane].points
+    points = gui.controller.workspace.document.draft[gui.controller.view.plane].points
     assert [point.positive for point in points] == [True, False, True]
 
 

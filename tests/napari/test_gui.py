@@ -20,12 +20,12 @@ OTHER_COIN = (195, 215)
 def test_click_previews_a_mask_and_paints_it(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     before = gui.colour_at(image, *COIN)
     gui.click(image, *COIN)
     mask = gui.mask()
     assert mask[COIN] and 300 < mask.sum() < 10_000
-    assert gui.controller.preview.layer.visible
+    assert gui.controller.view.preview.layer.visible
     after = gui.colour_at(image, *COIN)
     assert not np.array_equal(before, after)
     outside = (5, 190)
@@ -35,19 +35,19 @@ def test_click_previews_a_mask_and_paints_it(open_gui: Callable[..., Gui]) -> No
 def test_alt_click_is_negative_and_removes_what_it_points_at(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.drag_box = None
     gui.click(image, *COIN)
     first = gui.mask()
     rows, columns = np.nonzero(first)
     edge = (int(rows[-1]), int(columns[-1]))
     gui.click(image, *edge, modifiers="alt")
-    prompts = gui.controller.workspace.document.draft[gui.controller.plane]
+    prompts = gui.controller.workspace.document.draft[gui.controller.view.plane]
     assert [point.positive for point in prompts.points] == [True, False]
     assert not gui.mask()[edge]
     # The next click without Alt is positive again.
     gui.click(image, COIN[0] + 3, COIN[1])
-    prompts = gui.controller.workspace.document.draft[gui.controller.plane]
+    prompts = gui.controller.workspace.document.draft[gui.controller.view.plane]
     assert [point.positive for point in prompts.points] == [True, False, True]
 
 
@@ -57,20 +57,20 @@ def test_box_drag_commit_undo_redo_delete_by_keys(open_gui: Callable[..., Gui]) 
     gui.key("U")
     gui.drag(image, (170, 190), (220, 240))
     mask = gui.mask()
-    x0, y0, x1, y1 = gui.controller.workspace.document.draft[gui.controller.plane].box
+    x0, y0, x1, y1 = gui.controller.workspace.document.draft[gui.controller.view.plane].box
     assert np.allclose([x0, y0, x1, y1], [190.5, 170.5, 240.5, 220.5], atol=1.5)
     assert mask[OTHER_COIN] and mask[175:215, 195:235].mean() > 0.6
     gui.key("N")
     assert np.array_equal(gui.labels() == 1, mask)
     assert not gui.controller.workspace.document.draft
-    assert len(gui.controller.prompts.boxes.data) == 0
+    assert len(gui.controller.view.prompts.boxes.data) == 0
     gui.key("Z", "control")
     assert not gui.labels().any()
-    assert len(gui.controller.prompts.boxes.data) == 1
+    assert len(gui.controller.view.prompts.boxes.data) == 1
     gui.key("Z", "control shift")
     assert np.array_equal(gui.labels() == 1, mask)
     gui.widget.objects_panel.list.setCurrentRow(0)
-    gui.widget.objects_panel.delete.click()
+    gui.widget.objects_panel.delete.native.click()
     assert not gui.labels().any()
     gui.key("Z", "control")
     assert np.array_equal(gui.labels() == 1, mask)
@@ -90,7 +90,7 @@ def test_next_object_never_overwrites_unless_asked(open_gui: Callable[..., Gui])
     labels = gui.labels()
     assert np.array_equal(labels == 1, first) and np.array_equal(labels == 2, second & ~first)
     gui.key("Z", "control")
-    gui.controller.use_options(overwrite=True)
+    gui.controller.predictions.use_options(overwrite=True)
     gui.key("N")
     assert np.array_equal(gui.labels() == 2, second)
     gui.key("Z", "control")
@@ -100,18 +100,18 @@ def test_next_object_never_overwrites_unless_asked(open_gui: Callable[..., Gui])
 def test_keys_toggle_refinement_and_show_before_and_after(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     refined = gui.answer()
     assert refined.report is not None
     panel, compactness = gui.widget.prompt_panel, f"Q {refined.report.compactness:.2f}"
-    assert "confidence" in panel.told.text() and compactness not in panel.told.text()
-    panel.details.setChecked(True)
-    assert compactness in panel.told.text() and "predicted IoU" in panel.told.text()
-    preview = gui.controller.preview
+    assert "confidence" in panel.told.value and compactness not in panel.told.value
+    panel.details.value = True
+    assert compactness in panel.told.value and "predicted IoU" in panel.told.value
+    preview = gui.controller.view.preview
     assert preview.layer.colormap.name == "refinesam refined"
     gui.key("H")
-    assert gui.controller.options.show_first and preview.layer.colormap.name == "refinesam first"
+    assert gui.controller.predictions.options.show_first and preview.layer.colormap.name == "refinesam first"
     gui.key("H")
     assert preview.layer.colormap.name == "refinesam refined"
     gui.key("G")
@@ -123,11 +123,11 @@ def test_keys_toggle_refinement_and_show_before_and_after(open_gui: Callable[...
 def test_points_that_refinement_adds_are_marked(open_gui: Callable[..., Gui], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sessions._sessions, Model(), Session(FloodModel(max_points=None)))
     gui = open_gui(np.where(data.coins() > 100, 200, 50).astype(np.uint8))
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     refined = gui.answer()
     assert refined.report is not None and len(refined.report.points)
-    marks = gui.controller.preview.amr_points
+    marks = gui.controller.view.preview.amr_points
     assert marks.visible and len(marks.data) == len(refined.report.points)
     gui.key("H")
     assert not marks.visible
@@ -140,18 +140,18 @@ def test_points_that_refinement_adds_are_marked(open_gui: Callable[..., Gui], mo
 def test_editing_an_object_again_replaces_its_pixels(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     gui.mask()
     gui.key("N")
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *OTHER_COIN)
     gui.mask()
     gui.key("N")
     gui.key("K")  # the first object
     document = gui.controller.workspace.document
-    assert document.editing == 1 and len(gui.controller.prompts.points.data) == 1
-    gui.controller.prompts.use_points(True)
+    assert document.editing == 1 and len(gui.controller.view.prompts.points.data) == 1
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, COIN[0] + 8, COIN[1] + 5)
     changed = gui.mask()
     other = gui.labels() == 2
@@ -164,10 +164,10 @@ def test_editing_an_object_again_replaces_its_pixels(open_gui: Callable[..., Gui
 def test_commit_before_the_answer_is_there_loses_nothing(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     gui.key("N")  # at once
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *OTHER_COIN)
     second = gui.mask()
     gui.until(lambda: gui.labels().any())
@@ -187,9 +187,9 @@ def test_the_same_coin_twice_is_one_object(open_gui: Callable[..., Gui], at_once
     gui = open_gui(data.coins())
     image, workspace = gui.viewer.layers["image"], gui.controller.workspace
     for _ in range(2):
-        workspace.forget_answers()
-        gui.controller.prompts.use_points(True)
-        gui.controller.prompts.points.add(COIN)
+        workspace.forget_predictions()
+        gui.controller.view.prompts.use_points(True)
+        gui.controller.view.prompts.points.add(COIN)
         if not at_once:
             gui.mask()
         gui.key("N")
@@ -199,9 +199,9 @@ def test_the_same_coin_twice_is_one_object(open_gui: Callable[..., Gui], at_once
     if at_once:
         gui.key("Z", "control")
     # The prompts are not lost: with leave to overwrite they make an object.
-    assert len(gui.controller.prompts.points.data) == 1
+    assert len(gui.controller.view.prompts.points.data) == 1
     gui.mask()
-    gui.widget.objects_panel.overwrite.setChecked(True)
+    gui.widget.objects_panel.overwrite.value = True
     gui.key("N")
     assert gui.controller.workspace.document.objects.keys() == {2} and gui.labels()[COIN] == 2
     assert image in gui.viewer.layers
@@ -210,7 +210,7 @@ def test_the_same_coin_twice_is_one_object(open_gui: Callable[..., Gui], at_once
 def test_painting_by_hand_is_in_the_same_history(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     mask = gui.mask()
     gui.key("N")
@@ -234,10 +234,9 @@ def test_objects_go_into_labels_that_were_there(open_gui: Callable[..., Gui]) ->
     layer = gui.viewer.add_labels(there.copy(), name="mine")
     gui.settle()
     panel = gui.widget.objects_panel
-    assert [panel.labels.itemText(i) for i in range(panel.labels.count())] == ["a new layer", "mine"]
-    panel.labels.setCurrentIndex(1)
-    panel.labels.activated.emit(1)
-    gui.controller.prompts.use_points(True)
+    assert [panel.labels.native.itemText(i) for i in range(panel.labels.native.count())] == ["a new layer", "mine"]
+    panel.labels.native.setCurrentIndex(1)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     mask = gui.mask()
     gui.key("N")

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from skimage import data
 
 from napari_gui import Gui
-from refinesam_napari.corrections import Correction
-from refinesam_napari.document import Write
+from refinesam_napari.document import Correction, Write
 from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
 from refinesam_napari.painting import corrections_of
 
@@ -32,7 +31,7 @@ def brush(gui: Gui, label: int, *where: float, size: int = 9) -> NDArray[np.bool
 
 def corrected_coin(gui: Gui) -> NDArray[np.uint16]:
     """A coin by a click, with a dab erased from it and another added beside it."""
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     gui.mask()
     gui.key("N")
@@ -49,13 +48,13 @@ def test_an_object_taken_in_hand_and_added_again_keeps_its_paint(open_gui: Calla
     gui.mask()
     assert "corrected by hand" in gui.widget.status.text()
     # The preview is what will be added.
-    preview = gui.controller.preview.layer
+    preview = gui.controller.view.preview.layer
     assert not preview.get_value(COIN, world=True) and preview.get_value(BESIDE, world=True)
     gui.key("N")
     assert np.array_equal(gui.labels(), labels)
     # With another mask, too.
     gui.key("K")
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], COIN[0] + 12, COIN[1] + 5)
     mask = gui.mask()
     gui.key("N")
@@ -77,12 +76,12 @@ def test_an_object_taken_in_hand_and_added_again_keeps_its_paint(open_gui: Calla
 
 def test_a_border_painted_between_two_objects_stays(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     gui.mask()
     gui.key("N")
     taken = brush(gui, 2, *COIN)
-    gui.controller.use_options(overwrite=True)
+    gui.controller.predictions.use_options(overwrite=True)
     gui.controller.edit_object(1)
     gui.mask()
     gui.key("N")
@@ -94,7 +93,7 @@ def test_replay_keeps_paint_and_takes_nothing_from_others(open_gui: Callable[...
     corrected_coin(gui)
     brush(gui, 7, COIN[0] + 10, COIN[1] + 10)  # over a part of the coin
     labels = gui.labels().copy()
-    gui.widget.files_panel.replay.click()
+    gui.widget.files_panel.replay.native.click()
     gui.settle()
     gui.until(lambda: "computed again" in gui.widget.status.text())
     assert np.array_equal(gui.labels(), labels) and (labels == 7).any()
@@ -126,7 +125,7 @@ def test_propagation_keeps_paint_and_goes_on_from_it(open_gui: Callable[..., Gui
     gui.key("U")
     gui.drag(image, (4, 28, 28), (4, 68, 68))
     gui.mask()
-    gui.widget.stack_panel.start.click()
+    gui.widget.stack_panel.start.native.click()
     gui.settle()
     assert (gui.labels() == 1).any(axis=(1, 2)).all()
     gui.viewer.dims.set_point(0, 6)
@@ -136,7 +135,7 @@ def test_propagation_keeps_paint_and_goes_on_from_it(open_gui: Callable[..., Gui
     brush(gui, 0, 4, 40, 40)
     painted = gui.labels().copy()
     gui.controller.edit_object(1)
-    gui.widget.stack_panel.start.click()
+    gui.widget.stack_panel.start.native.click()
     gui.settle()
     assert np.array_equal(gui.labels()[[4, 6]], painted[[4, 6]])
     # A slice that was emptied by hand is where the object ends.
@@ -146,7 +145,7 @@ def test_propagation_keeps_paint_and_goes_on_from_it(open_gui: Callable[..., Gui
             brush(gui, 0, 7, row, column, size=13)
     assert not gui.labels()[7].any()
     gui.widget.objects_panel.list.setCurrentRow(0)
-    gui.widget.stack_panel.start.click()
+    gui.widget.stack_panel.start.native.click()
     gui.settle()
     assert not gui.labels()[7:].any() and np.array_equal(gui.labels()[[4, 6]], painted[[4, 6]])
 

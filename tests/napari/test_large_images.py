@@ -91,8 +91,8 @@ def computed_where_asked() -> Iterator[None]:
 
 def click(gui: Gui, row: float, column: float) -> None:
     """Click on a place in full-resolution pixels, as displayed; the prompts' layer has them at every zoom."""
-    gui.controller.prompts.use_points(True)
-    points = gui.controller.prompts.points
+    gui.controller.view.prompts.use_points(True)
+    points = gui.controller.view.prompts.points
     assert points is not None
     gui.click(points, row, column)
 
@@ -152,7 +152,7 @@ def test_a_pyramid_is_prompted_in_full_resolution_wherever_it_lies(open_gui: Cal
     assert found.crop.step == 1 and is_the_disk(found.mask, CENTRE, RADIUS)
     read = [level.read_by_plugin() for level in levels]
     assert sorted(read[0]) == chunks_of(found.crop) and read[1:] == [[], [], []]
-    preview = gui.controller.preview.layer
+    preview = gui.controller.view.preview.layer
     world = np.add(np.multiply((found.mask.y0, found.mask.x0), scale), translate)
     assert np.allclose(preview.data_to_world((0, 0)), world)
     gui.key("N")
@@ -170,8 +170,8 @@ def test_a_large_box_in_a_pyramid_is_read_from_a_coarser_level(open_gui: Callabl
     gui = open_gui([level.array for level in levels], name="image", multiscale=True, contrast_limits=(0, 255))
     gui.settle()
     assert all(level.read_by_plugin() == [] for level in levels)
-    gui.controller.prompts.use_boxes()
-    boxes = gui.controller.prompts.boxes
+    gui.controller.view.prompts.use_boxes()
+    boxes = gui.controller.view.prompts.boxes
     gui.drag(boxes, (CENTRE[0] - 1500, CENTRE[1] - 1500), (CENTRE[0] + 1500, CENTRE[1] + 1500))
     crop = gui.answer().crop
     assert crop.step == 8
@@ -194,7 +194,7 @@ def test_one_hot_pixel_of_sixteen_bits_changes_nothing(open_gui: Callable[..., G
     assert overlap(expected, inside(plain.shape, centre, radius)) > 0.9
     assert overlap(mask, expected) > 0.98
     # With the whole range on the scale the disk would be as dark as its surroundings.
-    gui.controller.show_what_the_model_sees()
+    gui.controller.predictions.show_what_the_model_sees()
     seen = gui.viewer.layers["refinesam: what the model sees"].data[..., 0]
     assert seen[centre] > 200 and seen[20, 30] == 255 and np.median(seen) < 60
 
@@ -217,10 +217,10 @@ def test_permuted_axes_give_the_mask_of_the_transposed_image(
     gui.settle()
     where = np.zeros(ndim)
     where[list(order[-2:])] = centre
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *(where if ndim > 2 else centre))
     mask = gui.mask()
-    assert gui.controller.plane.axes == tuple(order[-2:])
+    assert gui.controller.view.plane.axes == tuple(order[-2:])
     gui.key("N")
     labels = gui.labels().transpose(order)
     assert np.array_equal(labels if ndim == 2 else labels[1], mask)
@@ -228,7 +228,7 @@ def test_permuted_axes_give_the_mask_of_the_transposed_image(
 
     fresh = open_gui(seen, name="image")
     fresh.settle()
-    fresh.controller.prompts.use_points(True)
+    fresh.controller.view.prompts.use_points(True)
     fresh.click(fresh.viewer.layers["image"], *centre)
     assert overlap(mask, inside(seen.shape, centre, radius)) > 0.9
     # Not to the bit, for a click lands on a pixel of the screen.
@@ -296,7 +296,7 @@ def test_the_first_commit_into_a_very_large_pyramid_is_no_burden(open_gui: Calla
     # It is drawn at every zoom ...
     middle = (side // 2, side // 2)
     assert objects.layer.get_value(middle, world=True)[1] == 1
-    shown = gui.colour_at(gui.controller.prompts.points, *middle)
+    shown = gui.colour_at(gui.controller.view.prompts.points, *middle)
     assert shown.std() > 20, "the labels' colour, not gray"
     for level in list(objects.layer.data)[1:]:
         step = side // level.shape[0]

@@ -39,7 +39,7 @@ def test_all_sample_data_open(open_gui: Callable[..., Gui]) -> None:
         # The newest image was opened while there was another: it is chosen by selecting it.
         gui.viewer.layers.selection.active = layers[0]
         gui.settle()
-        assert gui.controller.workspace.image is layers[0] and gui.controller.plane is not None
+        assert gui.controller.workspace.image is layers[0] and gui.controller.view.plane is not None
         gui.viewer.layers.clear()
         gui.settle()
 
@@ -49,9 +49,9 @@ def test_the_command_of_the_layers_menu_opens_the_widget_on_the_layer(open_gui: 
 
     gui = open_gui(data.coins())
     other = gui.viewer.add_image(data.cell(), name="cell")
-    gui.controller.choose_image(gui.viewer.layers["image"])
+    gui.controller.view.choose_image(gui.viewer.layers["image"])
     gui.viewer.layers.selection.active = other
-    gui.controller.choose_image(gui.viewer.layers["image"])
+    gui.controller.view.choose_image(gui.viewer.layers["image"])
     get_app_model().commands.execute_command("refinesam.segment_layer").result()
     gui.settle()
     assert gui.controller.workspace.image is other

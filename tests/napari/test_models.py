@@ -18,9 +18,8 @@ COIN = (50, 48)
 
 
 def choose_weights(gui: Gui, name: str) -> None:
-    combo = gui.widget.image_panel.weights
+    combo = gui.widget.image_panel.weights.native
     combo.setCurrentText(name)
-    combo.activated.emit(combo.currentIndex())
 
 
 def test_missing_weights_say_what_to_do_and_the_built_in_ones_go_on(
@@ -31,32 +30,32 @@ def test_missing_weights_say_what_to_do_and_the_built_in_ones_go_on(
     gui.settle()
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *a, **k: (str(path), ""))
     choose_weights(gui, "own file ...")
-    assert gui.controller.options.model.weights == str(path)
+    assert gui.controller.predictions.options.model.weights == str(path)
     gui.until(lambda: str(path) in gui.widget.status.text())
     assert "color" in gui.widget.status.styleSheet()
     gui.settle()
     choose_weights(gui, "builtin")
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     assert gui.mask()[COIN]
-    gui.until(lambda: gui.widget.image_panel.running_on.text())
+    gui.until(lambda: gui.widget.image_panel.running_on.value)
 
 
 def test_an_own_file_answers(open_gui: Callable[..., Gui], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.safetensors"
     path.write_bytes((files("refinesam") / "assets" / "builtin.safetensors").read_bytes())
     gui = open_gui(data.coins())
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     expected = gui.mask()
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *a, **k: (str(path), ""))
     choose_weights(gui, "own file ...")
     assert np.array_equal(gui.mask(), expected)
-    assert gui.controller.current_answer.request.model == Model(str(path))
+    assert gui.controller.predictions.current.request.model == Model(str(path))
     # Cancelling the dialog leaves the model as it was.
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *a, **k: ("", ""))
     choose_weights(gui, "own file ...")
-    assert gui.controller.options.model.weights == str(path)
+    assert gui.controller.predictions.options.model.weights == str(path)
 
 
 def test_embeddings_are_kept_on_disk_if_asked(
@@ -67,29 +66,29 @@ def test_embeddings_are_kept_on_disk_if_asked(
     gui = open_gui(data.coins())
     gui.settle()
     assert not folder.exists()
-    gui.widget.image_panel.keep_on_disk.setChecked(True)
-    gui.controller.prompts.use_points(True)
+    gui.widget.image_panel.keep_on_disk.value = True
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     expected = gui.mask()
     assert len(list(folder.iterdir())) == 1
     # A restart: another session, and an encoder that must not be asked.
-    model = gui.controller.options.model
+    model = gui.controller.predictions.options.model
     monkeypatch.delitem(sessions._sessions, model)
     fresh = sessions.get(model)
     monkeypatch.setattr(fresh.model, "encode", lambda *a, **k: pytest.fail("the image was encoded again"))
-    gui.controller.workspace.forget_answers()
-    gui.controller.refresh()
+    gui.controller.workspace.forget_predictions()
+    gui.controller.predictions.refresh()
     assert np.array_equal(gui.mask(), expected)
 
 
 def test_in_three_dimensions_nothing_is_prompted_and_nothing_is_lost(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(np.stack([data.coins()[:100, :100]] * 3))
-    gui.controller.prompts.use_points(True)
-    gui.click(gui.viewer.layers["image"], float(gui.controller.plane.position[0]), *COIN)
+    gui.controller.view.prompts.use_points(True)
+    gui.click(gui.viewer.layers["image"], float(gui.controller.view.plane.position[0]), *COIN)
     mask = gui.mask()
     gui.viewer.dims.ndisplay = 3
-    assert gui.controller.plane is None and not gui.controller.preview.layer.visible
-    assert not gui.widget.objects_panel.commit.isEnabled() or gui.controller.workspace.document.draft
+    assert gui.controller.view.plane is None and not gui.controller.view.preview.layer.visible
+    assert not gui.widget.objects_panel.commit.enabled or gui.controller.workspace.document.draft
     gui.viewer.dims.ndisplay = 2
     gui.settle()
-    assert np.array_equal(gui.mask(), mask) and gui.controller.preview.layer.visible
+    assert np.array_equal(gui.mask(), mask) and gui.controller.view.preview.layer.visible

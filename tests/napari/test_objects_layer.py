@@ -66,9 +66,6 @@ def test_a_mask_lands_in_its_plane_and_is_read_back(plane: Plane) -> None:
     data = objects.layer.data
     assert np.array_equal(section(data, plane) == 4, mask.on(hw(plane))) and (data > 0).sum() == mask.area
     assert np.array_equal(objects.mask_of(4, plane).on(hw(plane)), mask.on(hw(plane)))
-    row, column = np.argwhere(mask.on(hw(plane)))[-1]
-    assert objects.id_at(plane, column + 0.5, row + 0.5) == 4
-    assert objects.id_at(plane, column + 1.5, row + 0.5) == 0
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -82,12 +79,6 @@ def test_a_new_mask_takes_the_place_of_the_old_one_and_undo_brings_it_back(plane
     assert np.array_equal(section(objects.layer.data, plane) == 4, old.on(hw(plane)))
     objects.redo([write])
     assert np.array_equal(section(objects.layer.data, plane) == 4, new.on(hw(plane)))
-
-
-def test_outside_the_labels_there_is_no_object() -> None:
-    objects, _ = watched(np.ones(SHAPE, np.uint16))
-    assert objects.id_at(PLANE, 0.5, 0.5) == 1
-    assert [objects.id_at(PLANE, x, y) for x, y in ((-0.5, 3), (3, -0.5), (30.5, 3), (3, 20.5))] == [0] * 4
 
 
 def test_others_are_covered_only_when_asked() -> None:

@@ -32,7 +32,7 @@ def test_an_error_is_forgotten_when_something_is_done_since(open_gui: Callable[.
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
     for then in (lambda: gui.click(image, *COIN), lambda: gui.key("N"), lambda: gui.key("Z", "control")):
-        gui.controller.tell_error(ValueError("something old"))
+        gui.controller.tasks.tell_error(ValueError("something old"))
         assert "something old" in gui.widget.status.text() and gui.widget.status.styleSheet()
         then()
         assert "something old" not in gui.widget.status.text() and not gui.widget.status.styleSheet()
@@ -44,11 +44,11 @@ def test_a_click_outside_the_image_is_no_prompt_and_says_so(open_gui: Callable[.
     image = gui.viewer.layers["image"]
     gui.click(image, -12, 100)
     gui.until(lambda: "outside the image" in gui.widget.status.text())
-    gui.until(lambda: len(gui.controller.prompts.points.data) == 0)
+    gui.until(lambda: len(gui.controller.view.prompts.points.data) == 0)
     assert not gui.controller.workspace.document.draft and not gui.widget.status.styleSheet()
-    gui.controller.prompts.use_boxes()
+    gui.controller.view.prompts.use_boxes()
     gui.drag(image, (-40, 100), (-5, 160))
-    gui.until(lambda: len(gui.controller.prompts.boxes.data) == 0)
+    gui.until(lambda: len(gui.controller.view.prompts.boxes.data) == 0)
     gui.settle()
     assert not gui.controller.workspace.document.draft
     # What reaches into the image counts.
@@ -62,9 +62,9 @@ def test_points_are_as_large_on_the_screen_at_every_zoom(
 ) -> None:
     gui = open_gui(np.zeros((side, side), np.uint8), scale=(scale, scale))
     image, middle = gui.viewer.layers["image"], (side / 2, side / 2)
-    gui.controller.refresh = lambda: None  # nobody asks a model here
+    gui.controller.predictions.refresh = lambda: None  # nobody asks a model here
     gui.click(image, *middle)
-    gui.controller.prompts.points.selected_data = set()
+    gui.controller.view.prompts.points.selected_data = set()
     camera = gui.viewer.scene.camera
     for factor in (1.0, 4.0, 0.5):
         camera.zoom *= factor
@@ -80,12 +80,12 @@ def test_prompts_are_drawn_over_labels(open_gui: Callable[..., Gui]) -> None:
     gui.mask()
     gui.key("N")
     mine = gui.viewer.add_labels(np.full(data.coins().shape, 5, np.uint8), name="mine", opacity=1)
-    gui.controller.use_labels(mine)
+    gui.controller.workspaces.use_labels(mine)
     for name in ("refinesam: boxes", "refinesam: points", "refinesam: preview"):
         assert gui.viewer.layers.index(gui.viewer.layers[name]) > gui.viewer.layers.index(mine)
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *OTHER_COIN)
-    gui.controller.prompts.points.selected_data = set()
+    gui.controller.view.prompts.points.selected_data = set()
     assert is_green(gui.colour_at(image, *OTHER_COIN))
 
 
@@ -93,7 +93,7 @@ def test_labels_have_none_of_the_previews_colours(open_gui: Callable[..., Gui]) 
     gui = open_gui(data.coins())
     gui.click(gui.viewer.layers["image"], *COIN)
     gui.mask()
-    preview = gui.controller.preview.layer.colormap.colors[2]
+    preview = gui.controller.view.preview.layer.colormap.colors[2]
     gui.key("N")
     colours = gui.controller.workspace.objects.layer.colormap.map(np.arange(1, 300))
     (hue, *_), hues = colorsys.rgb_to_hsv(*preview[:3]), [colorsys.rgb_to_hsv(*colour[:3])[0] for colour in colours]
@@ -106,8 +106,8 @@ def test_channels_that_are_no_numbers_say_what_is_needed(open_gui: Callable[...,
     gui.settle()
     panel = gui.widget.image_panel
     for text, words in (("0;1", "give up to three whole numbers"), ("7", "axis 0 holds channels 0 to 1")):
-        panel.channels.setText(text)
-        panel.channels.editingFinished.emit()
+        panel.channels.value = text
+        panel.channels.native.editingFinished.emit()
         assert words in gui.widget.status.text() and "int()" not in gui.widget.status.text()
     assert gui.controller.workspace.settings.channels == (0, 1)
 

@@ -251,10 +251,10 @@ class Session:
         self.foreign = 0
         self.errors: list[str] = []
         self.log: list[str] = []
-        self.controller.told.connect(lambda text, error: self.errors.append(text) if error else None)
+        self.controller.tasks.told.connect(lambda text, error: self.errors.append(text) if error else None)
         # As fast as possible: how long it waits for more is no matter here.
-        self.controller.engine._min_interval = 0.0
-        self.controller._settled.setInterval(0)
+        self.controller.predictions.engine._min_interval = 0.0
+        self.controller.predictions._settled.setInterval(0)
 
     @property
     def image(self) -> Expected | None:
@@ -278,7 +278,7 @@ class Session:
         def settled() -> bool:
             item = self.image if self.viewer.dims.ndisplay == 2 else None
             asked = item is not None and (item.mask(self.z(item), FIRST) | item.mask(self.z(item), REFINED)).any()
-            return not self.controller.busy and (not asked or self.controller.current_answer is not None)
+            return not self.controller.busy and (not asked or self.controller.predictions.current is not None)
 
         for _ in range(3):  # what is put off, and what that puts off
             QApplication.processEvents()
@@ -297,7 +297,7 @@ class Session:
         """Of each point of the layer, in its order: plane, and the how-manieth click in it."""
         counts: dict[int, int] = {}
         found = []
-        for data in self.controller.prompts.points.data:
+        for data in self.controller.view.prompts.points.data:
             z = 0 if item.pixels.ndim == 2 else int(data[0])
             found.append((z, counts.setdefault(z, 0)))
             counts[z] += 1
@@ -310,20 +310,20 @@ class Session:
 
     def add_point(self, item: Expected) -> None:
         sign, x, y = self.random.random() < 0.7, self.coordinate(high=75), self.coordinate()
-        self.controller.prompts.use_points(sign)
-        self.controller.prompts.points.add(self.data(item, x, y))
+        self.controller.view.prompts.use_points(sign)
+        self.controller.view.prompts.points.add(self.data(item, x, y))
         clicks, box = item.now.draft.get(self.z(item), ((), None))
         item.edit("add point", {**item.now.draft, self.z(item): ((*clicks, (x + 0.5, y + 0.5, sign)), box)})
 
     def click(self, item: Expected) -> None:
         """As `add_point`, by mouse; with Alt the click is negative."""
         alt = self.random.random() < 0.4
-        self.controller.prompts.use_points(True)
+        self.controller.view.prompts.use_points(True)
         self.viewer.reset_view()
         QApplication.processEvents()
         x, y = self.coordinate(high=75), self.coordinate()
         self.gui.click(item.image, *self.data(item, x, y), modifiers="alt" if alt else "")
-        column, row = self.controller.prompts.points.data[-1][[-1, -2]].tolist()
+        column, row = self.controller.view.prompts.points.data[-1][[-1, -2]].tolist()
         assert abs(column - x) < 1 and abs(row - y) < 1
         clicks, box = item.now.draft.get(self.z(item), ((), None))
         item.edit("add point", {**item.now.draft, self.z(item): ((*clicks, (column + 0.5, row + 0.5, not alt)), box)})
@@ -344,32 +344,34 @@ class Session:
         right, down = self.random.choice([-3.25, 2.5]), self.random.choice([-1.75, 4.0])
 
         def move(chosen: list[int]) -> Any:
-            data = self.controller.prompts.points.data.copy()
+            data = self.controller.view.prompts.points.data.copy()
             data[chosen, -1] += right
             data[chosen, -2] += down
-            self.controller.prompts.points.data = data
+            self.controller.view.prompts.points.data = data
             return lambda click: (click[0] + right, click[1] + down, click[2])
 
         inside = all(
-            5 < d < s - 5 for data in self.controller.prompts.points.data for d, s in zip(data[-2:], HW, strict=True)
+            5 < d < s - 5
+            for data in self.controller.view.prompts.points.data
+            for d, s in zip(data[-2:], HW, strict=True)
         )
         if inside:
             self.change_points(item, "move point", move)
 
     def turn_points(self, item: Expected) -> None:
         def turn(chosen: list[int]) -> Any:
-            layer = self.controller.prompts.points
+            layer = self.controller.view.prompts.points
             self.viewer.layers.selection.active = layer
             layer.selected_data = set(chosen)
-            assert self.controller.prompts.toggle_selected()
+            assert self.controller.view.prompts.toggle_selected()
             return lambda click: (click[0], click[1], not click[2])
 
         self.change_points(item, "turn point", turn)
 
     def remove_points(self, item: Expected) -> None:
         def remove(chosen: list[int]) -> Any:
-            self.controller.prompts.points.selected_data = set(chosen)
-            self.controller.prompts.points.remove_selected()
+            self.controller.view.prompts.points.selected_data = set(chosen)
+            self.controller.view.prompts.points.remove_selected()
             return lambda click: None
 
         self.change_points(item, "remove point", remove)
@@ -380,15 +382,15 @@ class Session:
         if tiny := self.random.random() < 0.2:
             x1 = x0 + 0.5  # a click without a drag
         corners = np.array([self.data(item, x, y) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))])
-        self.controller.prompts.use_boxes()
-        self.controller.prompts.boxes.add_rectangles(corners)
+        self.controller.view.prompts.use_boxes()
+        self.controller.view.prompts.boxes.add_rectangles(corners)
         if not tiny:
             clicks, _ = item.now.draft.get(self.z(item), ((), None))
             box = (x0 + 0.5, y0 + 0.5, x1 + 0.5, y1 + 0.5)
             item.edit("add box", {**item.now.draft, self.z(item): (clicks, box)})
 
     def change_box(self, item: Expected) -> None:
-        layer = self.controller.prompts.boxes
+        layer = self.controller.view.prompts.boxes
         if not len(layer.data):
             return
         index = self.random.randrange(len(layer.data))
@@ -414,7 +416,7 @@ class Session:
 
     def commit(self, item: Expected) -> None:
         workspace = self.controller.workspace
-        late = any(workspace.answer_for(plane, self.refine) is None for plane in workspace.document.draft)
+        late = any(workspace.prediction_for(plane, self.refine) is None for plane in workspace.document.draft)
         assert self.controller.commit() is item.commit(self.reach, self.overwrite, late)
         if item.layer is None and workspace.objects is not None:
             item.layer = workspace.objects.layer
@@ -506,7 +508,7 @@ class Session:
         there = [item.image for item in self.all if item.image in self.viewer.layers]
         image = self.random.choice(there)
         if self.random.random() < 0.5:
-            self.controller.choose_image(image)
+            self.controller.view.choose_image(image)
         elif self.viewer.layers.selection.active is not image:
             self.viewer.layers.selection.active = image
         else:
@@ -549,7 +551,7 @@ class Session:
             self.viewer.layers.remove(layer)
 
     def remove_prompt_layer(self, item: Expected) -> None:
-        prompts = self.controller.prompts
+        prompts = self.controller.view.prompts
         layer = self.random.choice([prompts.points, prompts.boxes])
         of_points = layer is prompts.points
         # Else napari selects a neighbour, and if that is an image, it is the one in hand from then on.
@@ -607,7 +609,7 @@ class Session:
             panel.first.setChecked(self.show_first)
         else:
             self.overwrite = not self.overwrite
-            self.gui.widget.objects_panel.overwrite.setChecked(self.overwrite)
+            self.gui.widget.objects_panel.overwrite.value = self.overwrite
 
     # -- one action -------------------------------------------------------------------------------------------------
 
@@ -652,7 +654,7 @@ class Session:
 
     def compare_document(self, item: Expected) -> None:
         document, now = self.controller.workspace.document, item.now
-        assert self.controller.plane == self.plane(item, self.z(item))
+        assert self.controller.view.plane == self.plane(item, self.z(item))
         assert self.plain(item, document.draft) == now.draft
         assert document.editing == now.editing
         assert sorted(document.objects) == sorted(now.objects)
@@ -678,7 +680,7 @@ class Session:
         return found
 
     def compare_prompt_layers(self, item: Expected) -> None:
-        points, boxes = self.controller.prompts.points, self.controller.prompts.boxes
+        points, boxes = self.controller.view.prompts.points, self.controller.view.prompts.boxes
         signs, colours = points.features["positive"], (points.face_color[:, :3] * 255).round().astype(int).tolist()
         clicks = []
         for data, sign, colour in zip(points.data.tolist(), signs, colours, strict=True):
@@ -694,10 +696,10 @@ class Session:
         assert sorted(rectangles) == sorted((*depth[z], *box) for z, (_, box) in drafted if box is not None)
 
     def compare_preview(self, item: Expected) -> None:
-        layer, z = self.controller.preview.layer, self.z(item)
+        layer, z = self.controller.view.preview.layer, self.z(item)
         edited = item.now.objects.get(item.now.editing)
         expected = item.mask(z, self.reach)
-        if z in item.now.draft and edited is not None and self.controller.current_answer is not None:
+        if z in item.now.draft and edited is not None and self.controller.predictions.current is not None:
             expected = edited.corrected(z, expected)
         if not expected.any():
             assert layer is None or layer not in self.viewer.layers or not layer.visible
@@ -724,13 +726,15 @@ class Session:
     def compare_layers(self, images: list[Image]) -> None:
         """Nothing in the list of layers but what is known, and each once."""
         controller = self.controller
-        known = [*images, controller.prompts.points, controller.prompts.boxes]
-        known += [layer for layer in (controller.preview.layer, controller.preview.amr_points) if layer is not None]
+        known = [*images, controller.view.prompts.points, controller.view.prompts.boxes]
+        known += [
+            layer for layer in (controller.view.preview.layer, controller.view.preview.amr_points) if layer is not None
+        ]
         labels = [layer for layer in self.viewer.layers if isinstance(layer, Labels)]
         assert all(item.layer in labels for item in self.all if item.layer is not None)
         others = [layer for layer in self.viewer.layers if layer not in labels]
         assert sorted(map(id, others)) == sorted(id(layer) for layer in known if layer in self.viewer.layers)
-        assert controller.prompts.points in others and controller.prompts.boxes in others
+        assert controller.view.prompts.points in others and controller.view.prompts.boxes in others
 
 
 def some_pixels(noise: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -768,7 +772,7 @@ def test_prompts_and_objects_while_the_viewer_stands_outside_the_image(
         gui.viewer.add_image(some_pixels(noise, shape), name=name)
     session = Session(gui, seed=0)
     item = session.all[1]
-    gui.controller.choose_image(item.image)
+    gui.controller.view.choose_image(item.image)
     for where in (0, 4, 3, 0):
         gui.viewer.dims.set_point(0, where)
         for step in (session.add_box, session.commit, session.undo, session.redo):

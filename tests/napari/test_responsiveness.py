@@ -75,7 +75,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
 
 def click_all(gui: Gui) -> None:
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     for row, column in CLICKS:
         gui.click(image, row, column)
         QTest.qWait(40)
@@ -93,7 +93,7 @@ def assert_answers_all(gui: Gui) -> None:
     assert np.array_equal(mask, expected.mask)
     rows, columns = np.nonzero(mask)
     assert ((rows - CENTRE[0]) ** 2 + (columns - CENTRE[1]) ** 2 < RADIUS**2).mean() > 0.98
-    layer = gui.controller.preview.layer
+    layer = gui.controller.view.preview.layer
     shown = gui.answer().mask
     assert layer.visible and np.array_equal(layer.data > 0, shown.pixels)
     assert np.allclose(layer.translate, (shown.y0, shown.x0))
@@ -103,32 +103,32 @@ def test_clicks_during_an_answer_are_answered_together(open_gui: Callable[..., G
     slow.may_encode.set()
     gui = open_gui(disk(1))
     gui.settle()
-    before = gui.controller.engine.started
+    before = gui.controller.predictions.engine.started
     click_all(gui)
-    assert gui.controller.engine.started == before + 1 and slow.decoded == 0
+    assert gui.controller.predictions.engine.started == before + 1 and slow.decoded == 0
     slow.may_decode.set()
     assert_answers_all(gui)
     gui.settle()
     # The first click's and the one for all ten; the eight between them never began.
-    assert gui.controller.engine.started == before + 2
+    assert gui.controller.predictions.engine.started == before + 2
 
 
 def test_burst_of_clicks_starts_no_more_answers_than_there_is_time_for(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(disk(2))
     gui.settle()
-    before, begun = gui.controller.engine.started, time.monotonic()
+    before, begun = gui.controller.predictions.engine.started, time.monotonic()
     click_all(gui)
     clicked = time.monotonic() - begun
     assert_answers_all(gui)
     gui.settle()
     # One at once, one after the last click, and between them as many as the least interval leaves room for.
-    assert 1 <= gui.controller.engine.started - before <= 2 + clicked / MIN_INTERVAL
+    assert 1 <= gui.controller.predictions.engine.started - before <= 2 + clicked / MIN_INTERVAL
 
 
 def test_cancel_ends_a_running_encoding(open_gui: Callable[..., Gui], slow: Slow) -> None:
     slow.may_decode.set()
     gui = open_gui(disk(3))
-    widget, engine = gui.widget, gui.controller.engine
+    widget, engine = gui.widget, gui.controller.predictions.engine
     gui.until(lambda: slow.encoding and widget.progress.isVisible() and widget.progress.value() > 0)
     assert widget.progress.maximum() == 1000 and widget.cancel.isVisible()
     QTest.mouseClick(widget.cancel, Qt.MouseButton.LeftButton)
@@ -141,7 +141,7 @@ def test_cancel_ends_a_running_encoding(open_gui: Callable[..., Gui], slow: Slow
     assert len(sessions.get(Model()).cache) == 0
     assert not widget.progress.isVisible() and not widget.cancel.isVisible()
     slow.may_encode.set()
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *CENTRE)
     assert gui.mask()[CENTRE] and slow.encoded == 1
 
@@ -150,10 +150,10 @@ def test_click_during_an_encoding_waits_for_it_and_not_for_another(open_gui: Cal
     slow.may_decode.set()
     gui = open_gui(disk(4))
     gui.until(lambda: slow.encoding)
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *CENTRE)
     QTest.qWait(300)
-    assert slow.encoding and gui.controller.current_answer is None
+    assert slow.encoding and gui.controller.predictions.current is None
     slow.may_encode.set()
     assert gui.mask()[CENTRE]
     gui.settle()
@@ -171,9 +171,9 @@ def test_the_window_lives_while_a_large_model_encodes(
     ticks: list[str] = []
     timer = QTimer(interval=5)
     timer.timeout.connect(lambda: ticks.append("tick"))
-    gui.controller.progressed.connect(lambda progress: ticks.append(f"block {progress.done}"))
+    gui.controller.tasks.progressed.connect(lambda progress: ticks.append(f"block {progress.done}"))
     timer.start()
-    gui.controller.use_options(model=Model(config.name))
+    gui.controller.predictions.use_options(model=Model(config.name))
     gui.until(lambda: "block 12" in ticks)
     timer.stop()
     # Between the encoder's blocks the window was drawn and asked again and again.

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refinesam import DatasetError
-from refinesam_napari.corrections import Correction
-from refinesam_napari.document import Document, PlanePrompts, Point, SegmentedObject
+from refinesam_napari.document import Correction, Document, PlanePrompts, Point, SegmentedObject
 from refinesam_napari.geometry import FREE, Crop, Plane, PlaneMask
 from refinesam_napari.storage import SavedSession, read_image_description, read_session, write_session
 

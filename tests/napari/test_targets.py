@@ -57,11 +57,10 @@ def test_into_offers_what_can_be_written_and_says_why_others_cannot(
     image = gui.viewer.layers["image"]
     layer = gui.viewer.add_labels(made(tmp_path), name="mine")
     gui.settle()
-    panel = gui.widget.objects_panel.labels
+    panel = gui.widget.objects_panel.labels.native
     usable = bool(panel.model().item(1).flags() & Qt.ItemFlag.ItemIsEnabled)
     assert usable == (reason is None)
     panel.setCurrentIndex(1)
-    panel.activated.emit(1)
     objects = gui.controller.workspace.objects
     if reason is not None:
         gui.qtbot.waitUntil(lambda: "can't be added to 'mine'" in gui.widget.status.text())
@@ -69,7 +68,7 @@ def test_into_offers_what_can_be_written_and_says_why_others_cannot(
         assert re.search(reason, panel.itemData(1, Qt.ItemDataRole.ToolTipRole))
         assert objects is None and panel.currentIndex() == 0
         return
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     mask = gui.mask()
     gui.key("N")
@@ -86,7 +85,7 @@ def test_a_pyramid_of_labels_is_no_target() -> None:
 def two_objects(gui: Gui) -> np.ndarray:
     image = gui.viewer.layers["image"]
     for where in (COIN, OTHER_COIN):
-        gui.controller.prompts.use_points(True)
+        gui.controller.view.prompts.use_points(True)
         gui.click(image, *where)
         gui.mask()
         gui.key("N")
@@ -105,18 +104,18 @@ def test_a_write_that_fails_changes_nothing_and_is_told(
 
     def delete() -> None:
         widget.objects_panel.list.setCurrentRow(0)
-        widget.objects_panel.delete.click()
+        widget.objects_panel.delete.native.click()
 
     def fails(action: Callable[[], object]) -> None:
         before, document = gui.labels().copy(), controller.workspace.document
-        steps, points = controller.workspace.history.steps, controller.prompts.points.data.copy()
+        steps, points = controller.workspace.history.steps, controller.view.prompts.points.data.copy()
         widget._told("", False)
         gui.labels().flags.writeable = False
         action()
         gui.until(lambda: "can't be written to" in widget.status.text())
         assert "color" in widget.status.styleSheet()
         assert controller.workspace.document is document and controller.workspace.history.steps == steps
-        assert np.array_equal(gui.labels(), before) and np.array_equal(controller.prompts.points.data, points)
+        assert np.array_equal(gui.labels(), before) and np.array_equal(controller.view.prompts.points.data, points)
         gui.labels().flags.writeable = True
 
     fails(lambda: gui.key("N"))
@@ -128,14 +127,14 @@ def test_a_write_that_fails_changes_nothing_and_is_told(
         "replayed",
         lambda *given: ((key, replace(mask, x0=mask.x0 + 1)) for key, mask in replayed(*given)),
     )
-    fails(widget.files_panel.replay.click)
-    fails(lambda: controller.attempt(lambda: widget.files.load(tmp_path / "work.json")))
+    fails(widget.files_panel.replay.native.click)
+    fails(lambda: controller.tasks.attempt(lambda: widget.files.load(tmp_path / "work.json")))
     # It goes on as soon as the layer can be written to again.
     gui.key("N")
     assert sorted(controller.workspace.document.objects) == [1, 2, 3] and (gui.labels() == 3).any()
     fails(lambda: gui.key("Z", "control"))
     gui.key("Z", "control")
-    assert not (gui.labels() == 3).any() and len(controller.prompts.points.data) == 1
+    assert not (gui.labels() == 3).any() and len(controller.view.prompts.points.data) == 1
     fails(lambda: gui.key("Z", "control shift"))
 
 
@@ -144,10 +143,10 @@ def test_a_write_that_fails_half_way_is_taken_back(open_gui: Callable[..., Gui])
     image = gui.viewer.layers["image"]
     for z in (0, 1, 2):
         gui.viewer.dims.set_point(0, z)
-        gui.controller.prompts.use_points(True)
+        gui.controller.view.prompts.use_points(True)
         gui.click(image, z, *COIN)
         gui.mask()
-    gui.controller.ensure_objects()
+    gui.controller.workspaces.ensure_objects()
     layer = gui.controller.workspace.objects.layer
     layer.data[0, :40] = 3  # something in the way, which must not change either
     before, write = layer.data.copy(), layer.data_setitem
@@ -169,8 +168,8 @@ def test_what_nobody_foresaw_is_told_in_the_panel(
 ) -> None:
     gui = open_gui(data.coins())
     monkeypatch.setattr(gui.controller.workspace, "undo", lambda: {}["nothing"])
-    gui.widget.objects_panel.undo.setEnabled(True)
-    for undo in (lambda: gui.key("Z", "control"), gui.widget.objects_panel.undo.click):
+    gui.widget.objects_panel.undo.enabled = True
+    for undo in (lambda: gui.key("Z", "control"), gui.widget.objects_panel.undo.native.click):
         gui.widget._told("", False)
         undo()
         assert "KeyError: 'nothing'" in gui.widget.status.text()

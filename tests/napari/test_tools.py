@@ -36,7 +36,7 @@ def moving_disk() -> NDArray[np.uint8]:
 
 def two_coins(gui: Gui) -> NDArray[np.uint16]:
     image = gui.viewer.layers["image"]
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     gui.mask()
     gui.key("N")
@@ -50,13 +50,13 @@ def two_coins(gui: Gui) -> NDArray[np.uint16]:
 def test_everything_is_found_filtered_accepted_and_discarded(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     panel, review = gui.widget.everything_panel, gui.widget.review
-    panel.start.click()
+    panel.start.native.click()
     gui.until(lambda: review.candidates)
     count = len(review.candidates)
-    assert count >= 5 and panel.list.count() == count
+    assert count >= 5 and len(panel.list) == count
     layer = gui.viewer.layers["refinesam: candidates"]
     areas = sorted(candidate.mask.area for candidate in review.candidates.values())
-    panel.least_area.setValue(areas[len(areas) // 4] + 1)
+    panel.least_area.value = areas[len(areas) // 4] + 1
     shown = review.shown
     assert 0 < len(shown) < count
     assert set(np.unique(layer.data)) - {0} <= set(shown)
@@ -65,10 +65,10 @@ def test_everything_is_found_filtered_accepted_and_discarded(open_gui: Callable[
     gui.viewer.layers.selection.active = layer
     gui.click(layer, *map(float, np.argwhere(layer.data == number)[len(np.argwhere(layer.data == number)) // 2]))
     assert review.chosen == number and panel.chosen == [number]
-    panel.discard.click()
+    panel.discard.native.click()
     assert number not in review.candidates
     left = review.shown
-    panel.accept_all.click()
+    panel.accept_all.native.click()
     objects = gui.controller.workspace.document.objects
     assert 0 < len(objects) <= len(left) and all(item.origin == "everything" for item in objects.values())
     assert set(np.unique(gui.labels())) - {0} == set(objects)
@@ -80,9 +80,9 @@ def test_everything_is_found_filtered_accepted_and_discarded(open_gui: Callable[
 def test_everything_can_be_cancelled(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     gui.settle()
-    gui.widget.everything_panel.start.click()
+    gui.widget.everything_panel.start.native.click()
     gui.until(lambda: gui.widget._busy.isVisible())
-    gui.widget.cancel.click()
+    gui.widget.cancel.native.click()
     gui.settle()
     assert not gui.widget.review.candidates and not gui.widget._busy.isVisible()
 
@@ -94,7 +94,7 @@ def test_an_object_is_propagated_redone_and_undone(open_gui: Callable[..., Gui])
     gui.key("U")
     gui.drag(image, (5, 33, 35), (5, 63, 65))
     gui.mask()
-    gui.widget.stack_panel.start.click()
+    gui.widget.stack_panel.start.native.click()
     gui.settle()
     item = gui.controller.workspace.document.objects[1]
     truth = moving_disk() > 120
@@ -108,13 +108,12 @@ def test_an_object_is_propagated_redone_and_undone(open_gui: Callable[..., Gui])
     # Once more from slice 4, downwards only: what lies above stays.
     gui.controller.edit_object(1)
     gui.viewer.dims.set_point(0, 4)
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, 4, 48, 46)
     gui.mask()
     panel = gui.widget.stack_panel
-    panel.direction.setCurrentIndex(2)
-    panel.direction.activated.emit(2)
-    panel.start.click()
+    panel.direction.native.setCurrentIndex(2)
+    panel.start.native.click()
     gui.settle()
     after = gui.labels() == 1
     assert np.array_equal(after[5:], before[5:]) and after[3].any()
@@ -138,7 +137,7 @@ def test_a_sphere_of_constant_brightness_does_not_fade(open_gui: Callable[..., G
     gui.key("U")
     gui.drag(gui.viewer.layers["image"], (5, 26, 26), (5, 70, 70))
     gui.mask()
-    gui.widget.stack_panel.start.click()
+    gui.widget.stack_panel.start.native.click()
     gui.settle()
     found = gui.labels() == 1
     # All but the poles, which have less than a third of the pixels of their neighbours; and that is what is told.
@@ -155,12 +154,12 @@ def test_a_disk_is_followed_through_time(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(frames.astype(np.uint8), axis_labels=("t", "y", "x"))
     gui.settle()
     panel = gui.widget.stack_panel
-    assert panel.isEnabled() and panel.axis.currentText() == "axis 0 (t)"
+    assert panel.isEnabled() and panel.axis.native.currentText() == "axis 0 (t)"
     gui.viewer.dims.set_point(0, 0)
     gui.key("U")
     gui.drag(gui.viewer.layers["image"], (0, 33, 15), (0, 63, 45))
     gui.mask()
-    panel.start.click()
+    panel.start.native.click()
     gui.settle()
     found = gui.labels() == 1
     assert found.any(axis=(1, 2)).all()
@@ -168,9 +167,11 @@ def test_a_disk_is_followed_through_time(open_gui: Callable[..., Gui]) -> None:
     both = open_gui(np.zeros((3, 4, 40, 50), np.uint8), axis_labels=("t", "z", "y", "x"))
     both.settle()
     panel = both.widget.stack_panel
-    assert [panel.axis.itemText(i) for i in range(2)] == ["axis 1 (z)", "axis 0 (t)"] and both.widget.stack.axis == 1
-    panel.axis.setCurrentIndex(1)
-    panel.axis.activated.emit(1)
+    assert [panel.axis.native.itemText(i) for i in range(2)] == [
+        "axis 1 (z)",
+        "axis 0 (t)",
+    ] and both.widget.stack.axis == 1
+    panel.axis.native.setCurrentIndex(1)
     assert both.widget.stack.axis == 0
 
 
@@ -179,25 +180,25 @@ def test_save_load_and_replay_to_the_bit(
 ) -> None:
     gui = open_gui(data.coins())
     labels = two_coins(gui)
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], 50, 110)
     draft_mask = gui.mask()
     path = tmp_path / "session.json"
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *a, **k: (str(path), ""))
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *a, **k: (str(path), ""))
-    gui.widget.files_panel.save.click()
+    gui.widget.files_panel.save.native.click()
     assert json.loads(path.read_text())["format"] == "refinesam-napari"
     other = open_gui(data.coins())
-    other.widget.files_panel.load.click()
+    other.widget.files_panel.load.native.click()
     assert np.array_equal(other.labels(), labels)
     assert np.array_equal(other.mask(), draft_mask)
-    other.widget.files_panel.replay.click()
+    other.widget.files_panel.replay.native.click()
     other.settle()
     assert np.array_equal(other.labels(), labels) and "computed again" in other.widget.status.text()
     # What is lost in another way than by hand comes back.
     other.labels()[40:60, 40:60] = 0
     other.controller.workspace.objects.layer.refresh()
-    other.widget.files_panel.replay.click()
+    other.widget.files_panel.replay.native.click()
     other.settle()
     assert np.array_equal(other.labels(), labels)
 
@@ -211,7 +212,7 @@ def test_a_session_of_another_image_is_refused(
     other = open_gui(data.cell())
     panel = other.widget.files_panel
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *a, **k: (str(tmp_path / "coins.json"), ""))
-    panel.load.click()
+    panel.load.native.click()
     assert "Choose the image that it was made on" in other.widget.status.text()
     assert other.controller.workspace.document == Document()
 
@@ -239,11 +240,11 @@ def test_autosave_follows_and_is_restored(open_gui: Callable[..., Gui], autosave
     path.rename(orphan)
     other = open_gui(data.coins())
     panel = other.widget.files_panel
-    assert panel.restore.isVisible()
-    panel.restore.click()
+    assert panel.restore.visible
+    panel.restore.native.click()
     assert np.array_equal(other.labels(), labels)
     assert not orphan.exists()
-    gui.until(lambda: not panel.restore.isVisible())
+    gui.until(lambda: not panel.restore.visible)
 
 
 def left_behind(path: Path, number: int, when: float) -> Path:
@@ -269,14 +270,14 @@ def test_the_newest_is_offered_first_in_local_time_and_can_be_discarded(
         ancient = left_behind(path, 3, now - 31 * 86_400)
         other = open_gui(data.coins())
         panel = other.widget.files_panel
-        offered = [panel.left.itemText(i) for i in range(panel.left.count())]
+        offered = [panel.left.native.itemText(i) for i in range(panel.left.native.count())]
         assert offered == [f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M}" for when in (now - 60, now - 86_400)]
         assert not ancient.exists()
-        panel.restore.click()
+        panel.restore.native.click()
         assert np.array_equal(other.labels(), labels) and not newest.exists() and older.exists()
-        assert panel.left.count() == 1 and panel.unsaved.isVisible()
-        panel.discard.click()
-        assert not older.exists() and not panel.unsaved.isVisible()
+        assert panel.left.native.count() == 1 and panel.unsaved.visible
+        panel.discard.native.click()
+        assert not older.exists() and not panel.unsaved.visible
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -284,13 +285,13 @@ def test_the_newest_is_offered_first_in_local_time_and_can_be_discarded(
 
 def test_unsaved_work_does_not_pile_up(open_gui: Callable[..., Gui], autosaves: Path) -> None:
     gui = open_gui(data.coins())
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     gui.widget.files.flush()
     (path,) = autosaves.glob("*.json")
     copies = [left_behind(path, number, time.time() - 60 * number) for number in range(1, 15)]
     other = open_gui(data.coins())
-    assert other.widget.files_panel.left.count() == 10
+    assert other.widget.files_panel.left.native.count() == 10
     assert [copy.exists() for copy in copies] == [True] * 10 + [False] * 4
     # What was undone wholly is nothing to be restored.
     gui.mask()
@@ -305,7 +306,7 @@ def test_objects_whose_layer_is_removed_stay_restorable(open_gui: Callable[..., 
     gui = open_gui(data.coins())
     two_coins(gui)
     gui.viewer.layers.remove(gui.controller.workspace.objects.layer)
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     gui.widget.files.flush()
     counts = sorted(len(read_session(path).document.objects) for path in autosaves.glob("*.json"))
@@ -317,16 +318,16 @@ def test_an_edit_is_autosaved_though_another_image_is_chosen_at_once(
 ) -> None:
     gui = open_gui(data.coins())
     other = gui.viewer.add_image(data.cell(), name="cell")
-    gui.controller.choose_image(gui.viewer.layers["image"])
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.choose_image(gui.viewer.layers["image"])
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
-    gui.controller.choose_image(other)
+    gui.controller.view.choose_image(other)
     gui.widget.files.flush()
     (path,) = autosaves.glob("image.*.json")
     assert len(read_session(path).document.draft) == 1
     assert not list(autosaves.glob("cell.*.json"))
     # What was saved leaves no autosave behind, however short ago the edit was.
-    gui.controller.choose_image(gui.viewer.layers["image"])
+    gui.controller.view.choose_image(gui.viewer.layers["image"])
     gui.click(gui.viewer.layers["image"], *OTHER_COIN)
     gui.widget.files.save(path.parent.parent / "saved.json")
     gui.widget.files.flush()

@@ -17,7 +17,7 @@ from skimage import data
 
 from napari_gui import Gui
 from refinesam import decode_rle
-from refinesam_napari import answers
+from refinesam_napari import workspaces
 from refinesam_napari.geometry import FREE, Plane
 from refinesam_napari.scanning import objects_in
 
@@ -29,14 +29,15 @@ def choose(gui: Gui, name: str) -> None:
     gui.settle()
     panel = gui.widget.objects_panel
     panel.update_shown()
-    index = [panel.labels.itemText(i).removesuffix(" (can't be used)") for i in range(panel.labels.count())].index(name)
-    panel.labels.setCurrentIndex(index)
-    panel.labels.activated.emit(index)
+    index = [
+        panel.labels.native.itemText(i).removesuffix(" (can't be used)") for i in range(panel.labels.native.count())
+    ].index(name)
+    panel.labels.native.setCurrentIndex(index)
     gui.settle()
 
 
 def add(gui: Gui, *where: float) -> NDArray[np.bool_]:
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.controller.workspace.image, *where)
     mask = gui.mask()
     gui.key("N")
@@ -75,7 +76,7 @@ def test_what_labels_hold_already_are_objects(open_gui: Callable[..., Gui], tmp_
     # ... edited by prompts, which replaces what they were in this slice ...
     gui.controller.edit_object(4)
     assert "already in the labels" in gui.widget.status.text()
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *OTHER_COIN)
     mask = gui.mask()
     gui.key("N")
@@ -126,7 +127,7 @@ def test_found_objects_of_a_stack_are_propagated_from_their_slices(open_gui: Cal
     choose(gui, "mine")
     assert gui.controller.workspace.document.objects[3].planes == (Plane((1, 2), (2, FREE, FREE)),)
     gui.widget.objects_panel.list.setCurrentRow(0)
-    gui.widget.stack_panel.start.click()
+    gui.widget.stack_panel.start.native.click()
     gui.settle()
     assert (gui.labels() == 3).any(axis=(1, 2)).all()
 
@@ -161,7 +162,7 @@ def choose_large(gui: Gui, labels: NDArray[np.uint16]) -> Labels:
     """Begin to use labels, and wait until the panel says that they are read."""
     layer = gui.viewer.add_labels(labels, name="mine")
     gui.settle()
-    gui.controller.use_labels(layer)
+    gui.controller.workspaces.use_labels(layer)
     assert gui.controller.busy and gui.controller.workspace.objects is None
     return layer
 
@@ -173,9 +174,9 @@ def test_large_labels_are_read_in_the_background(open_gui: Callable[..., Gui], m
         threads.append(threading.current_thread())
         return objects_in(*arguments)
 
-    monkeypatch.setattr(answers, "objects_in", watched)
+    monkeypatch.setattr(workspaces, "objects_in", watched)
     gui = open_gui(np.zeros((4200, 4200), np.uint8))
-    gui.controller.progressed.connect(lambda progress: told.append(progress.text))
+    gui.controller.tasks.progressed.connect(lambda progress: told.append(progress.text))
     layer = choose_large(gui, large())
     gui.settle()
     assert threads and threading.main_thread() not in threads and "Reading 'mine'" in told
@@ -209,7 +210,7 @@ def test_labels_whose_reading_ends_early_stay_the_users_own(open_gui: Callable[.
     gui.settle()
     assert gui.controller.workspace.objects is None and not gui.controller.workspace.document.objects
     assert np.array_equal(layer.data, large())
-    gui.controller.use_labels(layer)
+    gui.controller.workspaces.use_labels(layer)
     gui.settle()
     assert sorted(gui.controller.workspace.document.objects) == [4, 7, 9]
 
@@ -244,12 +245,12 @@ def test_labels_that_lie_elsewhere_are_refused_and_stay_where_they_are(open_gui:
     layer.translate = (0, 40)
     image = gui.viewer.layers["image"]
     image.translate = (3, 0)
-    gui.controller.prompts.use_points(True)
+    gui.controller.view.prompts.use_points(True)
     gui.click(image, *COIN)
     gui.mask()
     gui.key("N")
     assert "lies elsewhere" in gui.widget.status.text() and np.array_equal(layer.translate, (0, 40))
-    assert np.array_equal(layer.data, two_squares()) and len(gui.controller.prompts.points.data) == 1
+    assert np.array_equal(layer.data, two_squares()) and len(gui.controller.view.prompts.points.data) == 1
     layer.translate = (3, 0)
     gui.key("N")
     world = image.data_to_world(COIN)
@@ -282,10 +283,10 @@ def test_one_layer_is_not_shared_by_two_images(open_gui: Callable[..., Gui]) -> 
     add(gui, 40, 60)
     assert gui.controller.workspace.objects.layer is not shared
     # Given free by its image, it can be had, with what is in it.
-    gui.controller.choose_image(image)
+    gui.controller.view.choose_image(image)
     gui.viewer.add_labels(np.zeros(HW, np.uint8), name="free")
     choose(gui, "free")
-    gui.controller.choose_image(other)
+    gui.controller.view.choose_image(other)
     choose(gui, "image objects")
     assert gui.controller.workspace.objects.layer is shared
     before = shared.data.copy()
@@ -308,6 +309,6 @@ def test_a_layer_whose_image_is_gone_can_be_had(open_gui: Callable[..., Gui]) ->
     choose(gui, "image objects")
     assert gui.controller.workspace.objects.layer is shared
     gui.viewer.layers.append(image)
-    gui.controller.choose_image(image)
+    gui.controller.view.choose_image(image)
     gui.settle()
     assert gui.controller.workspace.objects is None and np.array_equal(shared.data, before)

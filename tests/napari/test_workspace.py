@@ -11,9 +11,9 @@ from refinesam import ConfigError, RefinementReport
 from refinesam_napari.document import Document, PlanePrompts, Point, SegmentedObject
 from refinesam_napari.geometry import FREE, NO_MASK, Crop, Plane, PlaneMask
 from refinesam_napari.images import ImageSettings, ImageSnapshot
-from refinesam_napari.inference import Answer, Model, Request
+from refinesam_napari.inference import Model, PlanePrediction, PredictionRequest
 from refinesam_napari.objects_layer import ObjectsLayer
-from refinesam_napari.workspace import ANSWERS_KEPT, Workspace
+from refinesam_napari.workspace import PREDICTIONS_KEPT, Workspace
 
 HW = (20, 30)
 FIRST, SECOND = Plane((1, 2), (0, FREE, FREE)), Plane((1, 2), (1, FREE, FREE))
@@ -522,43 +522,43 @@ def test_painting_through_several_planes_is_known_in_each(workspace: Workspace) 
 
 def answer(
     workspace: Workspace, prompts: PlanePrompts, refine: bool = False, report: bool | None = None
-) -> Answer:  # fmt: skip
-    request = Request(ImageSnapshot.of(workspace.image, workspace.settings), FIRST, prompts, refine, Model())
+) -> PlanePrediction:  # fmt: skip
+    request = PredictionRequest(ImageSnapshot.of(workspace.image, workspace.settings), FIRST, prompts, refine, Model())
     seen = RefinementReport(1, 1.0, "none", "", np.zeros((0, 2), np.float32), 0.5, 0.5, "first", "")
-    return Answer(request, CROP, UPPER, 0.5, report=seen if (refine if report is None else report) else None)
+    return PlanePrediction(request, CROP, UPPER, 0.5, report=seen if (refine if report is None else report) else None)
 
 
 def test_an_answer_belongs_to_its_points_box_plane_and_refinement(workspace: Workspace) -> None:
     workspace.edit_draft("add point", {FIRST: CLICK})
-    assert workspace.answer_for(FIRST, False) is None
+    assert workspace.prediction_for(FIRST, False) is None
     found = answer(workspace, CLICK)
     workspace.keep(found)
-    assert workspace.answer_for(FIRST, False) is found and workspace.crops == {FIRST: CROP}
-    assert workspace.answer_for(FIRST, True) is None and workspace.answer_for(SECOND, False) is None
+    assert workspace.prediction_for(FIRST, False) is found and workspace.crops == {FIRST: CROP}
+    assert workspace.prediction_for(FIRST, True) is None and workspace.prediction_for(SECOND, False) is None
     workspace.edit_draft("add box", {FIRST: BOX})
-    assert workspace.answer_for(FIRST, False) is None
+    assert workspace.prediction_for(FIRST, False) is None
     workspace.undo()
-    assert workspace.answer_for(FIRST, False) is found
+    assert workspace.prediction_for(FIRST, False) is found
 
 
 def test_an_answer_overtaken_before_it_was_refined_is_none(workspace: Workspace) -> None:
     workspace.edit_draft("add point", {FIRST: CLICK})
     workspace.keep(answer(workspace, CLICK, refine=True, report=False))
-    assert workspace.answer_for(FIRST, True) is None and workspace.crops == {FIRST: CROP}
+    assert workspace.prediction_for(FIRST, True) is None and workspace.crops == {FIRST: CROP}
 
 
 def test_answers_are_forgotten_with_the_pixels_and_only_so_many_are_kept(workspace: Workspace) -> None:
-    clicks = [PlanePrompts((Point(float(x), 1.0),)) for x in range(ANSWERS_KEPT + 1)]
+    clicks = [PlanePrompts((Point(float(x), 1.0),)) for x in range(PREDICTIONS_KEPT + 1)]
     for prompts in clicks:
         workspace.keep(answer(workspace, prompts))
     kept = []
     for prompts in clicks:
         workspace.edit_draft("move point", {FIRST: prompts})
-        kept.append(workspace.answer_for(FIRST, False) is not None)
-    assert kept == [False] + [True] * ANSWERS_KEPT
+        kept.append(workspace.prediction_for(FIRST, False) is not None)
+    assert kept == [False] + [True] * PREDICTIONS_KEPT
     generation = workspace.generation
-    workspace.forget_answers()
-    assert workspace.answer_for(FIRST, False) is None and not workspace.crops and workspace.generation > generation
+    workspace.forget_predictions()
+    assert workspace.prediction_for(FIRST, False) is None and not workspace.crops and workspace.generation > generation
 
 
 # ---------------------------------------------------------------- without a labels layer

@@ -8,81 +8,77 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from refinesam import RefineSAMError
-from refinesam_napari.committed import Committed
-from refinesam_napari.document import PlanePrompts
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
-from refinesam_napari.objects_layer import ObjectsLayer
 from refinesam_napari.placing import camera_of, is_kept_active, on_top
 from refinesam_napari.preview import DISPLAY_ONLY, Preview
 from refinesam_napari.prompt_layers import PromptLayers
-from refinesam_napari.scanning import Objects
 from refinesam_napari.targets import is_ours, place_labels
-from refinesam_napari.views import guess_channel_axis, plane_in_view
+from refinesam_napari.views import plane_in_view
 from refinesam_napari.workspace import Workspace, shape_of
+from refinesam_napari.workspaces import Workspaces, first_settings
 
 if TYPE_CHECKING:
     from napari.layers import Labels
     from napari.viewer import Viewer
 
-__all__ = ["Scene"]
+__all__ = ["ImageView"]
 
 # A hand that clicks moves the mouse no farther than this.
 CLICK_PIXELS = 4
 PLACE = ("scale", "translate", "rotate", "shear", "affine")
 
 
-class Scene(Committed):
+class ImageView(QObject):
     """The image in hand, the plane in view, and the layers of prompts, preview and objects.
 
-    Layers are known by identity, never by name. `workspace` is None without an image, `plane` where nothing can be
-    prompted, as in 3D. A subclass says what is to be done when pixels, plane or prompts change.
+    Layers are known by identity, never by name.
+
+    Attributes:
+        plane: in view; None where nothing can be prompted, as in 3D.
+        prompts, preview: their layers.
+
+    Signals:
+        prompted: the user did something, which has a name, in the prompt layers, which hold these prompts now.
+        left: what is computed for the image, or for its pixels of before, is not wanted any more.
+        shown: a plane came into view, or is seen in another way.
     """
 
-    def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
-        super().__init__(viewer, parent)
+    prompted = Signal(str, object)
+    left = Signal()
+    shown = Signal()
+
+    def __init__(self, viewer: Viewer, workspaces: Workspaces, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.viewer, self._workspaces = viewer, workspaces
         self.plane: Plane | None = None
         self._following = False
-        self.prompts = PromptLayers(viewer, self.prompts_edited)
+        self.prompts = PromptLayers(viewer, self.prompted.emit)
         self.preview = Preview(viewer, lambda: [self.prompts.boxes, self.prompts.points])
+        workspaces.labels_chosen.connect(self._draw_over)
 
     def pause(self) -> None:
         """Let go of the viewer; the layers of prompts and preview are taken out of it."""
-        super().pause()
         self._following = False
         for event, callback in self._events():
             event.disconnect(callback)
         self._watch(None)
-        self.workspace = self.plane = None
+        self._workspaces.current = None
+        self.plane = None
         self.prompts.remove()
         self.preview.remove()
 
     def resume(self) -> None:
         """Follow the viewer, and go on with the image that was in hand last."""
-        super().resume()
         self._following = True
         for event, callback in self._events():
             event.connect(callback)
         self.choose_image(self.first_image())
         # Nothing need be pressed before the first click.
         self.prompts.use_points(True)
-
-    # -- for the subclass -------------------------------------------------------------------------------------------
-
-    def prompts_edited(self, name: str, prompts: dict[Plane, PlanePrompts]) -> None:
-        """The user did something in the prompt layers, which hold these prompts now."""
-        raise NotImplementedError
-
-    def image_left(self) -> None:
-        """What is computed for the image, or for its pixels of before, is not wanted any more."""
-        raise NotImplementedError
-
-    def plane_shown(self) -> None:
-        """A plane came into view, or is seen in another way."""
-        raise NotImplementedError
 
     # -- viewer -----------------------------------------------------------------------------------------------------
 
@@ -106,19 +102,6 @@ class Scene(Committed):
         self.prompts.fit_to_zoom()
         self.preview.fit_to_zoom()
 
-    def ensure_objects(self) -> ObjectsLayer:
-        """Return the layer of committed objects; a new one is drawn under prompts and preview."""
-        new = self.workspace is not None and self.workspace.objects is None
-        objects = super().ensure_objects()
-        if new:
-            self._draw_over(objects.layer)
-        return objects
-
-    def use_labels(self, layer: Labels, there: Objects | None = None) -> None:
-        """Commit objects into an existing Labels layer, drawn under prompts and preview."""
-        super().use_labels(layer, there)
-        self._draw_over(layer)
-
     def _draw_over(self, labels: Labels) -> None:
         preview, prompts = self.preview, self.prompts
         on_top(self.viewer, [preview.layer, preview.amr_points, prompts.boxes, prompts.points], labels)
@@ -135,84 +118,89 @@ class Scene(Committed):
         """The image to begin with: the one before the widget was closed, else the active one, else the topmost."""
         active = self.viewer.layers.selection.active
         images = self.images()
-        before = None if self._kept.image is None else self._kept.image()
-        self._kept.image = None
+        before = self._workspaces.take_last_image()
         if before in images:
             return before
         return active if active in images else (images[-1] if images else None)
 
     def _layer_added(self, event: Any) -> None:
         layer = event.value
-        if self.workspace is None:
+        if self._workspaces.current is None:
             self._later(self._begin)
-        self.take_back_objects(layer)
-        self.changed.emit()
+        self._workspaces.take_back_objects(layer)
+        self._workspaces.changed.emit()
 
     def _layer_removed(self, event: Any) -> None:
         layer = event.value
-        for workspace in list(self._workspaces.values()):
-            if workspace.objects is not None and layer is workspace.objects.layer:
-                self.let_go_of_objects(workspace)
-        if self.workspace is not None and layer is self.workspace.image:
+        if self._workspaces.current is not None and layer is self._workspaces.current.image:
             self.choose_image(None)
             self._later(self._begin)
-        made = self._workspaces.get(layer)
-        if made is not None and made.history.undo_name is None and made.history.redo_name is None:
-            # Nothing was made in it: let go of it, since it holds the image's memory.
-            del self._workspaces[layer]
+        self._workspaces.layer_removed(layer)
         if layer in (self.prompts.points, self.prompts.boxes) and not self.prompts.is_quiet:
             # What lay in it is gone, which can be undone; to go on, an empty one is needed.
             self._later(self._restore_prompt_layers)
-        self.changed.emit()
+        self._workspaces.changed.emit()
 
     def _begin(self) -> None:
-        if self.workspace is None and (image := self.first_image()) is not None:
+        if self._workspaces.current is None and (image := self.first_image()) is not None:
             self.choose_image(image)
             self.prompts.use_points(True)
 
     def _restore_prompt_layers(self) -> None:
-        if self.workspace is None or self.plane is None:
+        if self._workspaces.current is None or self.plane is None:
             return
         self._follow()
-        self.prompts_edited("remove layer of prompts", self.prompts.read())
+        self.prompted.emit("remove layer of prompts", self.prompts.read())
 
     def _active_changed(self, event: Any) -> None:
         layer = event.value
         if is_kept_active(self.viewer):
             return
-        if layer in self.images() and (self.workspace is None or layer is not self.workspace.image):
+        if layer in self.images() and (self._workspaces.current is None or layer is not self._workspaces.current.image):
             self._later(lambda: self._choose_if_active(layer))
 
     def _choose_if_active(self, layer: Image) -> None:
         if self.viewer.layers.selection.active is layer and layer in self.images():
             self.choose_image(layer)
 
+    def go_to(self, plane: Plane) -> None:
+        """Move the viewer's sliders to a plane."""
+        workspace = self._workspaces.current
+        if workspace is None:
+            return
+        world = workspace.image.data_to_world(plane.to_data(0.5, 0.5))
+        offset = self.viewer.dims.ndim - len(world)
+        for axis, index in enumerate(plane.position):
+            if index >= 0:
+                self.viewer.dims.set_point(axis + offset, world[axis])
+
     # -- image ------------------------------------------------------------------------------------------------------
 
     def choose_image(self, image: Image | None) -> None:
         """Segment this layer from now on."""
-        self.image_left()
+        self.left.emit()
         self._watch(image)
         if image is None:
-            self.workspace = self.plane = None
+            self._workspaces.current = self.plane = None
             self.preview.hide()
             self.prompts.show({})
         else:
-            if image not in self._workspaces:
-                self._workspaces[image] = Workspace(image, _first_settings(image))
-            self.workspace = self._workspaces[image]
+            self._workspaces.current = self._workspaces.of(image)
             self.plane = None
             self.prompts.show({})
             # While another image was in hand, nobody followed this one.
-            if self.workspace.pixels is not image.data:
+            if self._workspaces.current.pixels is not image.data:
                 self._pixels_changed()
             else:
                 self._placed()
-        self.changed.emit()
+        self._workspaces.changed.emit()
 
     def _watch(self, image: Image | None) -> None:
         """Follow changes of the image's pixels and place; no longer those of the one before."""
-        for layer, callbacks in ((self.workspace.image if self.workspace else None, "disconnect"), (image, "connect")):
+        for layer, callbacks in (
+            (self._workspaces.current.image if self._workspaces.current else None, "disconnect"),
+            (image, "connect"),
+        ):
             if layer is None:
                 continue
             getattr(layer.events.data, callbacks)(self._pixels_changed)
@@ -240,7 +228,7 @@ class Scene(Committed):
         Raises:
             ConfigError: the image has no such channels.
         """
-        workspace = self.workspace
+        workspace = self._workspaces.current
         if workspace is None or settings == workspace.settings:
             return
         ImageSnapshot.of(workspace.image, settings)
@@ -252,37 +240,35 @@ class Scene(Committed):
 
     def _begin_anew(self, workspace: Workspace, settings: ImageSettings) -> None:
         """Planes are others now, so nothing of before has a place any more; objects stay in their layer."""
-        if workspace.objects is not None:
-            workspace.objects.release()
-        self.workspace = self._workspaces[workspace.image] = Workspace(workspace.image, settings)
+        self._workspaces.current = self._workspaces.begin_anew(workspace.image, settings)
         self.plane = None
         self.prompts.show({})
-        self.edited.emit(self.workspace)
+        self._workspaces.edited.emit(self._workspaces.current)
 
     def _pixels_changed(self, event: Any = None) -> None:
-        workspace = self.workspace
+        workspace = self._workspaces.current
         if workspace is None:
             return
-        self.image_left()
+        self.left.emit()
         image = workspace.image
         if shape_of(image) != workspace.shape:
-            self._begin_anew(workspace, replace(_first_settings(image), intensity=workspace.settings.intensity))
+            self._begin_anew(workspace, replace(first_settings(image), intensity=workspace.settings.intensity))
         else:
             workspace.pixels = image.data
-            workspace.forget_answers()
+            workspace.forget_predictions()
         self._placed()
 
     def _placed(self, event: Any = None) -> None:
-        if self.workspace is None:
+        if self._workspaces.current is None:
             return
-        workspace = self.workspace
+        workspace = self._workspaces.current
         if workspace.objects is not None and is_ours(workspace.objects.layer):
             place_labels(workspace.objects.layer, workspace.image, workspace.shape, workspace.settings.channel_axis)
         self._moved()
 
     def _moved(self, event: Any = None) -> None:
         """Show what belongs to the plane that is in view now."""
-        workspace = self.workspace
+        workspace = self._workspaces.current
         if workspace is None:
             return
         if event is not None and not self.prompts.ready(len(workspace.shape)):
@@ -295,33 +281,25 @@ class Scene(Committed):
             # In three dimensions nothing can be prompted; what is there stays to be looked at.
             self.plane = None
             self.preview.hide()
-            self.changed.emit()
+            self._workspaces.changed.emit()
             return
         turned = self.plane is None or plane.axes != self.plane.axes
         self.plane = plane
         self._follow()
-        if turned or self._channel() is not None:
+        if turned or self.channel is not None:
             self.prompts.show(workspace.document.draft)
-        self.plane_shown()
+        self.shown.emit()
 
     def _follow(self) -> None:
-        assert self.workspace is not None and self.plane is not None
-        self.prompts.follow(self.workspace.image, self.plane, self._channel())
+        assert self._workspaces.current is not None and self.plane is not None
+        self.prompts.follow(self._workspaces.current.image, self.plane, self.channel)
 
-    def _channel(self) -> tuple[int, int] | None:
+    @property
+    def channel(self) -> tuple[int, int] | None:
         """The channel axis and the index on it that is in view."""
-        workspace = self.workspace
+        workspace = self._workspaces.current
         if workspace is None or workspace.settings.channel_axis is None:
             return None
         axis = workspace.settings.channel_axis
         index = round(float(workspace.image.world_to_data(self.viewer.dims.point)[axis]))
         return axis, min(max(index, 0), workspace.shape[axis] - 1)
-
-
-def _first_settings(image: Image) -> ImageSettings:
-    """Up to three channels are seen as colours, of more the first alone."""
-    axis = guess_channel_axis(image)
-    if axis is None:
-        return ImageSettings()
-    count = ImageSnapshot.of(image, ImageSettings(channel_axis=axis)).shape[axis]
-    return ImageSettings(channel_axis=axis, channels=tuple(range(count)) if count <= 3 else (0,))
