@@ -24,7 +24,7 @@ import refinesam
 from refinesam import Session
 from refinesam_labelstudio.access import LabelStudioServer
 from refinesam_labelstudio.app import create_app
-from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.results import mask_from_region
 from refinesam_labelstudio.service import Service

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 import refinesam
 from refinesam import AMRConfig, ConfigError, DatasetError, Item, RefineSAMError, Session, segment_batch
 
-from .answers import SampleResult, failed_sample, sample_result
 from .files import folder_of
 from .prompting import Asked, ask, file_digest, file_stamp, source_digest, source_field
 from .runs import begin_run, check_run
+from .sample_result import SampleResult, failed_sample, sample_result
 from .samples import Target, target_of
 from .schema import Failure, Fields, Settings, check_whole
 from .storing import store

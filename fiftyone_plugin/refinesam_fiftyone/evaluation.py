@@ -23,7 +23,7 @@ from .runs import run_of
 from .samples import Target
 from .schema import Failure, FieldKind, Fields, Settings
 from .scoring import Judgement, Thresholds, judge, score_kinds
-from .storing_values import store_values
+from .storing import store_values
 
 if TYPE_CHECKING:
     from fiftyone.core.collections import SampleCollection

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from refinesam import ConfigError, DatasetError, Prompt, read_image
 
 from .labels import mask_from_detection
+from .picture import ComparisonPicture, Mask
 from .prompting import ask, source_field
 from .record import require
 from .runs import run_of
-from .scene import Mask, Scene
 from .schema import ROLES, Fields, Settings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def explain(samples: SampleCollection, *, run_key: str, prompt_id: str, sample_i
     if masks["baseline"] is None or masks["amr"] is None:
         raise ConfigError(f"The run {run_key!r} has no object {prompt_id!r} in this sample: choose another label.")
     image = read_image(sample.filepath)
-    scene = Scene(
+    drawn = ComparisonPicture(
         image,
         baseline=_mask(masks["baseline"], image),
         amr=_mask(masks["amr"], image),
@@ -105,7 +105,7 @@ def explain(samples: SampleCollection, *, run_key: str, prompt_id: str, sample_i
         points=_points(sample, run, prompt_id, image),
     )
     label = str(masks["amr"].label)
-    return Explanation(sample.id, prompt_id, label, scene.draw(), _facts(masks["baseline"], masks["amr"], scene))
+    return Explanation(sample.id, prompt_id, label, drawn.draw(), _facts(masks["baseline"], masks["amr"], drawn))
 
 
 def data_uri(picture: NDArray[np.uint8]) -> str:
@@ -155,7 +155,7 @@ def _points(sample: fo.Sample, run: Fields, prompt_id: str, image: NDArray[np.ui
     return relative * (image.shape[1], image.shape[0])
 
 
-def _facts(baseline: fo.Detection, amr: fo.Detection, scene: Scene) -> dict[str, str]:
+def _facts(baseline: fo.Detection, amr: fo.Detection, drawn: ComparisonPicture) -> dict[str, str]:
     """Return what is known, in reading order; what is not is left out."""
     facts = {
         "Class": str(amr.label),
@@ -170,7 +170,7 @@ def _facts(baseline: fo.Detection, amr: fo.Detection, scene: Scene) -> dict[str,
         "Refinement tried": _STRATEGIES.get(str(_value(amr, "strategy")), str(_value(amr, "strategy") or "")),
         "Parts of the first mask (kappa)": str(_value(baseline, "kappa")),
         "Compactness of the first mask": _number(_value(baseline, "compactness")),
-        "Pixels that differ": f"{np.count_nonzero(scene.baseline ^ scene.amr)}",
+        "Pixels that differ": f"{np.count_nonzero(drawn.baseline ^ drawn.amr)}",
     }
     return {name: value for name, value in facts.items() if value not in ("", "None")}
 

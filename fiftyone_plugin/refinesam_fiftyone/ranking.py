@@ -26,7 +26,7 @@ from .runs import run_of
 from .samples import Target
 from .schema import FieldKind, Fields
 from .scoring import disagreement
-from .storing_values import store_values
+from .storing import store_values
 
 if TYPE_CHECKING:
     from fiftyone.core.collections import SampleCollection

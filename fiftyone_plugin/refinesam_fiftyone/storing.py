@@ -1,22 +1,29 @@
-"""Writing results into the dataset, so that one that the database refuses costs only its own sample."""
+"""Writing into the dataset: results field by field, and single values of many samples at once.
+
+A result that the database refuses costs only its own sample; a sample that somebody changed meanwhile is passed over.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import fiftyone as fo
+from bson import ObjectId
 from bson.errors import BSONError
 from mongoengine.errors import MongoEngineException
-from pymongo.errors import PyMongoError
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError, PyMongoError
 
-from .answers import SampleResult, failed_sample
 from .others import labels_of_others, tags_of
+from .private import backing_dataset, documents_of
+from .sample_result import SampleResult, failed_sample
 from .samples import Target
 from .schema import FAILURES, ROLES, Fields, Role
 
-__all__ = ["store"]
+__all__ = ["store", "store_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,3 +87,39 @@ def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None
         tagged = [one.sample_id for one in results if any(label.label == failure for label in one.failures)]
         target.samples.select(tagged).tag_samples(run.failure_tag(failure))
     target.set_values(run.digest, {one.sample_id: one.digest for one in results})
+
+
+def store_values(target: Target, updates: Mapping[str, tuple[datetime | None, Mapping[str, Any]]]) -> dict[str, str]:
+    """Set values by their paths in many samples' documents at once; return the ids of those refused, and why.
+
+    One write a sample is some fifteen times as fast as FiftyOne's own by field. Labels are named by their position in
+    those paths, so a sample that somebody changed since it was read is left alone.
+
+    Args:
+        target: where the samples are.
+        updates: sample id -> when it was last modified as it was read, and path -> value.
+    """
+    # MongoDB keeps milliseconds.
+    now = datetime.now(UTC)
+    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    wanted = {sample_id: one for sample_id, one in updates.items() if one[1]}
+    if not wanted:
+        return {}
+    operations = [
+        UpdateOne({"_id": ObjectId(sample_id), "last_modified_at": read}, {"$set": {**values, "last_modified_at": now}})
+        for sample_id, (read, values) in wanted.items()
+    ]
+    refused: dict[str, str] = {}
+    collection = documents_of(backing_dataset(target.samples))
+    try:
+        matched = collection.bulk_write(operations, ordered=False).matched_count
+    except BulkWriteError as error:
+        matched = error.details["nMatched"]
+        for one in error.details["writeErrors"]:
+            refused[list(wanted)[one["index"]]] = f"The database refused the scores ({one['errmsg']})."[:500]
+    if matched + len(refused) < len(wanted):
+        among = {"_id": {"$in": [ObjectId(i) for i in wanted]}, "last_modified_at": {"$ne": now}}
+        for document in collection.find(among, {"_id": True}):
+            refused.setdefault(str(document["_id"]), "The sample was changed while it was evaluated: evaluate again.")
+    target.written({path.partition(".")[0] for _, values in wanted.values() for path in values}, list(wanted))
+    return refused

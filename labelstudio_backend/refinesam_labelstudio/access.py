@@ -1,4 +1,4 @@
-"""`LabelStudioServer`: the server's API and files, by a personal access token or a legacy one.
+"""`LabelStudioServer`, and `ProjectServer` with what only the command line asks: the server's API and files.
 
 A personal access token is never sent with a request; it is traded for access tokens that live some minutes and are
 renewed in time. Requests are repeated while the server restarts, but one that may already have been carried out and
@@ -12,17 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from refinesam import ConfigError, ImageError
 from refinesam_labelstudio.hosts import check_peer, check_public, host_of, origin_of, without_query
+from refinesam_labelstudio.json_types import JsonObject, JsonView
 from refinesam_labelstudio.responses import ServerError, check_status, json_object, unreached, write_body
 from refinesam_labelstudio.tokens import TokenKind, kind_of, lifetime
 
-__all__ = ["LabelStudioServer", "ServerError", "TokenKind"]
+__all__ = ["LabelStudioServer", "ProjectServer", "ServerError", "TokenKind"]
 
 Result = TypeVar("Result")
 
@@ -86,15 +87,15 @@ class LabelStudioServer:
         """Close the connections."""
         self._client.close()
 
-    def get_task(self, task_id: int) -> dict[str, Any]:
+    def get_task(self, task_id: int) -> JsonObject:
         """Return a task with its data, annotations, drafts and predictions; ServerError if it isn't there."""
         return self._object("GET", f"/api/tasks/{int(task_id)}")
 
-    def project(self, project_id: int) -> dict[str, Any]:
+    def project(self, project_id: int) -> JsonObject:
         """Return a project, its labeling configuration under "label_config"; ServerError if it isn't there."""
         return self._object("GET", f"/api/projects/{int(project_id)}")
 
-    def tasks(self, project_id: int, page: int = 1, page_size: int = 100) -> list[dict[str, Any]]:
+    def tasks(self, project_id: int, page: int = 1, page_size: int = 100) -> list[JsonObject]:
         """Return a page of a project's tasks, by id; pages count from 1, and a page beyond the last is empty."""
         params: dict[str, str | int] = {
             "project": int(project_id),
@@ -113,7 +114,7 @@ class LabelStudioServer:
             raise ServerError(f'{self.url} answered with no list of "tasks": is it Label Studio 1.x?')
         return tasks
 
-    def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]]) -> int:
+    def import_predictions(self, project_id: int, rows: Sequence[JsonView]) -> int:
         """Store predictions, all of them or none, and return how many the server says it stored.
 
         Args:
@@ -166,8 +167,8 @@ class LabelStudioServer:
         params: Mapping[str, str | int] | None = None,
         content: object = None,
         repeatable: bool = True,
-    ) -> dict[str, Any]:
-        def read(response: httpx.Response) -> dict[str, Any]:
+    ) -> JsonObject:
+        def read(response: httpx.Response) -> JsonObject:
             return json_object(response, repeatable)
 
         return self._call(method, path, read, params=params, content=content, repeatable=repeatable)
@@ -294,3 +295,71 @@ def _reason(refusal: httpx.Response) -> str:
         "it isn't signed with the server's present key. Label Studio loses its first key at its first restart where "
         "that happens to begin with '$', and all tokens with it; SECRET_KEY in its environment prevents that"
     )
+
+
+class ProjectServer(LabelStudioServer):
+    """A Label Studio server whose projects are prepared and examined."""
+
+    def whoami(self) -> JsonObject:
+        """Return the token's user, with "email"; ServerError if the token is refused."""
+        return self._object("GET", "/api/current-user/whoami")
+
+    def update_prediction(self, prediction_id: int, row: JsonView) -> None:
+        """Replace a stored prediction in place; doing so twice is the same as once.
+
+        Args:
+            prediction_id: the prediction's.
+            row: with "result", "score" and "model_version".
+
+        Raises:
+            ServerError: not reached, or refused.
+        """
+        self._object("PATCH", f"/api/predictions/{int(prediction_id)}/", content=dict(row))
+
+    def update_project(self, project_id: int, changes: JsonView) -> None:
+        """Change settings of a project; ServerError if the server can't be reached or refuses."""
+        self._object("PATCH", f"/api/projects/{int(project_id)}", content=dict(changes))
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete a stored prediction; ServerError if the server can't be reached or refuses."""
+
+        def read(response: httpx.Response) -> None:
+            if response.status_code != 404:  # gone already
+                check_status(response)
+
+        self._call("DELETE", f"/api/predictions/{int(prediction_id)}/", read)
+
+    def ml_backends(self, project_id: int) -> list[JsonObject]:
+        """Return the models that a project is connected to, each with "url", "state" and "is_interactive".
+
+        The server asks each of them for its health and setup first, so "state" is fresh.
+
+        Raises:
+            ServerError: not reached, refused, or no list.
+        """
+        return self._list("/api/ml", project_id)
+
+    def webhooks(self, project_id: int) -> list[JsonObject]:
+        """Return a project's webhooks, each with "url", "headers" and "is_active"; ServerError as `ml_backends`."""
+        return self._list("/api/webhooks/", project_id)
+
+    def ask(self, connection_id: int, task_id: int, context: JsonView) -> JsonObject:
+        """Return what a connected model answers to a context, as to an annotator's click; "error" says why not.
+
+        Raises:
+            ServerError: the server can't be reached or refuses.
+        """
+        path = f"/api/ml/{int(connection_id)}/interactive-annotating"
+        answer = self._object("POST", path, content={"task": task_id, "context": dict(context)})
+        data = answer.get("data")
+        return data if isinstance(data, dict) else {"error": " ".join(map(str, answer.get("errors") or ["no answer"]))}
+
+    def _list(self, path: str, project_id: int) -> list[JsonObject]:
+        def read(response: httpx.Response) -> list[JsonObject]:
+            check_status(response)
+            content = response.json()
+            if not isinstance(content, list):
+                raise ServerError(f"{self.url}{path} answered with no list: is it Label Studio 1.x?")
+            return content
+
+        return self._call("GET", path, read, params={"project": int(project_id)})

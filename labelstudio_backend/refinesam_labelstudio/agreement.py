@@ -8,19 +8,17 @@ asked for live, under whatever version it answers as, and no score is shown.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from refinesam import ConfigError
-from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.access import ProjectServer
+from refinesam_labelstudio.json_types import JsonView
 from refinesam_labelstudio.options import ServiceOptions
 
 __all__ = ["compare_versions", "options_of", "show_version"]
 
-Connection = Mapping[str, Any]
 
-
-def options_of(connections: Sequence[Connection]) -> ServiceOptions:
+def options_of(connections: Sequence[JsonView]) -> ServiceOptions:
     """Return what the only connection of a project asks for in its extra params.
 
     The defaults, where there are several, or its extra params are another model's.
@@ -31,7 +29,7 @@ def options_of(connections: Sequence[Connection]) -> ServiceOptions:
     return ServiceOptions()
 
 
-def compare_versions(connections: Sequence[Connection], version: str) -> str:
+def compare_versions(connections: Sequence[JsonView], version: str) -> str:
     """Return in words how a connection answers otherwise than this version, "" if none does."""
     others = [(str(row.get("title")), str(row.get("model_version"))) for row in connections]
     if not others or version in [other for _, other in others]:
@@ -45,7 +43,7 @@ def compare_versions(connections: Sequence[Connection], version: str) -> str:
 
 
 def show_version(
-    server: ProjectServer, project_id: int, version: str, connections: Sequence[Connection], wanted: bool | None
+    server: ProjectServer, project_id: int, version: str, connections: Sequence[JsonView], wanted: bool | None
 ) -> str:
     """Let a project show the predictions of a version, and return in words what it shows.
 

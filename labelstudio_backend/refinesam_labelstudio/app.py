@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio
 import anyio.to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 
 from refinesam import RefineSAMError
+from refinesam_labelstudio.json_types import JsonView
 from refinesam_labelstudio.service import NotReadyError, Service
 
 __all__ = ["create_app"]
@@ -23,7 +23,7 @@ MAX_BODY_BYTES = 256 * 2**20
 # Predictions that run at the same time; further ones wait, while setup and the webhook don't.
 PREDICTIONS = 8
 
-Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Action = Callable[[JsonView], JsonView]
 
 
 def create_app(
@@ -110,6 +110,6 @@ def _answered(action: Action, content: bytes) -> Response:
         return _json(503 if isinstance(error, NotReadyError) else 400, {"error": str(error)})
 
 
-def _json(status: int, content: Mapping[str, Any]) -> Response:
+def _json(status: int, content: JsonView) -> Response:
     # In ASCII: text that came as JSON may hold half a character, which UTF-8 has no form for.
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")

@@ -18,7 +18,6 @@ import refinesam
 from refinesam import ConfigError
 from refinesam.hosts import write_json
 from refinesam_labelstudio.agreement import compare_versions, options_of, show_version
-from refinesam_labelstudio.answering import Answerer
 from refinesam_labelstudio.corrections import approve, project_folder, waiting
 from refinesam_labelstudio.doctor import examine
 from refinesam_labelstudio.environment import (
@@ -40,6 +39,7 @@ from refinesam_labelstudio.learning import finetune_project, weights_for
 from refinesam_labelstudio.options import weights_version
 from refinesam_labelstudio.preannotate import Preannotation, preannotate
 from refinesam_labelstudio.progress import progress_of
+from refinesam_labelstudio.task_prediction import TaskPredictor
 
 __all__ = ["app"]
 
@@ -159,7 +159,7 @@ def preannotate_project(
     config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
     config.output_for(options.label, options.output)
     session = refinesam.load(weights_for(weights), device=device)
-    answerer = Answerer(session, image_reader(server, folder, local_root or ()), config, options)
+    predictor = TaskPredictor(session, image_reader(server, folder, local_root or ()), config, options)
     version = options.version(weights_version(session))
     if difference := compare_versions(connections, version):
         errors.print(difference, markup=False)
@@ -168,7 +168,7 @@ def preannotate_project(
         done = preannotate(
             server,
             project,
-            answerer,
+            predictor,
             version,
             journal_path(folder, server.url, project),
             overwrite_own=overwrite_own,

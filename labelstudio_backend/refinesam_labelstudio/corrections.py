@@ -21,10 +21,11 @@ from PIL import Image
 from refinesam import DatasetError, RefineSAMError, coco_annotation
 from refinesam.hosts import replacing, write_json
 from refinesam_labelstudio.access import LabelStudioServer
-from refinesam_labelstudio.answering import ReadImage
+from refinesam_labelstudio.json_types import JsonObject, JsonView, Region, Task
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.responses import ServerError
 from refinesam_labelstudio.results import is_unchanged, mask_from_region
+from refinesam_labelstudio.task_prediction import ReadImage
 
 __all__ = [
     "Corrections",
@@ -49,7 +50,7 @@ def project_folder(root: Path, project_id: int) -> Path:
     return root / f"project-{int(project_id)}"
 
 
-def newest_accepted(task: Mapping[str, Any]) -> dict[str, Any] | None:
+def newest_accepted(task: Task) -> JsonObject | None:
     """Return the newest annotation of a task that isn't a skip; None without one."""
     accepted = [item for item in task.get("annotations") or [] if not item.get("was_cancelled")]
     return max(accepted, key=lambda item: (str(item.get("updated_at") or ""), item.get("id") or 0), default=None)
@@ -96,7 +97,7 @@ def masks_from_annotation(
     ]
 
 
-def _label(region: Mapping[str, Any]) -> str | None:
+def _label(region: Region) -> str | None:
     value = region.get("value")
     names = value.get(str(region.get("type"))) if isinstance(value, Mapping) else None
     return next((name for name in names if isinstance(name, str)), None) if isinstance(names, list) else None
@@ -109,7 +110,7 @@ class Corrections:
         """Collect under `root`, which is made when the first annotation comes."""
         self._root, self._server, self._read_image = root, server, read_image
 
-    def on_event(self, action: str, body: Mapping[str, Any]) -> None:
+    def on_event(self, action: str, body: JsonView) -> None:
         """Take what the webhook hears: annotations that are made, changed or deleted; what goes wrong is logged."""
         try:
             self._take(action, body)
@@ -118,7 +119,7 @@ class Corrections:
         except Exception:
             _logger.exception("%s is not collected.", action)
 
-    def _take(self, action: str, body: Mapping[str, Any]) -> None:
+    def _take(self, action: str, body: JsonView) -> None:
         annotation = body.get("annotation")
         if action in KEPT and isinstance(annotation, Mapping):
             task = annotation.get("task")
@@ -167,8 +168,8 @@ class Corrections:
         return sum(len(image["objects"]) for image in images)
 
     def _images(
-        self, task: Mapping[str, Any], task_id: int, result: Sequence[Any], config: LabelingConfig, folder: Path
-    ) -> Iterator[dict[str, Any]]:
+        self, task: Task, task_id: int, result: Sequence[Any], config: LabelingConfig, folder: Path
+    ) -> Iterator[JsonObject]:
         for number, tag in enumerate(config.images):
             masks = masks_from_annotation(result, tag.name, only_changed=True)
             if not masks or (value := tag.value_in(task.get("data"))) is None:
@@ -226,9 +227,9 @@ def _approved(folder: Path) -> dict[str, str]:
         ) from error
 
 
-def _records(folder: Path) -> dict[int, dict[str, Any]]:
+def _records(folder: Path) -> dict[int, JsonObject]:
     """Return what was collected of a project's tasks; a damaged record costs itself and is logged."""
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, JsonObject] = {}
     for path in sorted((folder / "tasks").glob("*.json")):
         try:
             record = json.loads(path.read_text("utf-8"))
@@ -239,7 +240,7 @@ def _records(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _seal(record: Mapping[str, Any]) -> str:
+def _seal(record: JsonView) -> str:
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -249,7 +250,7 @@ def write_dataset(folder: Path) -> None:
     records = {n: record for n, record in _records(folder).items() if approved.get(str(n)) == _seal(record)}
     labels = sorted({item["label"] for record in records.values() for i in record["images"] for item in i["objects"]})
     for split in ("train", "val"):
-        document: dict[str, Any] = {
+        document: JsonObject = {
             "images": [],
             "annotations": [],
             "categories": [{"id": number, "name": label} for number, label in enumerate(labels, start=1)],

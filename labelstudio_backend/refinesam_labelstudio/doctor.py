@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 
 from refinesam import ConfigError
-from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.findings import Finding, object_of
 from refinesam_labelstudio.project_doctor import Backend, examine_project
 from refinesam_labelstudio.responses import ServerError

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import refinesam
 from refinesam import ConfigError, Session
-from refinesam_labelstudio.administration import ProjectServer
-from refinesam_labelstudio.answering import ReadImage
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.corrections import Corrections
 from refinesam_labelstudio.hosts import host_of
-from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.learning import weights_for
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.recent import RecentImages
 from refinesam_labelstudio.service import Service
+from refinesam_labelstudio.task_prediction import ReadImage
 
 __all__ = [
     "DEFAULT_FOLDER",

@@ -8,10 +8,9 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -21,10 +20,11 @@ from PIL import Image
 from refinesam import ConfigError, RefineSAMError, coco_annotation
 from refinesam.hosts import replacing, write_json
 from refinesam_labelstudio.access import LabelStudioServer
-from refinesam_labelstudio.answering import ReadImage
 from refinesam_labelstudio.corrections import masks_from_annotation, newest_accepted
+from refinesam_labelstudio.json_types import JsonObject, Task
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.responses import ServerError
+from refinesam_labelstudio.task_prediction import ReadImage
 
 __all__ = ["Export", "export_project"]
 
@@ -80,7 +80,7 @@ def export_project(
     project = server.project(project_id)
     config = LabelingConfig.parse(str(project.get("label_config") or ""))
     labels = sorted({label for tag in config.outputs for label in tag.labels})
-    document: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    document: JsonObject = {"images": [], "annotations": [], "categories": []}
     done, total = Export(), int(project.get("task_number") or 0)
     folder = output / MASKS if png else None
     count = 0
@@ -104,11 +104,11 @@ def export_project(
 
 
 def _add(
-    task: Mapping[str, Any],
+    task: Task,
     config: LabelingConfig,
     labels: list[str],
     read_image: ReadImage,
-    document: dict[str, Any],
+    document: JsonObject,
     folder: Path | None,
     done: Export,
 ) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
 
 from refinesam import ImageError
 from refinesam_labelstudio.hosts import check_public
+from refinesam_labelstudio.json_types import JsonView
 
 __all__ = ["SSRF", "Finding", "is_private", "object_of"]
 
@@ -63,7 +63,7 @@ def is_private(url: str) -> bool:
     return False
 
 
-def object_of(response: httpx.Response) -> Mapping[str, Any]:
+def object_of(response: httpx.Response) -> JsonView:
     """Return the JSON object of an answer, an empty one where there is none."""
     try:
         content = response.json()

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 from refinesam import ConfigError
+from refinesam_labelstudio.json_types import JsonObject
 
 __all__ = ["Journal", "State"]
 
@@ -66,7 +67,7 @@ class Journal:
         ids = list(task_ids)
         if not ids:
             return
-        line: dict[str, Any] = {"version": self._version, "state": state, "tasks": ids}
+        line: JsonObject = {"version": self._version, "state": state, "tasks": ids}
         if reason is not None:
             line["reason"] = reason
         self._write(json.dumps(line).encode() + b"\n")

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from refinesam import ConfigError, DatasetError, RefineSAMError
 from refinesam.hosts import replacing, write_json
 from refinesam_labelstudio.corrections import project_folder, waiting, write_dataset
+from refinesam_labelstudio.json_types import JsonObject
 
 __all__ = ["finetune_project", "weights_for"]
 
@@ -113,7 +113,7 @@ def _prepare(folder: Path, project_id: int) -> None:
     )
 
 
-def _register(folder: Path, weights: Path, made: Path, details: dict[str, Any]) -> Path:
+def _register(folder: Path, weights: Path, made: Path, details: JsonObject) -> Path:
     with replacing(made) as temporary:
         shutil.copyfile(weights, temporary)
     entry = {"weights": made.name, "made": datetime.now(UTC).isoformat(timespec="seconds"), **details}
@@ -121,10 +121,10 @@ def _register(folder: Path, weights: Path, made: Path, details: dict[str, Any]) 
     return folder / VERSIONS
 
 
-def _versions(folder: Path) -> list[dict[str, Any]]:
+def _versions(folder: Path) -> list[JsonObject]:
     path = folder / VERSIONS
     try:
-        versions: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["versions"] if path.exists() else []
+        versions: list[JsonObject] = json.loads(path.read_text("utf-8"))["versions"] if path.exists() else []
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{path} can't be read ({type(error).__name__}: {error}): mend it or move it away."

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
 from refinesam import AMRConfig, ConfigError, Session
+from refinesam_labelstudio.json_types import JsonObject, JsonView
 
 __all__ = ["OutputKind", "ServiceOptions", "weights_version"]
 
@@ -55,7 +56,7 @@ class ServiceOptions:
         Raises:
             ConfigError: an unknown name, or a value of the wrong kind or out of range.
         """
-        changes: dict[str, Any] = {}
+        changes: JsonObject = {}
         for name, value in _as_mapping(extra_params).items():
             if name not in _READERS:
                 raise ConfigError(
@@ -87,7 +88,7 @@ def weights_version(session: Session) -> str:
     return f"{session.model.name}-{session.model.fingerprint[:8]}"
 
 
-def _as_mapping(extra_params: object) -> Mapping[str, Any]:
+def _as_mapping(extra_params: object) -> JsonView:
     """Label Studio sends text as it was typed, or what it says, or nothing."""
     value = extra_params
     if isinstance(value, str) and value.strip():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refinesam import decode_rle, polygons_from_mask
+from refinesam_labelstudio.json_types import JsonObject
 
 __all__ = ["mask_from_outline", "outlines_from_mask"]
 
@@ -128,6 +128,6 @@ def _area(ring: Ring) -> float:
     return abs(float((ring[:, 0] * following[:, 1] - ring[:, 1] * following[:, 0]).sum())) / 2
 
 
-def _filled(ring: Ring, image_hw: tuple[int, int]) -> dict[str, Any]:
-    rle: dict[str, Any] = coco_mask.frPyObjects([ring.ravel().tolist()], *image_hw)[0]
+def _filled(ring: Ring, image_hw: tuple[int, int]) -> JsonObject:
+    rle: JsonObject = coco_mask.frPyObjects([ring.ravel().tolist()], *image_hw)[0]
     return rle

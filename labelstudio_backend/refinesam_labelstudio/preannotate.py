@@ -12,16 +12,16 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from refinesam import RefineSAMError
-from refinesam_labelstudio.administration import ProjectServer
-from refinesam_labelstudio.answering import Answer, Answerer, told_of_whole
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.journal import Journal
+from refinesam_labelstudio.json_types import JsonObject, JsonView, Task
 from refinesam_labelstudio.responses import ServerError
+from refinesam_labelstudio.task_prediction import TaskPrediction, TaskPredictor, told_of_whole
 
 __all__ = ["Preannotation", "preannotate"]
 
@@ -69,7 +69,7 @@ class Preannotation:
     interrupted: bool = False
     seconds: float = 0.0
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Return a dictionary ready for JSON."""
         return asdict(self)
 
@@ -77,7 +77,7 @@ class Preannotation:
 def preannotate(
     server: ProjectServer,
     project_id: int,
-    answerer: Answerer,
+    predictor: TaskPredictor,
     model_version: str,
     journal_path: Path,
     *,
@@ -91,7 +91,7 @@ def preannotate(
     Args:
         server: Label Studio.
         project_id: the project's.
-        answerer: with the project's labeling config.
+        predictor: with the project's labeling config.
         model_version: of the predictions; what has one of this version is done.
         journal_path: the journal of this server and project.
         overwrite_own: make predictions of this version anew and put them in the place of those that are there.
@@ -111,7 +111,7 @@ def preannotate(
     report = Preannotation(project_id, model_version)
     total = int(server.project(project_id).get("task_number") or 0)
     with Journal.open(journal_path, model_version) as journal:
-        run = _Run(server, answerer, journal, report, overwrite_own, flush_s)
+        run = _Run(server, predictor, journal, report, overwrite_own, flush_s)
         try:
             run.settle()
             for page in itertools.count(1):
@@ -144,14 +144,14 @@ class _Run:
     """
 
     server: ProjectServer
-    answerer: Answerer
+    predictor: TaskPredictor
     journal: Journal
     report: Preannotation
     overwrite_own: bool
     flush_s: float
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[JsonObject] = field(default_factory=list)
     replaced: dict[int, int] = field(default_factory=dict)
-    whole: list[Answer] = field(default_factory=list)
+    whole: list[TaskPrediction] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
 
     def settle(self) -> None:
@@ -161,7 +161,7 @@ class _Run:
             self.journal.note("stored", arrived)
             self.journal.note("failed", set(sent) - arrived, "the run that sent it was killed before the server had it")
 
-    def chunk(self, tasks: Sequence[Mapping[str, Any]], on_task: Callable[[], None]) -> None:
+    def chunk(self, tasks: Sequence[Task], on_task: Callable[[], None]) -> None:
         """Answer a page of tasks and store the answers, together or whenever it takes long."""
         for task in tasks:
             task_id, own = int(task["id"]), self._own(task)
@@ -189,12 +189,12 @@ class _Run:
         self._store([row for row in rows if row["task"] not in self.replaced])
         self.flushed = time.monotonic()
 
-    def _answered(self, task: Mapping[str, Any], task_id: int) -> dict[str, Any] | None:
+    def _answered(self, task: Task, task_id: int) -> JsonObject | None:
         """Return the row of a task; None if it asks for nothing, or failed, which is noted."""
         others = [item for item in task.get("predictions") or [] if not self._is_own(item)]
         try:
             # Its own earlier boxes must not be taken for somebody's prompts.
-            answer = self.answerer.answer({**task, "predictions": others})
+            answer = self.predictor.answer({**task, "predictions": others})
         except ServerError as error:
             if error.retry or error.status == 401:
                 raise  # the server's trouble, not the task's
@@ -222,7 +222,7 @@ class _Run:
         version = self.report.model_version
         return {"task": task_id, "result": list(answer.regions), "score": answer.score, "model_version": version}
 
-    def _remove(self, empty: Sequence[Mapping[str, Any]]) -> None:
+    def _remove(self, empty: Sequence[JsonView]) -> None:
         """Delete empty predictions of ours, which kept Label Studio from asking for the task again."""
         for prediction in empty:
             self.server.delete_prediction(int(prediction["id"]))
@@ -232,13 +232,13 @@ class _Run:
         self.report.failed[task_id] = reason
         self.journal.note("failed", [task_id], reason)
 
-    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _replace(self, rows: Sequence[JsonView]) -> None:
         for row in rows:
             content = {key: row[key] for key in ("result", "score", "model_version")}
             self.server.update_prediction(self.replaced[row["task"]], content)
             self.report.stored += 1
 
-    def _store(self, rows: list[dict[str, Any]]) -> None:
+    def _store(self, rows: list[JsonObject]) -> None:
         if not rows:
             return
         # Noted first: if this process is killed now, the next knows that these may be about to arrive.
@@ -249,7 +249,7 @@ class _Run:
         for task_id, reason in refused.items():
             self._fail(task_id, reason)
 
-    def _import(self, rows: list[dict[str, Any]]) -> dict[int, str]:
+    def _import(self, rows: list[JsonObject]) -> dict[int, str]:
         """Store rows, each once, and return by task why some are refused."""
         for attempts_left in reversed(range(STORE_ATTEMPTS)):
             try:
@@ -266,7 +266,7 @@ class _Run:
                 break
         return {}
 
-    def _import_by_halves(self, rows: list[dict[str, Any]], error: ServerError) -> dict[int, str]:
+    def _import_by_halves(self, rows: list[JsonObject], error: ServerError) -> dict[int, str]:
         if len(rows) == 1:
             return {rows[0]["task"]: str(error)}
         half = len(rows) // 2
@@ -287,14 +287,14 @@ class _Run:
                 return False
             raise
 
-    def _own(self, task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    def _own(self, task: Task) -> list[JsonView]:
         """Return a task's predictions of this version, the oldest first."""
         found = [item for item in task.get("predictions") or [] if self._is_own(item)]
         return sorted(found, key=lambda item: int(item["id"]))
 
-    def _is_own(self, prediction: Mapping[str, Any]) -> bool:
+    def _is_own(self, prediction: JsonView) -> bool:
         return prediction.get("model_version") == self.report.model_version
 
 
-def _is_answer(prediction: Mapping[str, Any]) -> bool:
+def _is_answer(prediction: JsonView) -> bool:
     return bool(prediction.get("result")) or prediction.get("score") is None

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from refinesam import ConfigError
-from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.findings import SSRF, Finding, is_private, object_of
+from refinesam_labelstudio.json_types import JsonObject, JsonView
 from refinesam_labelstudio.labeling_config import MESSAGES, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.responses import ServerError
@@ -31,8 +31,6 @@ UNTOLD = (
 STATES = {"CO": "connected", "DI": "disconnected", "ER": "error", "TR": "training", "PR": "predicting"}
 # The weights may have to load, and the image to come from a slow host.
 ANSWER_S = 100.0
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _labeling_config(config: LabelingConfig) -> Iterator[Finding]:
         yield Finding("smart tags", True, f"clicks come from {names}{untold}")
 
 
-def _click(config: LabelingConfig) -> dict[str, Any]:
+def _click(config: LabelingConfig) -> JsonObject:
     """Return the context of a click in the middle of the image that most of the config's tags are about."""
     output = config.outputs[0]
     labels = [output.labels[0]] if output.labels else []
@@ -121,7 +119,7 @@ def _click(config: LabelingConfig) -> dict[str, Any]:
     return {"result": [{"id": "doctor", "type": "keypointlabels", "to_name": output.to_name, "value": value}]}
 
 
-def _direct(backend: Backend, project_id: int, xml: str, task: Row, config: LabelingConfig) -> Row:
+def _direct(backend: Backend, project_id: int, xml: str, task: JsonView, config: LabelingConfig) -> JsonView:
     """Return the backend's answer to one task, with "error" where it gave none."""
     body = {"tasks": [task], "project": f"{project_id}.0", "label_config": xml, "params": {"context": _click(config)}}
     try:
@@ -134,7 +132,7 @@ def _direct(backend: Backend, project_id: int, xml: str, task: Row, config: Labe
     return {"error": object_of(response).get("error") or f"it answered with status {response.status_code}"}
 
 
-def _judged(answer: Row, task: Row, how: str) -> Finding:
+def _judged(answer: JsonView, task: JsonView, how: str) -> Finding:
     problems = answer.get("problems") or ([answer["error"]] if answer.get("error") else [])
     if not problems:
         found = "a mask" if answer.get("result") else "nothing in the middle of the image"
@@ -143,7 +141,7 @@ def _judged(answer: Row, task: Row, how: str) -> Finding:
 
 
 def _connection(
-    server: ProjectServer, row: Row, config: LabelingConfig, tasks: list[dict[str, Any]], direct: Row | None
+    server: ProjectServer, row: JsonView, config: LabelingConfig, tasks: list[JsonObject], direct: JsonView | None
 ) -> Iterator[Finding]:
     """Look at a model as Label Studio sees it, and ask by way of it."""
     url, state = str(row.get("url")), str(row.get("state"))
@@ -182,7 +180,7 @@ def _connection(
         yield Finding("connection", True, f"{url} is connected, version {row.get('model_version') or 'not named yet'}")
 
 
-def _extra_params(row: Row, config: LabelingConfig) -> Iterator[Finding]:
+def _extra_params(row: JsonView, config: LabelingConfig) -> Iterator[Finding]:
     try:
         options = ServiceOptions().updated(row.get("extra_params"))
         config.output_for(options.label, options.output)
@@ -212,7 +210,7 @@ def _network(url: str) -> Iterator[Finding]:
         yield Finding("network", False, f"{host} is a private address. {SSRF}{inside}")
 
 
-def _shown(project: Row, connections: list[dict[str, Any]]) -> Iterator[Finding]:
+def _shown(project: JsonView, connections: list[JsonObject]) -> Iterator[Finding]:
     """Look at which predictions annotators get to see."""
     shown = str(project.get("model_version") or "")
     versions = {str(row.get("model_version")) for row in connections}
@@ -239,7 +237,7 @@ def _shown(project: Row, connections: list[dict[str, Any]]) -> Iterator[Finding]
         )
 
 
-def _webhooks(hooks: list[dict[str, Any]], backend: Backend, connections: list[dict[str, Any]]) -> Finding:
+def _webhooks(hooks: list[JsonObject], backend: Backend, connections: list[JsonObject]) -> Finding:
     """Look at the webhooks that lead to the backend; others are none of ours and are sent nothing.
 
     Label Studio makes one itself when a model is connected, without the user name and password that it may need.

@@ -10,9 +10,10 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from refinesam import Prompt, PromptError
+from refinesam_labelstudio.json_types import JsonView, Region, Task
 from refinesam_labelstudio.labeling_config import LabelingConfig
 
 __all__ = ["PromptedObject", "prompt_from_context", "prompts_from_annotations"]
@@ -68,8 +69,8 @@ class _Mark:
 
 
 def prompt_from_context(
-    context: Mapping[str, Any],
-    task: Mapping[str, Any],
+    context: JsonView,
+    task: Task,
     config: LabelingConfig,
     image_hw: tuple[int, int] | None = None,
 ) -> list[PromptedObject]:
@@ -98,7 +99,7 @@ def prompt_from_context(
 
 
 def prompts_from_annotations(
-    task: Mapping[str, Any], config: LabelingConfig, image_hw: tuple[int, int] | None = None
+    task: Task, config: LabelingConfig, image_hw: tuple[int, int] | None = None
 ) -> list[PromptedObject]:
     """Return the objects that a task's own keypoints and rectangles mark, for answering without an annotator.
 
@@ -122,20 +123,20 @@ def prompts_from_annotations(
     return []
 
 
-def _items(holder: object, key: str) -> list[Mapping[str, Any]]:
+def _items(holder: object, key: str) -> list[JsonView]:
     """Return the mappings of a list in what came as JSON; anything else there is nothing."""
     items = holder.get(key) if isinstance(holder, Mapping) else None
     return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
 
 
-def _newest_first(task: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
+def _newest_first(task: Task, kind: str) -> list[JsonView]:
     versions = [version for version in _items(task, kind) if version.get("was_cancelled") is not True]
     dated = [(str(version.get("updated_at") or version.get("created_at") or ""), version) for version in versions]
     # Of equal dates, as of versions without one, the last in the list is the newest.
     return [version for _, version in sorted(reversed(dated), key=lambda item: item[0], reverse=True)]
 
 
-def _remembered(task: Mapping[str, Any]) -> dict[str, bool]:
+def _remembered(task: Task) -> dict[str, bool]:
     """Return by id which regions of the drafts are positive."""
     regions = [region for draft in reversed(_newest_first(task, "drafts")) for region in _items(draft, "result")]
     signs = ((str(region.get("id")), region.get("is_positive")) for region in regions)
@@ -143,7 +144,7 @@ def _remembered(task: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _marks(
-    regions: Iterable[Mapping[str, Any]],
+    regions: Iterable[Region],
     config: LabelingConfig,
     image_hw: tuple[int, int] | None,
     remembered: Mapping[str, bool],
@@ -172,13 +173,13 @@ def _marks(
             logger.warning("A %s is left out: %s", kind, error)
 
 
-def _label(region: Mapping[str, Any]) -> str | None:
+def _label(region: Region) -> str | None:
     value = region.get("value")
     labels = value.get(str(region.get("type"))) if isinstance(value, Mapping) else None
     return next((label for label in labels if isinstance(label, str)), None) if isinstance(labels, list) else None
 
 
-def _size(region: Mapping[str, Any]) -> tuple[int, int]:
+def _size(region: Region) -> tuple[int, int]:
     sides = [region.get("original_height"), region.get("original_width")]
     height, width = (side if isinstance(side, int) and not isinstance(side, bool) else 0 for side in sides)
     if not (0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE):
@@ -189,13 +190,13 @@ def _size(region: Mapping[str, Any]) -> tuple[int, int]:
     return height, width
 
 
-def _point(region: Mapping[str, Any], hw: tuple[int, int]) -> tuple[float, float]:
+def _point(region: Region, hw: tuple[int, int]) -> tuple[float, float]:
     x, y = (_percent(region, key) * side / 100 for key, side in (("x", hw[1]), ("y", hw[0])))
     # The right and lower border lie outside of [0, W) x [0, H): the last pixel's centre is meant.
     return min(max(x, 0), hw[1] - 0.5), min(max(y, 0), hw[0] - 0.5)
 
 
-def _box(region: Mapping[str, Any], hw: tuple[int, int]) -> tuple[float, float, float, float]:
+def _box(region: Region, hw: tuple[int, int]) -> tuple[float, float, float, float]:
     """Return the part inside the image of the box around a rectangle, which may be turned around its first corner."""
     x, y, width, height = (
         _percent(region, key) * side / 100
@@ -210,7 +211,7 @@ def _box(region: Mapping[str, Any], hw: tuple[int, int]) -> tuple[float, float, 
     return x0, y0, x1, y1
 
 
-def _percent(region: Mapping[str, Any], key: str, default: float | None = None) -> float:
+def _percent(region: Region, key: str, default: float | None = None) -> float:
     value = region.get("value")
     number = value.get(key, default) if isinstance(value, Mapping) else None
     if not isinstance(number, int | float) or isinstance(number, bool) or not abs(number) < 1e6:

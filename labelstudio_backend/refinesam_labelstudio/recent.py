@@ -9,8 +9,8 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam_labelstudio.answering import ReadImage
-from refinesam_labelstudio.images import FRESH_SECONDS
+from refinesam_labelstudio.image_access import FRESH_SECONDS
+from refinesam_labelstudio.task_prediction import ReadImage
 
 __all__ = ["RecentImages"]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from refinesam import ImageError, RefineSAMError
 from refinesam_labelstudio.hosts import without_query
+from refinesam_labelstudio.json_types import JsonObject
 
 __all__ = ["ServerError", "check_status", "json_object", "unreached", "write_body"]
 
@@ -68,7 +68,7 @@ def check_status(response: httpx.Response, repeatable: bool = True) -> None:
     )
 
 
-def json_object(response: httpx.Response, repeatable: bool = True) -> dict[str, Any]:
+def json_object(response: httpx.Response, repeatable: bool = True) -> JsonObject:
     """Return the answer's JSON object.
 
     Raises:

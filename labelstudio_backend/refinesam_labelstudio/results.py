@@ -19,6 +19,7 @@ from PIL import Image
 
 from refinesam import DatasetError
 from refinesam_labelstudio.brush import MAX_PIXELS, decode_brush_rle, encode_brush_rle
+from refinesam_labelstudio.json_types import JsonObject, JsonView, Region
 from refinesam_labelstudio.labeling_config import MESSAGES, Kind, LabelingConfig, OutputTag
 from refinesam_labelstudio.outlines import mask_from_outline, outlines_from_mask
 
@@ -37,11 +38,11 @@ def regions_from_mask(
     label: str | None,
     image_hw: tuple[int, int],
     score: float | None = None,
-    meta: Mapping[str, Any] | None = None,
+    meta: JsonView | None = None,
     *,
     tolerance: float | None = None,
     smallest_part: float | None = None,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Return a mask as regions of a tag: one, or none for an empty mask.
 
     Polygons are the exception: a mask of several parts becomes a region for each, the largest first, and the others
@@ -76,7 +77,7 @@ def regions_from_mask(
         common["score"] = float(score)
     if meta is not None:
         common["meta"] = dict(meta)
-    regions: list[dict[str, Any]] = []
+    regions: list[JsonObject] = []
     for value in _values(mask, tag.kind, tolerance, smallest_part) if mask.any() else []:
         own = {**common, "id": uuid.uuid4().hex[:4] + _digest(mask_from_region({**common, "value": value}))}
         if regions:
@@ -89,13 +90,13 @@ def regions_from_mask(
     return regions
 
 
-def message_region(text: str, to_name: str) -> dict[str, Any]:
+def message_region(text: str, to_name: str) -> JsonObject:
     """Return what writes a text into the labeling config's TextArea for messages, in place of the one before."""
     own = {"id": "refinesam-message", "from_name": MESSAGES, "to_name": to_name, "type": "textarea"}
     return {**own, "value": {"text": [text] if text else []}}
 
 
-def is_unchanged(region: Mapping[str, Any], mask: NDArray[np.bool_]) -> bool:
+def is_unchanged(region: Region, mask: NDArray[np.bool_]) -> bool:
     """Whether a region's mask is as a model gave it, and nobody changed it.
 
     Label Studio says so of what it took from a prediction, but not of a smart tool's accepted answer. The id of a
@@ -110,7 +111,7 @@ def _digest(mask: NDArray[np.bool_]) -> str:
 
 def _values(
     mask: NDArray[np.bool_], kind: Kind, tolerance: float | None, smallest_part: float | None
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     height, width = mask.shape
     if kind == "brush":
         return [{"format": "rle", "rle": encode_brush_rle(mask)}]
@@ -135,7 +136,7 @@ def _png(mask: NDArray[np.bool_]) -> str:
     return PNG_PREFIX + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def mask_from_region(region: Mapping[str, Any]) -> NDArray[np.bool_]:
+def mask_from_region(region: Region) -> NDArray[np.bool_]:
     """Return the (H, W) bool mask of a brush, bitmask, polygon or rectangle region, of ours or drawn by hand.
 
     A brush or bitmask covers what isn't fully transparent. Rectangles may be rotated; polygons and rectangles that
@@ -160,7 +161,7 @@ def mask_from_region(region: Mapping[str, Any]) -> NDArray[np.bool_]:
     return mask_from_outline(ring * (hw[1] / 100, hw[0] / 100), hw)
 
 
-def _size(region: Mapping[str, Any]) -> tuple[int, int]:
+def _size(region: Region) -> tuple[int, int]:
     sides = [region.get("original_height"), region.get("original_width")]
     height, width = (side if isinstance(side, int) and not isinstance(side, bool) else 0 for side in sides)
     if min(height, width) < 1 or height * width > MAX_PIXELS:
@@ -187,7 +188,7 @@ def _mask_from_png(url: object, hw: tuple[int, int]) -> NDArray[np.bool_]:
     return np.asarray(alpha > 0)
 
 
-def _points(value: Mapping[str, Any]) -> NDArray[np.float64]:
+def _points(value: JsonView) -> NDArray[np.float64]:
     points = value["points"]
     pairs = isinstance(points, list) and all(isinstance(point, list) and len(point) == 2 for point in points)
     if not pairs or len(points) < 3:
@@ -197,7 +198,7 @@ def _points(value: Mapping[str, Any]) -> NDArray[np.float64]:
     return np.array([[_number(n, "a polygon's point") for n in point] for point in points])
 
 
-def _corners(value: Mapping[str, Any], hw: tuple[int, int]) -> NDArray[np.float64]:
+def _corners(value: JsonView, hw: tuple[int, int]) -> NDArray[np.float64]:
     """Return a rectangle's corners in percent; it is turned clockwise around the first, in the image's proportions."""
     x, y, width, height = (_number(value.get(key), f"a rectangle's {key}") for key in ("x", "y", "width", "height"))
     angle = math.radians(_number(value.get("rotation") or 0, "a rectangle's rotation"))
@@ -216,7 +217,7 @@ def _number(value: object, what: str) -> float:
     return number
 
 
-def check_regions(regions: Sequence[Mapping[str, Any]], config: LabelingConfig) -> None:
+def check_regions(regions: Sequence[Region], config: LabelingConfig) -> None:
     """Check that Label Studio can show regions under a labeling config.
 
     Raises:
@@ -231,7 +232,7 @@ def check_regions(regions: Sequence[Mapping[str, Any]], config: LabelingConfig) 
             raise DatasetError(f"Region {region.get('id')!r} can't be sent: {error}") from error
 
 
-def _check_region(region: Mapping[str, Any], config: LabelingConfig, ids: list[Any]) -> None:
+def _check_region(region: Region, config: LabelingConfig, ids: list[Any]) -> None:
     _check(region, "id", bool(region.get("id")) and isinstance(region["id"], str), "a text of its own")
     _check(region, "image_rotation", region.get("image_rotation") == 0, "0")
     _check(region, "parentID", region.get("parentID", region["id"]) in ids, "the id of a region next to it")
@@ -266,6 +267,6 @@ def _check_labels(labels: object, outputs: list[OutputTag]) -> None:
         raise DatasetError(f"its labels must be among {known}, got {labels!r}.")
 
 
-def _check(region: Mapping[str, Any], key: str, valid: bool, needed: str) -> None:
+def _check(region: Region, key: str, valid: bool, needed: str) -> None:
     if not valid:
         raise DatasetError(f"{key} must be {needed}, got {repr(region.get(key))[:60]}.")

@@ -19,15 +19,16 @@ from functools import lru_cache
 from typing import Any
 
 from refinesam import AMRConfig, ConfigError, RefineSAMError, Session
-from refinesam_labelstudio.answering import Answer, Answerer, ReadImage, told_of_whole
+from refinesam_labelstudio.json_types import JsonObject, JsonView
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions, weights_version
 from refinesam_labelstudio.results import message_region
+from refinesam_labelstudio.task_prediction import ReadImage, TaskPrediction, TaskPredictor, told_of_whole
 
 __all__ = ["NotReadyError", "OnEvent", "Service"]
 
 # Takes an action such as "ANNOTATION_CREATED" and the whole event; called on a thread of its own, one after the other.
-OnEvent = Callable[[str, Mapping[str, Any]], None]
+OnEvent = Callable[[str, JsonView], None]
 
 # Label Studio gives setup 3 seconds and predict 100.
 SETUP_WAIT_S = 2.0
@@ -100,13 +101,13 @@ class Service:
         self._prefetcher.shutdown(cancel_futures=True)
         self._events.shutdown()
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Return {"status": "UP"} and, under "model", whether the weights are "loading", "ready" or "failed"."""
         if not self._loaded.done():
             return {"status": "UP", "model": LOADING}
         return {"status": "UP", "model": "failed" if self._loaded.exception() else "ready"}
 
-    def setup(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def setup(self, body: JsonView) -> JsonObject:
         """Take note of a project's labeling config and extra params.
 
         Returns:
@@ -134,7 +135,7 @@ class Service:
             weights = LOADING
         return {"model_version": options.version(weights)}
 
-    def predict(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def predict(self, body: JsonView) -> JsonObject:
         """Answer tasks.
 
         With a context, what was drawn in it is the prompt. Without one, a task's own boxes and key points are, and a
@@ -163,18 +164,18 @@ class Service:
         except NotReadyError as error:
             if context is None or config.messages is None:
                 raise
-            missing = Answer(problems=(str(error),))
+            missing = TaskPrediction(problems=(str(error),))
             rows = [self._row(missing, LOADING, task, context, config) for task in tasks]
             return {"results": rows, "model_version": LOADING}
         version = project.options.version(weights)
-        answerer = Answerer(session, self._read_image, config, project.options)
-        results: list[dict[str, Any] | list[Any]] = []
-        answers: list[Answer] = []
+        predictor = TaskPredictor(session, self._read_image, config, project.options)
+        results: list[JsonObject | list[Any]] = []
+        answers: list[TaskPrediction] = []
         for task in tasks:
             late = time.monotonic() > deadline
-            answer = Answer(problems=(LATE,)) if late else _guarded(answerer, task, context)
+            answer = TaskPrediction(problems=(LATE,)) if late else _guarded(predictor, task, context)
             if answer.unprompted and isinstance(task, Mapping):
-                for value in answerer.images(task):
+                for value in predictor.images(task):
                     self.prefetch(value, _task_id(task))
             for problem in answer.problems:
                 _logger.warning("Task %s: %s", _task_id(task), problem)
@@ -186,9 +187,9 @@ class Service:
         return {"results": results, "model_version": version}
 
     def _row(
-        self, answer: Answer, version: str, task: object, context: object, config: LabelingConfig
-    ) -> dict[str, Any]:
-        row: dict[str, Any] = {"result": list(answer.regions), "score": answer.score, "model_version": version}
+        self, answer: TaskPrediction, version: str, task: object, context: object, config: LabelingConfig
+    ) -> JsonObject:
+        row: JsonObject = {"result": list(answer.regions), "score": answer.score, "model_version": version}
         if context is None:
             return row
         # Label Studio passes an annotator's answer on as it is, and shows of it the regions alone.
@@ -199,7 +200,7 @@ class Service:
             (self._told.add if text else self._told.discard)(_task_id(task))
         return row
 
-    def versions(self) -> dict[str, Any]:
+    def versions(self) -> JsonObject:
         """Return {"versions": [...]}: the model versions that can be had, as far as they are known."""
         if not self._loaded.done() or self._loaded.exception():
             return {"versions": []}
@@ -209,7 +210,7 @@ class Service:
         both = [ServiceOptions().version(weights), ServiceOptions(amr=AMRConfig()).version(weights)]
         return {"versions": list(dict.fromkeys([item.version(weights) for item in options] + both))}
 
-    def webhook(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def webhook(self, body: JsonView) -> JsonObject:
         """Pass an event on and return at once: {"status": "accepted"}, or "ignored" where nobody listens.
 
         Raises:
@@ -255,7 +256,7 @@ class Service:
             ) from error
         return self._loaded.result()
 
-    def _project(self, body: Mapping[str, Any], tasks: list[Any]) -> _Project:
+    def _project(self, body: JsonView, tasks: list[Any]) -> _Project:
         """Return the labeling config of the request, else of setup, and the project's options."""
         project_id = _project_id(body.get("project"))
         if project_id is None and tasks and isinstance(tasks[0], Mapping):
@@ -271,7 +272,7 @@ class Service:
             )
         return known
 
-    def _tell(self, on_event: OnEvent, action: str, body: Mapping[str, Any]) -> None:
+    def _tell(self, on_event: OnEvent, action: str, body: JsonView) -> None:
         try:
             on_event(action, body)
         except Exception:  # The next event is told all the same.
@@ -292,15 +293,17 @@ class Service:
 _parsed = lru_cache(maxsize=64)(LabelingConfig.parse)
 
 
-def _guarded(answerer: Answerer, task: object, context: object) -> Answer:
+def _guarded(predictor: TaskPredictor, task: object, context: object) -> TaskPrediction:
     """Answer one task; what it stumbles on must not cost the others their answers."""
     try:
-        return answerer.answer(task, context)
+        return predictor.answer(task, context)
     except RefineSAMError as error:
-        return Answer(problems=(str(error),))
+        return TaskPrediction(problems=(str(error),))
     except Exception as error:
         _logger.exception("Task %s:", _task_id(task))
-        return Answer(problems=(f"{type(error).__name__}, which should not happen: please report it with this log.",))
+        return TaskPrediction(
+            problems=(f"{type(error).__name__}, which should not happen: please report it with this log.",)
+        )
 
 
 def _task_id(task: object) -> int | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from refinesam import ConfigError
+from refinesam_labelstudio.json_types import JsonObject
 
 __all__ = ["TokenKind", "kind_of", "lifetime"]
 
@@ -33,7 +34,7 @@ def kind_of(token: str) -> TokenKind:
     return "personal"
 
 
-def _claims(token: str) -> dict[str, Any]:
+def _claims(token: str) -> JsonObject:
     """What a JSON web token says of itself, unverified: it was made for the server to check, not for us."""
     try:
         payload = token.split(".")[1]

@@ -19,11 +19,11 @@ import skimage.data
 from fakes import FloodModel
 from fiftyone_flat import BOXES, HW, fill, session, truth, write_image
 from refinesam import AMRConfig, ConfigError, DatasetError, Prompt, Session, read_image
-from refinesam_fiftyone.answers import SampleResult
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.labels import mask_from_detection, prompt_from_box
 from refinesam_fiftyone.runs import declare_label_fields, list_runs, read_settings
+from refinesam_fiftyone.sample_result import SampleResult
 from refinesam_fiftyone.samples import target_of
 from refinesam_fiftyone.schema import AMR_SETTINGS, Fields, Settings
 from refinesam_fiftyone.storing import store
@@ -370,7 +370,7 @@ import fiftyone as fo
 from fakes import FloodModel
 from fiftyone_flat import BOXES, HW, fill, session, truth, write_image
 from refinesam import Session
-from refinesam_fiftyone.answers import SampleResult
+from refinesam_fiftyone.sample_result import SampleResult
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.schema import Settings
 

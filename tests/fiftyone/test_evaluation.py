@@ -23,7 +23,7 @@ from refinesam_fiftyone.runs import register_run
 from refinesam_fiftyone.samples import target_of
 from refinesam_fiftyone.schema import Fields, Settings
 from refinesam_fiftyone.scoring import SCORES
-from refinesam_fiftyone.storing_values import store_values
+from refinesam_fiftyone.storing import store_values
 from refinesam_fiftyone.views import save_views
 
 RUN = Fields()

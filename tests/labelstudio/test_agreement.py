@@ -8,7 +8,7 @@ import pytest
 
 from fake_label_studio import LEGACY
 from fake_project import FakeProject, project
-from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.agreement import compare_versions, options_of, show_version
 
 VERSION = "builtin-1+amr"

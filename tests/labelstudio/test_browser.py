@@ -21,7 +21,7 @@ from chromium import CHROMIUM, FLAGS
 from real_label_studio import EMAIL, PASSWORD, PATIENCE_S, Backend, LabelStudio, Project
 from refinesam import Prompt, Session
 from refinesam_labelstudio.app import create_app
-from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.labeling_config import EXAMPLES
 from refinesam_labelstudio.results import is_unchanged, mask_from_region
 from refinesam_labelstudio.service import Service

@@ -19,7 +19,7 @@ from refinesam import Session, WeightsError
 from refinesam_labelstudio.access import LabelStudioServer
 from refinesam_labelstudio.app import create_app
 from refinesam_labelstudio.doctor import examine
-from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.labeling_config import EXAMPLES
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.service import Service

@@ -16,9 +16,9 @@ import refinesam
 from fake_label_studio import LEGACY
 from fake_project import FakeProject, box, project
 from refinesam import ConfigError, DatasetError, RefineSAMError
-from refinesam_labelstudio.administration import ProjectServer
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.corrections import Corrections, approve, masks_from_annotation, project_folder, waiting
-from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.labeling_config import OutputTag
 from refinesam_labelstudio.learning import finetune_project, weights_for
 from refinesam_labelstudio.results import regions_from_mask

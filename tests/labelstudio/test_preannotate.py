@@ -21,9 +21,8 @@ from fake_project import FakeProject, box, data_uri, project, task
 from fakes import FloodModel
 from refinesam import ConfigError, Session
 from refinesam_labelstudio import preannotate as module
-from refinesam_labelstudio.administration import ProjectServer
-from refinesam_labelstudio.answering import Answerer
-from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.access import ProjectServer
+from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.journal import Journal
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
@@ -31,6 +30,7 @@ from refinesam_labelstudio.preannotate import Preannotation, preannotate
 from refinesam_labelstudio.progress import Pace
 from refinesam_labelstudio.responses import ServerError
 from refinesam_labelstudio.results import mask_from_region
+from refinesam_labelstudio.task_prediction import TaskPredictor
 
 VERSION = "flood-1"
 # The whole run in a process of its own, which a test can kill.
@@ -55,14 +55,14 @@ def run(
     **settings: Any,
 ) -> Preannotation:
     access = ImageAccess(server, FileCache(folder / "images"))
-    answerer = Answerer(
+    predictor = TaskPredictor(
         session or Session(FloodModel()),
         lambda value, task_id: image_for_task(value, access, task_id),
         LabelingConfig.parse(server.project(1)["label_config"]),
         options or ServiceOptions(everything=None),
     )
     try:
-        return preannotate(server, 1, answerer, VERSION, folder / "journal.jsonl", **settings)
+        return preannotate(server, 1, predictor, VERSION, folder / "journal.jsonl", **settings)
     finally:
         server.close()
 

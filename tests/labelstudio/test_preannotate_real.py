@@ -21,13 +21,13 @@ from PIL import Image
 
 from fakes import FloodModel
 from refinesam import Session
-from refinesam_labelstudio.administration import ProjectServer
-from refinesam_labelstudio.answering import Answerer
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.doctor import examine
-from refinesam_labelstudio.images import FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.preannotate import Preannotation, preannotate
+from refinesam_labelstudio.task_prediction import TaskPredictor
 
 if TYPE_CHECKING:
     from real_label_studio import Backend, LabelStudio, Project
@@ -72,14 +72,14 @@ def project(label_studio: LabelStudio) -> Project:
 def run(project: Project, folder: Path, **settings: Any) -> Preannotation:
     server = ProjectServer(project.server.url, project.server.personal_token)
     access = ImageAccess(server, FileCache(folder / "images"))
-    answerer = Answerer(
+    predictor = TaskPredictor(
         Session(FloodModel()),
         lambda value, task_id: image_for_task(value, access, task_id),
         LabelingConfig.parse(server.project(project.id)["label_config"]),
         ServiceOptions(everything=None),
     )
     try:
-        return preannotate(server, project.id, answerer, VERSION, folder / "journal.jsonl", chunk=3, **settings)
+        return preannotate(server, project.id, predictor, VERSION, folder / "journal.jsonl", chunk=3, **settings)
     finally:
         server.close()
 
@@ -120,10 +120,10 @@ def test_a_deleted_task_costs_only_itself(project: Project, tmp_path: Path) -> N
     server.import_predictions = after_deletion  # type: ignore[method-assign]
     access = ImageAccess(server, FileCache(tmp_path / "images"))
     config = LabelingConfig.parse(EXAMPLES["brush"])
-    answerer = Answerer(
+    predictor = TaskPredictor(
         Session(FloodModel()), lambda v, i: image_for_task(v, access, i), config, ServiceOptions(everything=None)
     )
-    report = preannotate(server, project.id, answerer, VERSION, tmp_path / "journal.jsonl", chunk=20)
+    report = preannotate(server, project.id, predictor, VERSION, tmp_path / "journal.jsonl", chunk=20)
     server.close()
     assert sorted(report.failed) == sorted([gone, project.tasks["broken.png"]])
     assert all(len(own(project, f"{number}.png")) == 1 for number in range(COUNT) if number != 1)

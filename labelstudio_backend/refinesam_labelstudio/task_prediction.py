@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refinesam import DatasetError, EncodedImage, Prediction, Prompt, RefineSAMError, Session
+from refinesam_labelstudio.json_types import JsonObject, Task
 from refinesam_labelstudio.labeling_config import ImageTag, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.prompts import PromptedObject, prompt_from_context, prompts_from_annotations
 from refinesam_labelstudio.results import check_regions, regions_from_mask
 
-__all__ = ["Answer", "Answerer", "ReadImage", "told_of_whole"]
+__all__ = ["TaskPrediction", "TaskPredictor", "ReadImage", "told_of_whole"]
 
 # Takes what a task's data says of its image, and the task's id; returns (H, W, 3) uint8 RGB.
 ReadImage = Callable[[object, int | None], NDArray[np.uint8]]
@@ -25,7 +25,7 @@ Job = tuple[Callable[[], Prediction], str | None]
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskPrediction:
     """What came of a task.
 
     Attributes:
@@ -36,7 +36,7 @@ class Answer:
         whole_s: seconds that it took to segment the whole images, for want of a prompt; None where there was one.
     """
 
-    regions: tuple[dict[str, Any], ...] = ()
+    regions: tuple[JsonObject, ...] = ()
     score: float | None = None
     problems: tuple[str, ...] = ()
     unprompted: bool = False
@@ -49,7 +49,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Answerer:
+class TaskPredictor:
     """Answers tasks of one project.
 
     Attributes:
@@ -64,7 +64,7 @@ class Answerer:
     config: LabelingConfig
     options: ServiceOptions
 
-    def answer(self, task: object, context: object = None) -> Answer:
+    def answer(self, task: object, context: object = None) -> TaskPrediction:
         """Answer one task; what goes wrong with one of its objects costs that object alone.
 
         Args:
@@ -80,7 +80,7 @@ class Answerer:
                 f"{type(context).__name__}: send them as Label Studio does."
             )
         if isinstance(context, Mapping) and "result" in context and not context["result"]:
-            return Answer(unprompted=True)
+            return TaskPrediction(unprompted=True)
         images = {tag.name: self._read(task, tag) for tag in self._shown(task, context)}
         objects: dict[str, list[PromptedObject]] = {}
         for name, pixels in images.items():
@@ -88,8 +88,8 @@ class Answerer:
             objects[name] = [item for item in found if item.to_name == name]
         prompted, started = any(objects.values()), time.monotonic()
         if not prompted and self.options.everything is None:
-            return Answer(unprompted=True)
-        regions: list[dict[str, Any]] = []
+            return TaskPrediction(unprompted=True)
+        regions: list[JsonObject] = []
         scores: list[float] = []
         problems: list[str] = []
         for name, pixels in images.items():
@@ -105,18 +105,18 @@ class Answerer:
                 scores += [_score(prediction)] if made else []
         whole_s = None if prompted else time.monotonic() - started
         score = float(np.mean(scores)) if scores else None
-        return Answer(tuple(regions), score, tuple(problems), whole_s=whole_s)
+        return TaskPrediction(tuple(regions), score, tuple(problems), whole_s=whole_s)
 
-    def images(self, task: Mapping[str, Any]) -> list[object]:
+    def images(self, task: Task) -> list[object]:
         """Return what a task's data says of the images of the labeling config that it has."""
         found = [tag.value_in(task.get("data")) for tag in self.config.images]
         return [value for value in found if value is not None]
 
-    def _read(self, task: Mapping[str, Any], tag: ImageTag) -> NDArray[np.uint8]:
+    def _read(self, task: Task, tag: ImageTag) -> NDArray[np.uint8]:
         task_id = task.get("id")
         return self.read_image(tag.value_in(task.get("data")), task_id if isinstance(task_id, int) else None)
 
-    def _shown(self, task: Mapping[str, Any], context: object) -> list[ImageTag]:
+    def _shown(self, task: Task, context: object) -> list[ImageTag]:
         """Return the images that the context is about; without one, all that the task has."""
         shown = [tag for tag in self.config.images if tag.value_in(task.get("data")) is not None]
         if len(shown) > 1 and isinstance(context, Mapping) and isinstance(context.get("result"), list):
@@ -130,7 +130,7 @@ class Answerer:
             )
         return shown
 
-    def _objects(self, task: Mapping[str, Any], context: object, image_hw: tuple[int, ...]) -> list[PromptedObject]:
+    def _objects(self, task: Task, context: object, image_hw: tuple[int, ...]) -> list[PromptedObject]:
         hw = (image_hw[0], image_hw[1])
         if isinstance(context, Mapping) and context:
             return prompt_from_context(context, task, self.config, hw)
@@ -143,7 +143,7 @@ class Answerer:
     def _everything(self, encoded: EncodedImage, name: str) -> Iterator[Job]:
         tag = self.config.output_for(self.options.label, self.options.output, name)
         label = self.options.label or next(iter(tag.labels), None)
-        settings: dict[str, Any] = dict(self.options.everything or {})
+        settings: JsonObject = dict(self.options.everything or {})
         for prediction in self.session.segment_everything(encoded, **settings)[: self.options.max_masks]:
             yield partial(self._refined, encoded, prediction), label
 
@@ -153,7 +153,7 @@ class Answerer:
     def _refined(self, encoded: EncodedImage, prediction: Prediction) -> Prediction:
         return prediction if self.options.amr is None else encoded.refine(prediction, self.options.amr)
 
-    def _regions(self, prediction: Prediction, label: str | None, name: str) -> list[dict[str, Any]]:
+    def _regions(self, prediction: Prediction, label: str | None, name: str) -> list[JsonObject]:
         tag = self.config.output_for(label, self.options.output, name)
         mask = prediction.mask
         regions = regions_from_mask(
@@ -169,7 +169,7 @@ class Answerer:
         return regions
 
 
-def told_of_whole(answers: Sequence[Answer]) -> str:
+def told_of_whole(answers: Sequence[TaskPrediction]) -> str:
     """Return in words what it cost to segment images whole, and how often for nothing; "" where none was."""
     whole = [answer for answer in answers if answer.whole_s is not None]
     if not whole:

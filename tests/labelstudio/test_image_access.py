@@ -18,7 +18,7 @@ from PIL import Image
 from fake_label_studio import LEGACY, FakeLabelStudio, running
 from refinesam import ConfigError, ImageError
 from refinesam_labelstudio.access import LabelStudioServer
-from refinesam_labelstudio.images import FRESH_SECONDS, FileCache, ImageAccess, image_for_task
+from refinesam_labelstudio.image_access import FRESH_SECONDS, FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.responses import ServerError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from refinesam import Prompt
 
-__all__ = ["COLOURS", "Mask", "Scene"]
+__all__ = ["COLOURS", "Mask", "ComparisonPicture"]
 
 Mask = NDArray[np.bool_]
 Colour = tuple[int, int, int]
@@ -33,7 +33,7 @@ GAP: Final = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class ComparisonPicture:
     """What is drawn; masks are (H, W) bool in the image's frame, points pixel (x, y)."""
 
     image: NDArray[np.uint8]
