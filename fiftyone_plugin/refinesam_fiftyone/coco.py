@@ -70,11 +70,11 @@ class _Document:
     def category(self, label: str | None) -> int:
         return self.categories.setdefault(label or _NO_CLASS, len(self.categories) + 1)
 
-    def add(self, sample: StoredSample, image: int, one: StoredLabel, score: float | None = None) -> dict[str, Any]:
-        assert one.region is not None
-        frame = one.region.frame(sample.image_hw)
+    def add(self, sample: StoredSample, image: int, label: StoredLabel, score: float | None = None) -> dict[str, Any]:
+        assert label.region is not None
+        frame = label.region.frame(sample.image_hw)
         number = len(self.annotations) + 1
-        self.annotations.append(coco_annotation(frame, image, self.category(one.label), number, score))
+        self.annotations.append(coco_annotation(frame, image, self.category(label.label), number, score))
         return self.annotations[-1]
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,13 +115,13 @@ def export_coco(
             if sample.failure is not None:
                 continue
             image = document.add_image(sample, folder)
-            for one in sample.labels[run.masks(masks)]:
-                if one.region is None:
+            for label in sample.labels[run.masks(masks)]:
+                if label.region is None:
                     unreadable += 1
-                elif not one.region.area:
+                elif not label.region.area:
                     empty += 1
                 else:
-                    document.add(sample, image, one, one.predicted_iou)["prompt_id"] = one.prompt_id
+                    document.add(sample, image, label, label.predicted_iou)["prompt_id"] = label.prompt_id
     write_json(path, document.to_dict())
     return CocoExport(Path(path), len(document.images), len(document.annotations), empty, unreadable, folder)
 
@@ -129,9 +129,9 @@ def export_coco(
 def _folder(paths: Sequence[str], rel_dir: str | Path | None) -> Path:
     """Return the folder that all files lie in, the given one or the innermost."""
     if rel_dir is None:
-        return Path(os.path.commonpath([Path(one).parent for one in paths])) if paths else Path()
+        return Path(os.path.commonpath([Path(path).parent for path in paths])) if paths else Path()
     folder = Path(rel_dir).absolute()
-    outside = [one for one in paths if not Path(one).is_relative_to(folder)]
+    outside = [path for path in paths if not Path(path).is_relative_to(folder)]
     if outside:
         raise ConfigError(f"{len(outside)} images do not lie in {folder}, such as {outside[0]}: give a folder above.")
     return folder
@@ -165,41 +165,41 @@ def coco_ap(
     if truth is None:
         raise ConfigError(f"The dataset no longer has the ground truth field {settings.truth_field!r} of the run.")
     document = _Document()
-    found: dict[str, _Document] = {name: _Document() for name in (run.baseline, run.amr)}
+    documents: dict[str, _Document] = {name: _Document() for name in (run.baseline, run.amr)}
     crowds = f"{truth}.detections.iscrowd"
     others = [crowds] if target.field(crowds) is not None else []
     for batch in read_samples(target, target.ids, [truth, run.baseline, run.amr], others=others):
-        for sample in (one for one in batch if one.failure is None):
+        for sample in (loaded for loaded in batch if loaded.failure is None):
             image = document.add_image(sample)
-            for one, crowd in _with_crowds(sample, truth, sample.others.get(crowds)):
-                document.add(sample, image, one)["iscrowd"] = crowd
-            for name, results in found.items():
-                for one in sample.labels[name]:
-                    if one.region is not None:
-                        results.add(sample, image, one, one.predicted_iou or 0.0)
+            for label, crowd in _with_crowds(sample, truth, sample.others.get(crowds)):
+                document.add(sample, image, label)["iscrowd"] = crowd
+            for name, results in documents.items():
+                for label in sample.labels[name]:
+                    if label.region is not None:
+                        results.add(sample, image, label, label.predicted_iou or 0.0)
     if class_agnostic is None:
-        class_agnostic = any(set(results.categories) - set(document.categories) for results in found.values())
+        class_agnostic = any(set(results.categories) - set(document.categories) for results in documents.values())
     scores = {
         name: asdict(
-            coco_scores(document.to_dict(), _results(document, one, class_agnostic), class_agnostic=class_agnostic)
+            coco_scores(document.to_dict(), _results(document, results, class_agnostic), class_agnostic=class_agnostic)
         )
-        for name, one in (("baseline", found[run.baseline]), ("amr", found[run.amr]))
+        for name, results in (("baseline", documents[run.baseline]), ("amr", documents[run.amr]))
     }
     return pd.DataFrame.from_dict(scores, orient="index", columns=list(_METRICS)).astype("float64")
 
 
 def _with_crowds(sample: StoredSample, truth: str, crowds: Any) -> Iterator[tuple[StoredLabel, int]]:
-    for one in sample.labels[truth]:
-        if one.region is not None and one.region.area:
-            yield one, int(bool(crowds[one.position])) if crowds else 0
+    for label in sample.labels[truth]:
+        if label.region is not None and label.region.area:
+            yield label, int(bool(crowds[label.position])) if crowds else 0
 
 
-def _results(truth: _Document, found: _Document, class_agnostic: bool) -> list[dict[str, Any]]:
+def _results(truth: _Document, document: _Document, class_agnostic: bool) -> list[dict[str, Any]]:
     """Number the masks' classes as the ground truth does; without classes all have its first."""
-    names = {number: name for name, number in found.categories.items()}
+    names = {number: name for name, number in document.categories.items()}
     results = []
-    for one in found.annotations:
-        category = 1 if class_agnostic else truth.categories.get(names[one["category_id"]])
+    for annotation in document.annotations:
+        category = 1 if class_agnostic else truth.categories.get(names[annotation["category_id"]])
         if category is not None:
-            results.append({**one, "category_id": category})
+            results.append({**annotation, "category_id": category})
     return results

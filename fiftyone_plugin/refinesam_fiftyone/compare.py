@@ -138,9 +138,9 @@ def check_samples(samples: SampleCollection, settings: Settings) -> None:
     for name, kind in wanted:
         if name is None:
             continue
-        found = getattr(getattr(schema.get(name), "document_type", None), "__name__", None)
-        if found != kind:
-            has = "does not have" if name not in schema else f"has as {found or type(schema[name]).__name__}"
+        has_kind = getattr(getattr(schema.get(name), "document_type", None), "__name__", None)
+        if has_kind != kind:
+            has = "does not have" if name not in schema else f"has as {has_kind or type(schema[name]).__name__}"
             fits = [key for key, value in schema.items() if _is(value, kind)]
             raise ConfigError(
                 f"A {kind} field is needed and {name!r} is one that the dataset {has}. "
@@ -196,7 +196,7 @@ class _Work:
                 pending.append((sample.id, sample.filepath, labels, digest))
         if moved:
             self.target.set_values(self.run.digest, moved)
-        results = [self._result(*one) for one in self._read(pending)]
+        results = [self._result(*sample) for sample in self._read(pending)]
         for result in store(self.target, self.run, results):
             self.counts["done"] += 1
             self.counts["prompts"] += len(result.baseline)
@@ -207,8 +207,8 @@ class _Work:
         name = source_field(self.settings)
         if name is None:
             return None
-        found, kind = sample[name], "keypoints" if self.settings.prompts == "keypoints" else "detections"
-        return [] if found is None else list(found[kind])
+        labels, kind = sample[name], "keypoints" if self.settings.prompts == "keypoints" else "detections"
+        return [] if labels is None else list(labels[kind])
 
     @cached_property
     def _config(self) -> AMRConfig:
@@ -244,12 +244,12 @@ class _Work:
             waiting = iter(pending)
             futures: list[tuple[tuple[Any, ...], Future[Any]]] = []
             while True:
-                for one in islice(waiting, READ_AHEAD - len(futures)):
-                    futures.append((one, pool.submit(_pixels, one[1], one[2])))
+                for sample in islice(waiting, READ_AHEAD - len(futures)):
+                    futures.append((sample, pool.submit(_pixels, sample[1], sample[2])))
                 if not futures:
                     return
-                one, future = futures.pop(0)
-                yield (*one, future.result())
+                sample, future = futures.pop(0)
+                yield (*sample, future.result())
 
     def _result(
         self,
@@ -263,7 +263,7 @@ class _Work:
             return failed_sample(self.run, sample_id, digest, *pixels)
         image_hw = (pixels.shape[0], pixels.shape[1])
         asked = None if labels is None else ask(labels, self.settings, image_hw)
-        prompts = None if asked is None else [one.prompt for one in asked if one.prompt is not None]
+        prompts = None if asked is None else [prompted.prompt for prompted in asked if prompted.prompt is not None]
         answers: Sequence[Any] = ()
         if prompts is None or prompts:
             item = Item(pixels, prompts)
@@ -274,7 +274,7 @@ class _Work:
             self.counts["encoded"] += 1
             answers = record.answers
         if asked is None:
-            asked = [Asked(f"{sample_id}-{i:04d}", "object", one.prompt) for i, one in enumerate(answers)]
+            asked = [Asked(f"{sample_id}-{i:04d}", "object", answer.prompt) for i, answer in enumerate(answers)]
         return sample_result(self.run, self._folder, sample_id, digest, image_hw, asked, answers)
 
 

@@ -94,14 +94,15 @@ def evaluate(
     others = [f"{run.points}.keypoints.prompt_id", *filter(None, [prompt_path(settings)])]
     totals, buckets, failures = Counter[str](), Counter[str](), Counter[str]()
     for batch in read_samples(target, ids, sorted(filter(None, names)), others=others, batch_size=BATCH):
-        found = {sample.id: judge(sample, run, settings, thresholds) for sample in batch}
-        for sample_id, reason in store_values(target, {s.id: (s.modified, found[s.id].values) for s in batch}).items():
-            found[sample_id] = Judgement(failures={sample_id: ("not_stored", reason)})
-        list_failures(target, run, {sample.id: found[sample.id].failures for sample in batch})
-        for one in found.values():
-            totals.update(objects=one.objects, missed=one.missed, unpaired=one.unpaired)
-            buckets.update(one.buckets)
-            failures.update(kind for kind, _ in one.failures.values())
+        judgements = {sample.id: judge(sample, run, settings, thresholds) for sample in batch}
+        updates = {sample.id: (sample.modified, judgements[sample.id].values) for sample in batch}
+        for sample_id, reason in store_values(target, updates).items():
+            judgements[sample_id] = Judgement(failures={sample_id: ("not_stored", reason)})
+        list_failures(target, run, {sample.id: judgements[sample.id].failures for sample in batch})
+        for judgement in judgements.values():
+            totals.update(objects=judgement.objects, missed=judgement.missed, unpaired=judgement.unpaired)
+            buckets.update(judgement.buckets)
+            failures.update(kind for kind, _ in judgement.failures.values())
         totals["done"] += len(batch)
         if on_progress is not None:
             on_progress(totals["done"], len(ids))
@@ -127,7 +128,7 @@ def _compared(target: Target, run: Fields) -> list[str]:
     if target.field(run.digest) is None:
         return target.ids
     done = set(target.samples.exists(run.digest).values("id"))
-    return [one for one in target.ids if one in done]
+    return [sample_id for sample_id in target.ids if sample_id in done]
 
 
 def _check_share(name: str, value: object) -> None:
@@ -161,7 +162,7 @@ def check_evaluation(target: Target, run: Fields, settings: Settings) -> None:
     check_free(target, run, run.kinds | score_kinds(run, settings.truth_field))
 
 
-def list_failures(target: Target, run: Fields, found: Mapping[str, Mapping[str, tuple[Failure, str]]]) -> None:
+def list_failures(target: Target, run: Fields, failures: Mapping[str, Mapping[str, tuple[Failure, str]]]) -> None:
     """Put what evaluation could not do into the run's failures, in place of what an earlier one put there.
 
     What comparing listed stays.
@@ -169,29 +170,29 @@ def list_failures(target: Target, run: Fields, found: Mapping[str, Mapping[str, 
     Args:
         target: where the samples are.
         run: whose failures.
-        found: sample id -> prompt id, or the sample's -> the failure and its reason.
+        failures: sample id -> prompt id, or the sample's -> the failure and its reason.
     """
-    listed = target.select(list(found)).values(["id", f"{run.failures}.classifications"])
+    listed = target.select(list(failures)).values(["id", f"{run.failures}.classifications"])
     affected, kept, new = {}, {}, {}
     for sample_id, entries in zip(*listed, strict=True):
-        own = [one for one in entries or () if one.id == _failure_id(run, one.prompt_id)]
-        if own or found[sample_id]:
-            kept[sample_id] = [one for one in entries or () if one not in own]
+        own = [label for label in entries or () if label.id == _failure_id(run, label.prompt_id)]
+        if own or failures[sample_id]:
+            kept[sample_id] = [label for label in entries or () if label not in own]
             new[sample_id] = [
                 fo.Classification(id=_failure_id(run, prompt_id), label=kind, prompt_id=prompt_id, reason=reason)
-                for prompt_id, (kind, reason) in found[sample_id].items()
+                for prompt_id, (kind, reason) in failures[sample_id].items()
             ]
-            affected[sample_id] = {one.label for one in own}
+            affected[sample_id] = {label.label for label in own}
     if not affected:
         return
     labels = {sample_id: fo.Classifications(classifications=kept[sample_id] + new[sample_id]) for sample_id in affected}
     target.set_values(run.failures, labels)
     for sample_id, before in affected.items():
-        now = {one.label for one in labels[sample_id].classifications}
+        now = {label.label for label in labels[sample_id].classifications}
         view = target.samples.select(sample_id)
         for kind in before - now:
             view.untag_samples(run.failure_tag(kind))
-        for kind in {one.label for one in new[sample_id]}:
+        for kind in {label.label for label in new[sample_id]}:
             view.tag_samples(run.failure_tag(kind))
 
 

@@ -87,8 +87,8 @@ def explain(samples: SampleCollection, *, run_key: str, prompt_id: str, sample_i
     target, run, settings = run_of(samples, run_key)
     require(target, run, (run.baseline, run.amr))
     if sample_id is None:
-        found = target.samples.filter_labels(run.baseline, F("prompt_id") == prompt_id).values("id")
-        sample_id = found[0] if found else None
+        ids = target.samples.filter_labels(run.baseline, F("prompt_id") == prompt_id).values("id")
+        sample_id = ids[0] if ids else None
     if sample_id is None:
         raise ConfigError(f"The run {run_key!r} has no object {prompt_id!r}: choose one of its labels.")
     sample = target.samples[sample_id]
@@ -117,12 +117,12 @@ def data_uri(picture: NDArray[np.uint8]) -> str:
 
 
 def _labels(sample: fo.Sample, field: str, kind: str = "detections") -> Sequence[fo.Label]:
-    found = sample[field] if field and sample.has_field(field) else None
-    return [] if found is None else list(found[kind])
+    labels = sample[field] if field and sample.has_field(field) else None
+    return [] if labels is None else list(labels[kind])
 
 
 def _by_prompt(sample: fo.Sample, field: str, prompt_id: str) -> Any:
-    return next((one for one in _labels(sample, field) if _value(one, "prompt_id") == prompt_id), None)
+    return next((label for label in _labels(sample, field) if _value(label, "prompt_id") == prompt_id), None)
 
 
 def _mask(detection: fo.Detection, image: NDArray[np.uint8]) -> Mask:
@@ -135,7 +135,7 @@ def _truth(sample: fo.Sample, settings: Settings, baseline: fo.Detection, image:
     truth_id = baseline["truth_id"] if baseline.has_attribute("truth_id") else None
     if settings.truth_field is None or truth_id is None:
         return None
-    truth = next((one for one in _labels(sample, settings.truth_field) if one.id == truth_id), None)
+    truth = next((label for label in _labels(sample, settings.truth_field) if label.id == truth_id), None)
     return None if truth is None else _mask(truth, image)
 
 
@@ -144,14 +144,14 @@ def _prompt(sample: fo.Sample, settings: Settings, prompt_id: str, image: NDArra
     if field is None:
         return None
     kind = "keypoints" if settings.prompts == "keypoints" else "detections"
-    asked = [one for one in _labels(sample, field, kind) if one.id == prompt_id]
-    return next((one.prompt for one in ask(asked, settings, (image.shape[0], image.shape[1]))), None)
+    asked = [label for label in _labels(sample, field, kind) if label.id == prompt_id]
+    return next((asked_for.prompt for asked_for in ask(asked, settings, (image.shape[0], image.shape[1]))), None)
 
 
 def _points(sample: fo.Sample, run: Fields, prompt_id: str, image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    own = (one for one in _labels(sample, run.points, "keypoints") if _value(one, "prompt_id") == prompt_id)
-    found = next(own, None)
-    relative = np.asarray([] if found is None else found.points, np.float64).reshape(-1, 2)
+    own = (label for label in _labels(sample, run.points, "keypoints") if _value(label, "prompt_id") == prompt_id)
+    keypoint = next(own, None)
+    relative = np.asarray([] if keypoint is None else keypoint.points, np.float64).reshape(-1, 2)
     return relative * (image.shape[1], image.shape[0])
 
 

@@ -38,53 +38,55 @@ def pair(sample: StoredSample, run: Fields, settings: Settings) -> dict[str, Sto
 
     Ground truth without a mask, or with one without a pixel, is never paired.
     """
-    truths = [one for one in sample.labels[settings.truth_field or ""] if one.region is not None and one.region.area]
-    prompt_ids = [one.prompt_id for one in sample.labels[run.baseline] if one.prompt_id is not None]
+    truths = [
+        label for label in sample.labels[settings.truth_field or ""] if label.region is not None and label.region.area
+    ]
+    prompt_ids = [label.prompt_id for label in sample.labels[run.baseline] if label.prompt_id is not None]
     if settings.prompts == "everything":
         return _by_masks(sample, run, truths)
     if settings.prompts == "keypoints":
         return _by_clicks(sample, settings, truths, prompt_ids)
     if settings.prompts == "boxes" and settings.prompt_field != settings.truth_field:
-        boxes = {one.id: one for one in sample.labels[settings.prompt_field or ""]}
+        boxes = {label.id: label for label in sample.labels[settings.prompt_field or ""]}
         candidates = (
             (_box_iou(boxes[prompt_id].bounding_box, truth.bounding_box), prompt_id, truth)
             for prompt_id in prompt_ids
             if prompt_id in boxes
             for truth in truths
         )
-        return _greedy(one for one in candidates if one[0] >= BOX_IOU - ROUNDING)
-    by_id = {one.id: one for one in truths}
+        return _greedy(candidate for candidate in candidates if candidate[0] >= BOX_IOU - ROUNDING)
+    by_id = {label.id: label for label in truths}
     return {prompt_id: by_id[prompt_id] for prompt_id in prompt_ids if prompt_id in by_id}
 
 
 def best_overlap(truth: Region, labels: Sequence[StoredLabel]) -> float:
     """Return the highest IoU of a mask with any of the labels', 0 for none."""
-    return max((iou(one.region, truth) for one in labels if one.region is not None), default=0.0)
+    return max((iou(label.region, truth) for label in labels if label.region is not None), default=0.0)
 
 
 def _greedy(candidates: Iterable[tuple[float, str, StoredLabel]]) -> dict[str, StoredLabel]:
     """Take the highest score first, each prompt and each ground truth label once; ties fall to the earlier one."""
-    found: dict[str, StoredLabel] = {}
+    paired: dict[str, StoredLabel] = {}
     taken: set[str] = set()
-    for _, prompt_id, truth in sorted(candidates, key=lambda one: -one[0]):
-        if prompt_id not in found and truth.id not in taken:
-            found[prompt_id] = truth
+    for _, prompt_id, truth in sorted(candidates, key=lambda candidate: -candidate[0]):
+        if prompt_id not in paired and truth.id not in taken:
+            paired[prompt_id] = truth
             taken.add(truth.id)
-    return found
+    return paired
 
 
 def _by_masks(sample: StoredSample, run: Fields, truths: Sequence[StoredLabel]) -> dict[str, StoredLabel]:
     scores: dict[tuple[str, str], float] = {}
-    by_id = {one.id: one for one in truths}
+    by_id = {label.id: label for label in truths}
     for name in (run.baseline, run.amr):
-        for one in sample.labels[name]:
-            if one.region is None or one.prompt_id is None:
+        for label in sample.labels[name]:
+            if label.region is None or label.prompt_id is None:
                 continue
             for truth in truths:
                 assert truth.region is not None
-                overlap = iou(one.region, truth.region)
+                overlap = iou(label.region, truth.region)
                 if overlap > 0:
-                    key = one.prompt_id, truth.id
+                    key = label.prompt_id, truth.id
                     scores[key] = max(scores.get(key, 0.0), overlap)
     return _greedy((score, prompt_id, by_id[truth_id]) for (prompt_id, truth_id), score in scores.items())
 
@@ -92,8 +94,9 @@ def _by_masks(sample: StoredSample, run: Fields, truths: Sequence[StoredLabel]) 
 def _by_clicks(
     sample: StoredSample, settings: Settings, truths: Sequence[StoredLabel], prompt_ids: Sequence[str]
 ) -> dict[str, StoredLabel]:
-    keypoints: Mapping[str, Any] = {str(one.id): one for one in sample.others[prompt_path(settings) or ""] or ()}
-    found = {}
+    prompts = sample.others[prompt_path(settings) or ""] or ()
+    keypoints: Mapping[str, Any] = {str(keypoint.id): keypoint for keypoint in prompts}
+    paired = {}
     for prompt_id in prompt_ids:
         if prompt_id not in keypoints:
             continue
@@ -101,10 +104,10 @@ def _by_clicks(
             prompt = prompt_from_keypoint(keypoints[prompt_id], sample.image_hw)
         except PromptError:
             continue
-        fitting = [one for one in truths if one.region is not None and _fits(one.region, prompt)]
+        fitting = [truth for truth in truths if truth.region is not None and _fits(truth.region, prompt)]
         if fitting:
-            found[prompt_id] = min(fitting, key=lambda one: one.region.area if one.region is not None else 0)
-    return found
+            paired[prompt_id] = min(fitting, key=lambda truth: truth.region.area if truth.region is not None else 0)
+    return paired
 
 
 def _fits(region: Region, prompt: Prompt) -> bool:
@@ -119,7 +122,7 @@ def _box_iou(a: Sequence[float], b: Sequence[float]) -> float:
     common = [min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in (0, 1)]
     if min(common) <= 0:
         return 0.0
-    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (first, second)]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
     return common[0] * common[1] / (sum(areas) - common[0] * common[1])
 
 

@@ -126,13 +126,13 @@ def _write_disagreement(target: Target, run: Fields, ids: list[str]) -> None:
 
 
 def _disagreements(sample: StoredSample, run: Fields) -> dict[str, float]:
-    refined = {one.prompt_id: one for one in sample.labels[run.amr]}
+    refined = {label.prompt_id: label for label in sample.labels[run.amr]}
     values = {}
-    for one in sample.labels[run.baseline]:
-        other = refined.get(one.prompt_id)
-        if one.region is not None and other is not None and other.region is not None:
-            value = disagreement(one.region, other.region)
-            values[f"{run.baseline}.detections.{one.position}.disagreement"] = value
+    for first in sample.labels[run.baseline]:
+        other = refined.get(first.prompt_id)
+        if first.region is not None and other is not None and other.region is not None:
+            value = disagreement(first.region, other.region)
+            values[f"{run.baseline}.detections.{first.position}.disagreement"] = value
             values[f"{run.amr}.detections.{other.position}.disagreement"] = value
     return values
 
@@ -191,8 +191,8 @@ def _quality(
     auroc = _auroc(np.ones(len(signal)), failed, starts)
     interval = None
     if auroc is not None and draws.shape[1] > 1:
-        found = [_auroc(draw[places].astype(np.float64), failed, starts) for draw in draws]
-        kept = [one for one in found if one is not None]
+        areas = [_auroc(draw[places].astype(np.float64), failed, starts) for draw in draws]
+        kept = [area for area in areas if area is not None]
         low, high = np.quantile(kept, [0.025, 0.975]).tolist()
         interval = (low, high)
     return RankingQuality(auroc, interval, len(signal), int(failed.sum()))

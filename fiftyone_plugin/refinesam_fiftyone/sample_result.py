@@ -69,19 +69,20 @@ def sample_result(
     """
     result = SampleResult(sample_id, digest)
     remaining = iter(answers)
-    for one in asked:
-        if one.prompt is None:
-            result.failures.append(_failure(run, one.prompt_id, one.failure or "bad_prompt", one.reason))
+    for prompted in asked:
+        if prompted.prompt is None:
+            result.failures.append(_failure(run, prompted.prompt_id, prompted.failure or "bad_prompt", prompted.reason))
             continue
         answer = next(remaining)
         if answer.prediction is None or answer.refined is None:
-            result.failures.append(_failure(run, one.prompt_id, "bad_prompt", answer.error or "No answer."))
+            result.failures.append(_failure(run, prompted.prompt_id, "bad_prompt", answer.error or "No answer."))
             continue
         try:
-            _add(result, _Labels(run, folder and folder / sample_id, one, image_hw, answer.prediction, answer.refined))
+            own_folder = folder and folder / sample_id
+            _add(result, _Labels(run, own_folder, prompted, image_hw, answer.prediction, answer.refined))
         except OSError as error:
             reason = f"The mask could not be written: {error.strerror}. Make room or choose another folder, run again."
-            result.failures.append(_failure(run, one.prompt_id, "not_stored", reason))
+            result.failures.append(_failure(run, prompted.prompt_id, "not_stored", reason))
     return result
 
 

@@ -114,63 +114,64 @@ def judge(sample: StoredSample, run: Fields, settings: Settings, thresholds: Thr
 
     Every attribute of every label gets a value, None where there is none, so nothing of an earlier evaluation stays.
     """
-    found = Judgement()
+    judgement = Judgement()
     if sample.failure is not None:
-        found.failures[sample.id] = sample.failure
-        return found
-    _note_outdated(sample, run, settings, found)
-    _note_problems(sample, run, settings, found)
+        judgement.failures[sample.id] = sample.failure
+        return judgement
+    _note_outdated(sample, run, settings, judgement)
+    _note_problems(sample, run, settings, judgement)
     truth_of = pair(sample, run, settings)
-    amr = {one.prompt_id: one for one in sample.labels[run.amr]}
-    rejected = {one.prompt_id: one for one in sample.labels[run.rejected]}
+    amr = {label.prompt_id: label for label in sample.labels[run.amr]}
+    rejected = {label.prompt_id: label for label in sample.labels[run.rejected]}
     scores: dict[str | None, dict[str, Any]] = {}
-    for one in sample.labels[run.baseline]:
-        refined = amr.get(one.prompt_id)
-        if one.prompt_id is None or one.region is None or refined is None or refined.region is None:
+    for first in sample.labels[run.baseline]:
+        refined = amr.get(first.prompt_id)
+        if first.prompt_id is None or first.region is None or refined is None or refined.region is None:
             continue
-        scores[one.prompt_id] = {"disagreement": disagreement(one.region, refined.region)}
-        truth = truth_of.get(one.prompt_id or "")
+        scores[first.prompt_id] = {"disagreement": disagreement(first.region, refined.region)}
+        truth = truth_of.get(first.prompt_id or "")
         if truth is None or truth.region is None:
-            found.unpaired += 1
+            judgement.unpaired += 1
             continue
-        other = rejected.get(one.prompt_id)
-        regions = one.region, refined.region, None if other is None else other.region
-        scores[one.prompt_id] |= _scores(truth, regions, sample.image_hw, thresholds)
-        scores[one.prompt_id] |= {"pred_iou_base": one.predicted_iou, "pred_iou_amr": refined.predicted_iou}
+        other = rejected.get(first.prompt_id)
+        regions = first.region, refined.region, None if other is None else other.region
+        scores[first.prompt_id] |= _scores(truth, regions, sample.image_hw, thresholds)
+        scores[first.prompt_id] |= {"pred_iou_base": first.predicted_iou, "pred_iou_amr": refined.predicted_iou}
     missed = _missed(sample, run, settings, scores, thresholds)
-    found.missed = len(missed)
-    _set_labels(sample, run, scores, found)
+    judgement.missed = len(missed)
+    _set_labels(sample, run, scores, judgement)
     counted = missed.values() if settings.prompts == "everything" else ()
-    _set_truth(sample, run, settings, scores, missed if counted else {}, found)
-    _sum_up(run, [*(one for one in scores.values() if "bucket" in one), *counted], found)
-    return found
+    _set_truth(sample, run, settings, scores, missed if counted else {}, judgement)
+    _sum_up(run, [*(score for score in scores.values() if "bucket" in score), *counted], judgement)
+    return judgement
 
 
-def _note_outdated(sample: StoredSample, run: Fields, settings: Settings, found: Judgement) -> None:
+def _note_outdated(sample: StoredSample, run: Fields, settings: Settings, judgement: Judgement) -> None:
     """Note prompts whose own label is gone, as all are once ground truth was imported again: who knows its pair?"""
     source = source_field(settings)
     if source is None:
         return
     path = prompt_path(settings)
-    asked = {str(one.id) for one in (sample.labels[source] if path is None else sample.others[path] or ())}
-    for one in sample.labels[run.baseline]:
-        if one.prompt_id is not None and one.prompt_id not in asked:
+    sources = sample.labels[source] if path is None else sample.others[path] or ()
+    asked = {str(label.id) for label in sources}
+    for label in sample.labels[run.baseline]:
+        if label.prompt_id is not None and label.prompt_id not in asked:
             reason = f"The label in {source!r} that this prompt was made from is gone: compare again."
-            found.failures[one.prompt_id] = ("outdated", reason)
+            judgement.failures[label.prompt_id] = ("outdated", reason)
 
 
-def _note_problems(sample: StoredSample, run: Fields, settings: Settings, found: Judgement) -> None:
+def _note_problems(sample: StoredSample, run: Fields, settings: Settings, judgement: Judgement) -> None:
     truths = sample.labels[settings.truth_field or ""]
-    for one in [label for role in (run.baseline, run.amr, run.rejected) for label in sample.labels[role]] + truths:
-        if one.problem is not None:
-            found.failures[one.prompt_id or one.id] = ("unreadable_mask", one.problem)
-    bare = sum(one.region is None and one.problem is None for one in truths)
-    empty = sum(one.region is not None and not one.region.area for one in truths)
+    for label in [label for role in (run.baseline, run.amr, run.rejected) for label in sample.labels[role]] + truths:
+        if label.problem is not None:
+            judgement.failures[label.prompt_id or label.id] = ("unreadable_mask", label.problem)
+    bare = sum(label.region is None and label.problem is None for label in truths)
+    empty = sum(label.region is not None and not label.region.area for label in truths)
     if bare or empty:
         counts = {"no mask": bare, "no pixel in the image": empty}
         said = " and ".join(f"{count} of {len(truths)} have {what}" for what, count in counts.items() if count)
         reason = f"Of the ground truth labels {said}, so nothing can be compared with them."
-        found.failures[sample.id] = ("no_truth", reason)
+        judgement.failures[sample.id] = ("no_truth", reason)
 
 
 def _scores(
@@ -204,12 +205,12 @@ def _boundary_iou(a: Region, b: Region, image_hw: tuple[int, int]) -> float:
     The boundary's width goes by the image's diagonal, so the ratio is that of the part with the same width. A part
     whose diagonal is less than that width is boundary throughout, as it is with its own diagonal as the width.
     """
-    parts = [one for one in (a, b) if one.area]
+    parts = [region for region in (a, b) if region.area]
     if not parts:
         return 0.0
-    top, left = min(one.top for one in parts), min(one.left for one in parts)
-    bottom = max(one.top + one.part.shape[0] for one in parts)
-    right = max(one.left + one.part.shape[1] for one in parts)
+    top, left = min(region.top for region in parts), min(region.left for region in parts)
+    bottom = max(region.top + region.part.shape[0] for region in parts)
+    right = max(region.left + region.part.shape[1] for region in parts)
     size = bottom - top, right - left
     frames = [Region(o.top - top, o.left - left, o.part, o.area) if o.area else o for o in (a, b)]
     width = max(1, round(BOUNDARY_RATIO * math.hypot(*image_hw)))
@@ -224,7 +225,7 @@ def _missed(
     thresholds: Thresholds,
 ) -> dict[str, dict[str, Any]]:
     """Return the ground truth that no prompt reached: id -> the best that any mask overlaps it."""
-    reached = {one.get("truth_id") for one in scores.values()}
+    reached = {score.get("truth_id") for score in scores.values()}
     missed = {}
     for truth in sample.labels[settings.truth_field or ""]:
         if truth.id in reached or truth.region is None or not truth.region.area:
@@ -243,7 +244,7 @@ def _missed(
 
 
 def _set_labels(
-    sample: StoredSample, run: Fields, scores: Mapping[str | None, Mapping[str, Any]], found: Judgement
+    sample: StoredSample, run: Fields, scores: Mapping[str | None, Mapping[str, Any]], judgement: Judgement
 ) -> None:
     layers: Iterable[tuple[str, Iterable[str], dict[str, str]]] = (
         (run.baseline, SCORES, {"iou": "base_iou", "boundary_iou": "base_boundary_iou"}),
@@ -251,14 +252,16 @@ def _set_labels(
         (run.rejected, REJECTED_SCORES, {"iou": "rejected_iou"}),
     )
     for name, attributes, own in layers:
-        for one in sample.labels[name]:
-            values = scores.get(one.prompt_id, {})
+        for label in sample.labels[name]:
+            values = scores.get(label.prompt_id, {})
             for attribute in attributes:
-                path = f"{name}.detections.{one.position}.{attribute}"
-                found.values[path] = values.get(own.get(attribute, attribute))
+                path = f"{name}.detections.{label.position}.{attribute}"
+                judgement.values[path] = values.get(own.get(attribute, attribute))
     for position, prompt_id in enumerate(sample.others[f"{run.points}.keypoints.prompt_id"] or ()):
         for attribute in POINTS_SCORES:
-            found.values[f"{run.points}.keypoints.{position}.{attribute}"] = scores.get(prompt_id, {}).get(attribute)
+            judgement.values[f"{run.points}.keypoints.{position}.{attribute}"] = scores.get(prompt_id, {}).get(
+                attribute
+            )
 
 
 def _set_truth(
@@ -267,33 +270,33 @@ def _set_truth(
     settings: Settings,
     scores: Mapping[str | None, Mapping[str, Any]],
     missed: Mapping[str, Mapping[str, Any]],
-    found: Judgement,
+    judgement: Judgement,
 ) -> None:
     # Of several prompts for one object (clicks may be), its label holds the first's scores.
     by_truth: dict[str, Mapping[str, Any]] = dict(missed)
-    for prompt_id, one in scores.items():
-        if "truth_id" in one:
-            by_truth.setdefault(one["truth_id"], {**one, "prompt_id": prompt_id})
+    for prompt_id, scored in scores.items():
+        if "truth_id" in scored:
+            by_truth.setdefault(scored["truth_id"], {**scored, "prompt_id": prompt_id})
     for truth in sample.labels[settings.truth_field or ""]:
         values = by_truth.get(truth.id, {})
         for attribute, (score, _) in truth_scores(run).items():
-            found.values[f"{settings.truth_field}.detections.{truth.position}.{attribute}"] = values.get(score)
+            judgement.values[f"{settings.truth_field}.detections.{truth.position}.{attribute}"] = values.get(score)
 
 
-def _sum_up(run: Fields, objects: list[Mapping[str, Any]], found: Judgement) -> None:
-    found.objects = len(objects)
-    found.buckets.update(one["bucket"] for one in objects)
-    deltas = [one["delta_iou"] for one in objects]
+def _sum_up(run: Fields, objects: list[Mapping[str, Any]], judgement: Judgement) -> None:
+    judgement.objects = len(objects)
+    judgement.buckets.update(values["bucket"] for values in objects)
+    deltas = [values["delta_iou"] for values in objects]
     count = len(objects)
-    found.values |= {
+    judgement.values |= {
         f"{run.key}_objects": count,
-        f"{run.key}_missed": found.missed,
-        f"{run.key}_mean_base_iou": math.fsum(one["base_iou"] for one in objects) / count if count else None,
-        f"{run.key}_mean_amr_iou": math.fsum(one["amr_iou"] for one in objects) / count if count else None,
+        f"{run.key}_missed": judgement.missed,
+        f"{run.key}_mean_base_iou": math.fsum(values["base_iou"] for values in objects) / count if count else None,
+        f"{run.key}_mean_amr_iou": math.fsum(values["amr_iou"] for values in objects) / count if count else None,
         f"{run.key}_mean_delta": math.fsum(deltas) / count if count else None,
         f"{run.key}_worst_delta": min(deltas, default=None),
         f"{run.key}_best_delta": max(deltas, default=None),
-        f"{run.key}_helped": found.buckets["amr_helped"],
-        f"{run.key}_hurt": found.buckets["amr_hurt"],
-        f"{run.key}_failed": found.buckets["both_failed"],
+        f"{run.key}_helped": judgement.buckets["amr_helped"],
+        f"{run.key}_hurt": judgement.buckets["amr_hurt"],
+        f"{run.key}_failed": judgement.buckets["both_failed"],
     }

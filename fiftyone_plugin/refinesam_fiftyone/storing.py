@@ -60,33 +60,33 @@ def store(target: Target, run: Fields, results: Sequence[SampleResult]) -> Itera
 
 
 def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None:
-    ids = [one.sample_id for one in results]
+    ids = [result.sample_id for result in results]
     tags, others = tags_of(target, run, ids), labels_of_others(target, run, ids)
 
     def with_others(name: str, sample_id: str, labels: Sequence[fo.Label]) -> list[fo.Label]:
         for label in labels:
             label.tags = tags.get(label.id, [])
         new = {label.id for label in labels}
-        return [*labels, *(one for one in others.get(name, {}).get(sample_id, ()) if one.id not in new)]
+        return [*labels, *(label for label in others.get(name, {}).get(sample_id, ()) if label.id not in new)]
 
     def masks(role: Role) -> dict[str, fo.Detections]:
         name = run.masks(role)
-        found = {one.sample_id: with_others(name, one.sample_id, getattr(one, role)) for one in results}
-        return {sample_id: fo.Detections(detections=labels) for sample_id, labels in found.items()}
+        by_sample = {result.sample_id: with_others(name, result.sample_id, getattr(result, role)) for result in results}
+        return {sample_id: fo.Detections(detections=labels) for sample_id, labels in by_sample.items()}
 
-    points = {one.sample_id: with_others(run.points, one.sample_id, one.points) for one in results}
+    points = {result.sample_id: with_others(run.points, result.sample_id, result.points) for result in results}
     columns: dict[str, dict[str, Any]] = {
         **{run.masks(role): masks(role) for role in ROLES},
         run.points: {sample_id: fo.Keypoints(keypoints=labels) for sample_id, labels in points.items()},
-        run.failures: {one.sample_id: fo.Classifications(classifications=one.failures) for one in results},
+        run.failures: {result.sample_id: fo.Classifications(classifications=result.failures) for result in results},
     }
     for name, values in columns.items():
         target.set_values(name, values)
-    target.samples.select(ids).untag_samples([run.failure_tag(one) for one in FAILURES])
-    for failure in {label.label for one in results for label in one.failures}:
-        tagged = [one.sample_id for one in results if any(label.label == failure for label in one.failures)]
+    target.samples.select(ids).untag_samples([run.failure_tag(kind) for kind in FAILURES])
+    for failure in {label.label for result in results for label in result.failures}:
+        tagged = [result.sample_id for result in results if any(label.label == failure for label in result.failures)]
         target.samples.select(tagged).tag_samples(run.failure_tag(failure))
-    target.set_values(run.digest, {one.sample_id: one.digest for one in results})
+    target.set_values(run.digest, {result.sample_id: result.digest for result in results})
 
 
 def store_values(target: Target, updates: Mapping[str, tuple[datetime | None, Mapping[str, Any]]]) -> dict[str, str]:
@@ -102,7 +102,7 @@ def store_values(target: Target, updates: Mapping[str, tuple[datetime | None, Ma
     # MongoDB keeps milliseconds.
     now = datetime.now(UTC)
     now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-    wanted = {sample_id: one for sample_id, one in updates.items() if one[1]}
+    wanted = {sample_id: update for sample_id, update in updates.items() if update[1]}
     if not wanted:
         return {}
     operations = [
@@ -115,8 +115,8 @@ def store_values(target: Target, updates: Mapping[str, tuple[datetime | None, Ma
         matched = collection.bulk_write(operations, ordered=False).matched_count
     except BulkWriteError as error:
         matched = error.details["nMatched"]
-        for one in error.details["writeErrors"]:
-            refused[list(wanted)[one["index"]]] = f"The database refused the scores ({one['errmsg']})."[:500]
+        for refusal in error.details["writeErrors"]:
+            refused[list(wanted)[refusal["index"]]] = f"The database refused the scores ({refusal['errmsg']})."[:500]
     if matched + len(refused) < len(wanted):
         among = {"_id": {"$in": [ObjectId(i) for i in wanted]}, "last_modified_at": {"$ne": now}}
         for document in collection.find(among, {"_id": True}):
