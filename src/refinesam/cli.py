@@ -19,7 +19,7 @@ from refinesam.command_results import prediction_document, print_predictions, wr
 from refinesam.errors import ConfigError, MissingExtraError, PromptError, RefineSAMError
 from refinesam.evaluation.commands import evaluate, paper_table
 from refinesam.files import JSON, PNG, check_outputs
-from refinesam.jobs.commands import batch
+from refinesam.jobs.commands import batch, convert
 from refinesam.threads import settle_threads, wait_passively
 from refinesam.training.commands import app as training_app
 
@@ -227,6 +227,7 @@ def everything(
 
 
 app.command()(batch)
+app.command()(convert)
 app.command()(evaluate)
 app.command()(paper_table)
 

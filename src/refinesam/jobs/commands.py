@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,13 +11,14 @@ import typer
 
 from refinesam.command_options import DeviceOption, ThreadsOption, WeightsOption
 from refinesam.errors import ConfigError
+from refinesam.files import JSON, check_outputs
 from refinesam.threads import settle_threads
 
 if TYPE_CHECKING:
     from refinesam.jobs.rows import Task
     from refinesam.jobs.worker import Asked
 
-__all__ = ["batch"]
+__all__ = ["batch", "convert"]
 
 RefineOption = Annotated[
     Literal["full", "fast", "paper"] | None, typer.Option(help="Also refine each mask, with this preset.")
@@ -69,6 +71,49 @@ def batch(
     totals = run_job(folder, answering, retry_failures)
     failed = f", {totals.failures} failures, listed in {output / 'failures.csv'}" if totals.failures else ""
     typer.echo(f"{totals.images} images, {totals.objects} masks in {output}{failed}")
+
+
+FormatName = Literal[
+    "coco",
+    "coco-polygons",
+    "yolo",
+    "voc",
+    "labelme",
+    "geojson",
+    "labels-png",
+    "labels-tiff",
+    "labels-tiff-16",
+    "masks",
+]
+
+
+def convert(
+    results: Annotated[Path, typer.Argument(help="The --output of refinesam batch.")],
+    output: Annotated[Path, typer.Argument(help="A new folder; for COCO a JSON file.")],
+    to: Annotated[FormatName, typer.Option(help="The format.")] = "coco",
+) -> None:
+    """Write the masks of refinesam batch in another format."""
+    from refinesam.jobs.formats import documents, rasters, yolo
+    from refinesam.jobs.formats.objects import Results
+
+    writers: dict[FormatName, Callable[[Results, Path], None]] = {
+        "coco": documents.write_coco,
+        "coco-polygons": documents.write_coco_polygons,
+        "yolo": yolo.write_yolo,
+        "voc": rasters.write_voc,
+        "labelme": documents.write_labelme,
+        "geojson": documents.write_geojson,
+        "labels-png": rasters.write_label_png,
+        "labels-tiff": rasters.write_label_tiff,
+        "labels-tiff-16": rasters.write_label_tiff_16,
+        "masks": rasters.write_masks,
+    }
+    if to.startswith("coco"):
+        check_outputs([(output, JSON)])
+    found = Results(results)
+    writers[to](found, output)
+    left_out = f"; {found.left_out} that failed or are empty were left out" if found.left_out else ""
+    typer.echo(f"{len(found.categories)} classes in {output}{left_out}")
 
 
 def _tasks(images: str, column: str | None, prompts: Path | None, document: Path | None) -> list[Task]:

@@ -1,0 +1,1 @@
+"""The formats of annotations that other tools read, each from the rows of a job."""
