@@ -374,3 +374,20 @@ def test_images_are_fitted_into_the_size_that_load_is_given() -> None:
 def test_an_input_size_that_is_none_is_refused(size: object) -> None:
     with pytest.raises(ConfigError, match=r"input_size is .*multiple of 16 is needed"):
         load(input_size=size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["hybrid_ti", "efficientsam_ti", "sam_vit_b"])
+@pytest.mark.parametrize("multimask_output", [True, False])
+def test_boxes_decoded_together_answer_as_one_by_one(name: str, multimask_output: bool, photo: np.ndarray) -> None:
+    encoded = Session(random_predictor(name)).encode(photo)
+    corners = np.random.default_rng(0).uniform([0, 0], [70, 50], (11, 2, 2))
+    boxes = np.concatenate([corners.min(1), corners.max(1) + 1], axis=1)  # more than are decoded together
+    boxes[3] += 10  # over the border
+    for box, together in zip(boxes, encoded.predict_boxes(boxes, multimask_output), strict=True):
+        alone = encoded.predict(Prompt(box=box), multimask_output)
+        assert together.low_res_logits == pytest.approx(alone.low_res_logits, abs=1e-4)
+        assert together.iou_predictions == pytest.approx(alone.iou_predictions, abs=1e-5)
+        sure = np.abs(alone.low_res_logits) > 1e-3
+        assert ((together.low_res_logits > 0) == (alone.low_res_logits > 0))[sure].all()
+        assert together.masks.shape == alone.masks.shape and together.prompt.box == pytest.approx(alone.prompt.box)
+        assert together.image_key == encoded.key

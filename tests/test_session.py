@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fakes import FloodModel
 from refinesam.amr import AMRConfig
 from refinesam.embeddings import EmbeddingStore
-from refinesam.errors import ImageError, PromptError
+from refinesam.errors import ConfigError, ImageError, PromptError
+from refinesam.images import as_rgb, write_png
 from refinesam.session import Session
 from refinesam.types import Prompt
 
@@ -237,15 +239,19 @@ def test_six_points_are_allowed_and_negatives_beside_them() -> None:
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((4, 4, 7), np.uint16),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), complex),
+        np.full((4, 4), np.nan),
         np.zeros((0, 4, 3), np.uint8),
+        np.zeros((0, 4), np.uint8),
         [[0, 0, 0]],
         None,
+        "no/such/file.png",
     ],
 )
-def test_encode_refuses_what_is_not_rgb_uint8(image: object) -> None:
+def test_encode_refuses_what_is_no_image(image: object) -> None:
     with pytest.raises(ImageError):
         Session(FloodModel()).encode(image)
 
@@ -285,3 +291,64 @@ def test_refine_refuses_a_prediction_of_another_image() -> None:
     assert second.refine(foreign).refinement is not None
     with pytest.raises(PromptError, match=r"\(24, 32\), this image is \(24, 40\)"):
         wider.refine(foreign)
+
+
+def test_encode_takes_what_as_rgb_and_read_image_take(tmp_path: Path) -> None:
+    session = Session(FloodModel())
+    image = patches()
+    gray, deep = image[..., 0], image[..., 0].astype(np.uint16) * 200
+    write_png(tmp_path / "image.png", image)
+    key = session.encode(image).key
+    for same in (Image.fromarray(image), tmp_path / "image.png", str(tmp_path / "image.png"), np.dstack([image, gray])):
+        assert session.encode(same).key == key
+    assert session.encode(gray).key == session.encode(as_rgb(gray)).key
+    assert session.encode(deep).key == session.encode(as_rgb(deep)).key
+    minmax = session.encode(deep, intensity="minmax").key
+    assert minmax == session.encode(as_rgb(deep, intensity="minmax")).key
+    assert session.encode(deep, intensity="as_is").key != minmax
+    with pytest.raises(ConfigError, match="Unknown intensity policy"):
+        session.encode(deep, intensity="bright")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ([[0, 0, 0]], "got list"),
+        (None, "got NoneType"),
+        (np.zeros((3, 8, 8), np.uint8), "8 channels.*refinesam.as_rgb first"),
+        (np.zeros((0, 4, 3), np.uint8), "empty"),
+        ("no/such/file.png", "^no/such/file.png is not there"),
+    ],
+)
+def test_encode_says_what_it_takes(image: object, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        Session(FloodModel()).encode(image)  # type: ignore[arg-type]
+
+
+def test_rgb_is_hashed_as_it_is_without_a_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refinesam.session.as_rgb", None)
+    assert Session(FloodModel()).encode(patches()).image_hw == (24, 32)
+
+
+def test_boxes_in_one_call_also_by_a_model_that_takes_one() -> None:
+    encoded = Session(FloodModel()).encode(patches())
+    boxes = np.array([[2, 3, 10, 12], [20, 15, 8, 5]])
+    found = encoded.predict_boxes(boxes)
+    for box, prediction in zip(boxes, found, strict=True):
+        assert (prediction.masks == encoded.predict(Prompt(box=box)).masks).all()
+    assert encoded.predict_boxes(np.zeros((0, 4))) == encoded.predict_boxes([]) == []
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([1, 2, 3, 4], r"takes boxes \(N, 4\).*got shape \(4,\)"),
+        (np.zeros((2, 5)), r"got shape \(2, 5\)"),
+        ([[1, 2, 9, 9], [3, 3, 3, 9]], "has no area"),
+        ([[1, 2, 9, 9], [50, 60, 70, 80]], "lies wholly outside the image"),
+        ([[1, 2, 9, np.nan]], "must be finite"),
+    ],
+)
+def test_boxes_that_are_none(boxes: object, words: str) -> None:
+    with pytest.raises(PromptError, match=words):
+        Session(FloodModel()).encode(patches()).predict_boxes(boxes)  # type: ignore[arg-type]

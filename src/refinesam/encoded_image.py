@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from refinesam import amr
 from refinesam.embeddings import Features
 from refinesam.errors import PromptError
-from refinesam.types import BoolArray, Capabilities, FloatArray, OnProgress, Prediction, Prompt
+from refinesam.types import BoolArray, Capabilities, FloatArray, NegativeAnswer, OnProgress, Prediction, Prompt
 
 __all__ = ["EncodedImage", "SegmentationModel"]
 
@@ -60,6 +60,17 @@ class SegmentationModel(Protocol):
 
     def value_at(self, low_res_logits: FloatArray, image_hw: tuple[int, int], points: FloatArray) -> FloatArray:
         """Read logits (C, h, w) at image points (N, 2): (C, N)."""
+        ...
+
+
+@runtime_checkable
+class _DecodesBoxes(Protocol):
+    """A model that decodes several boxes together; others decode them one by one."""
+
+    def decode_boxes(
+        self, features: Features, image_hw: tuple[int, int], boxes: FloatArray, multimask_output: bool
+    ) -> tuple[FloatArray, FloatArray]:
+        """Decode boxes (N, 4), an object each, into low-resolution logits (N, C, h, w) and predicted IoUs (N, C)."""
         ...
 
 
@@ -114,6 +125,42 @@ class EncodedImage:
                 for point in ignored:
                     logits = self._without_spot(logits, int(np.argmax(iou)), point)
                 masks = self.model.upsample(logits, self.image_hw)
+        answered: NegativeAnswer = "subtracted" if subtracted else "trained" if len(negatives) else "none"
+        return self._prediction(prompt, masks, iou, logits, answered)
+
+    def predict_boxes(self, boxes: ArrayLike, multimask_output: bool = True) -> list[Prediction]:
+        """Segment one object in each box, as `predict` does, but several boxes are decoded together, which is faster.
+
+        Args:
+            boxes: (N, 4) XYXY in this image's pixels; N may be 0.
+            multimask_output: three masks of an ambiguous prompt (whole, part, subpart), or one.
+
+        Returns:
+            One prediction a box, in order.
+
+        Raises:
+            PromptError: boxes of another shape, or one that has no area, is not finite or lies outside the image.
+        """
+        rows = np.asarray(boxes)
+        if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
+            raise PromptError(f"predict_boxes takes boxes (N, 4), x0, y0, x1, y1 each, got shape {rows.shape}.")
+        prompts = [Prompt(box=row) for row in rows if rows.size]
+        for prompt in prompts:
+            prompt.check_inside(self.image_hw)
+            self._check_capabilities(prompt)
+        if not prompts or not isinstance(self.model, _DecodesBoxes):
+            return [self.predict(prompt, multimask_output) for prompt in prompts]
+        sorted_boxes = np.stack([prompt.box for prompt in prompts if prompt.box is not None])
+        all_logits, ious = self.model.decode_boxes(self.features, self.image_hw, sorted_boxes, multimask_output)
+        predictions = []
+        for prompt, logits, iou in zip(prompts, all_logits, ious, strict=True):
+            masks = self.model.upsample(logits, self.image_hw)
+            predictions.append(self._prediction(prompt, masks, iou, logits, "none"))
+        return predictions
+
+    def _prediction(
+        self, prompt: Prompt, masks: BoolArray, iou: FloatArray, logits: FloatArray, negatives: NegativeAnswer
+    ) -> Prediction:
         for mine in (masks, iou, logits):
             mine.flags.writeable = False  # or the prediction would copy them
         return Prediction(
@@ -121,7 +168,7 @@ class EncodedImage:
             iou_predictions=iou,
             low_res_logits=logits,
             prompt=prompt,
-            negatives="subtracted" if subtracted else "trained" if len(negatives) else "none",
+            negatives=negatives,
             image_key=self.key,
         )
 

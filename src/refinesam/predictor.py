@@ -31,6 +31,9 @@ from refinesam.weights import load_model
 
 __all__ = ["Origin", "Predictor"]
 
+# Boxes decoded together. On a CPU of one thread, 8 took a quarter less CPU time than one by one, and 16 more again.
+BOXES_ON_CPU, BOXES_ON_GPU = 8, 64
+
 # Of the encode that runs in this thread: the encoder's blocks, whose hooks ask for it, serve all threads.
 _ON_PROGRESS: ContextVar[OnProgress | None] = ContextVar("_ON_PROGRESS", default=None)
 
@@ -169,6 +172,29 @@ class Predictor:
         with self._autocast():
             logits, iou = self.model.decode(cast(ImageFeatures, features), coords, labels)
         return logits[0].float(), iou[0].float()
+
+    @torch.inference_mode()
+    def decode_boxes(
+        self, features: Features, image_hw: tuple[int, int], boxes: FloatArray, multimask_output: bool = True
+    ) -> tuple[FloatArray, FloatArray]:
+        """Decode boxes (N, 4), each an object of its own, into logits (N, C, h, w) and predicted IoUs (N, C)."""
+        self._check_process()
+        frame = Frame.of(self.config, image_hw)
+        height, width = image_hw
+        corners = np.clip(boxes, 0, np.array([width, height] * 2, np.float32)).reshape(-1, 2)
+        coords = torch.tensor(frame.to_input(corners), device=self.device).reshape(1, -1, 2, 2)
+        labels = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=self.device).expand(1, len(boxes), 2)
+        logits, ious = [], []
+        together = BOXES_ON_CPU if self.device.type == "cpu" else BOXES_ON_GPU
+        for start in range(0, len(boxes), together):
+            part = slice(start, start + together)
+            with self._autocast():
+                parts = self.model.decode(
+                    cast(ImageFeatures, features), coords[:, part], labels[:, part], None, multimask_output
+                )
+            logits.append(parts[0][0].float().cpu().numpy())
+            ious.append(parts[1][0].float().cpu().numpy())
+        return np.concatenate(logits), np.concatenate(ious)
 
     @torch.inference_mode()
     def upsample(self, low_res_logits: FloatArray, image_hw: tuple[int, int]) -> BoolArray:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from refinesam.embeddings import EmbeddingCache, EmbeddingStore, Features, check_bytes
 from refinesam.encoded_image import EncodedImage, SegmentationModel
 from refinesam.errors import ImageError
+from refinesam.images import IntensityPolicy, as_rgb, read_image
 from refinesam.types import Capabilities, OnProgress, Prediction
 
 __all__ = ["Session"]
@@ -48,24 +51,28 @@ class Session:
         """What the model can be asked."""
         return self.model.capabilities
 
-    def encode(self, image: NDArray[np.uint8], on_progress: OnProgress | None = None) -> EncodedImage:
+    def encode(
+        self,
+        image: NDArray[Any] | Image.Image | str | os.PathLike[str],
+        on_progress: OnProgress | None = None,
+        *,
+        intensity: IntensityPolicy = "percentile",
+    ) -> EncodedImage:
         """Encode an image, or find it in the caches by its content.
 
         Args:
-            image: (H, W, 3) uint8 RGB; `refinesam.as_rgb` makes one of anything else.
+            image: (H, W, 3) uint8 RGB, which is taken as it is; or any array or Pillow image as `refinesam.as_rgb`
+                takes it, gray or of 16 bits, too; or the path of a file for `refinesam.read_image`.
             on_progress: called in this thread with the image encoder's blocks done so far and their number; an
                 exception it raises ends the work and passes through, and nothing is kept. Not called for an image that
                 is found in a cache or that another thread encodes meanwhile. It must not encode the same image.
+            intensity: how values that are not 8-bit become 8-bit, see `refinesam.as_rgb`.
 
         Raises:
-            ImageError: wrong shape or dtype.
+            ImageError: no image: wrong shape or dtype, or a file that cannot be read.
+            ConfigError: an unknown intensity policy.
         """
-        shape, dtype = np.shape(image), getattr(image, "dtype", None)
-        if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
-            got = type(image).__name__ if dtype is None else f"{dtype} {shape}"
-            raise ImageError(f"encode needs a (H, W, 3) uint8 RGB array, got {got}. Convert it with refinesam.as_rgb.")
-        if not image.size:
-            raise ImageError(f"The image is empty: shape {image.shape}. Give one with pixels.")
+        image = _rgb(image, intensity)
         contiguous = np.ascontiguousarray(image)
         digest = hashlib.blake2b(contiguous.data, digest_size=16)
         digest.update(repr(contiguous.shape).encode())
@@ -88,16 +95,38 @@ class Session:
         return features
 
     def segment_everything(
-        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None, **settings: Any
+        self,
+        image: NDArray[Any] | Image.Image | str | os.PathLike[str] | EncodedImage,
+        on_progress: OnProgress | None = None,
+        **settings: Any,
     ) -> list[Prediction]:
         """Segment everything in an image.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or an image already encoded.
+            image: as `encode` takes it, or an image already encoded.
             on_progress: called with the clicks decoded so far and their number; an exception it raises ends the work.
             **settings: as for `AutomaticMaskGenerator`.
         """
         # Deferred: the generator imports torch.
         from refinesam.automatic import AutomaticMaskGenerator
 
-        return AutomaticMaskGenerator(self, **settings).generate(image, on_progress)
+        generator = AutomaticMaskGenerator(self, **settings)
+        return generator.generate(image if isinstance(image, EncodedImage) else self.encode(image), on_progress)
+
+
+def _rgb(image: object, intensity: IntensityPolicy) -> NDArray[np.uint8]:
+    """Return (H, W, 3) uint8 with pixels; the array itself where it is that."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, intensity=intensity)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        if not image.size:
+            raise ImageError(f"The image is empty: shape {image.shape}. Give one with pixels.")
+        return image
+    if not isinstance(image, Image.Image) and not hasattr(image, "dtype"):
+        raise ImageError(
+            f"encode takes a (H, W, 3) uint8 RGB array, a Pillow image or a path, got {type(image).__name__}."
+        )
+    try:
+        return as_rgb(image, intensity=intensity)  # type: ignore[arg-type]  # it says what it cannot take
+    except ImageError as error:
+        raise ImageError(f"{error} Or convert it with refinesam.as_rgb first, which takes these settings.") from error
