@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from refinesam import weights
 from refinesam.errors import WeightsError
+from refinesam.models import checkpoints
 from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS
 from refinesam.registry import REGISTRY, WeightsEntry
@@ -416,7 +416,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 def test_an_archive_that_would_swell_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "LARGEST_ARCHIVE_MEMBER", 1_000_000)
+    monkeypatch.setattr(checkpoints, "LARGEST_ARCHIVE_MEMBER", 1_000_000)
     path = archived(tmp_path / "w.zip", {"w.pt": bytes(2_000_000)})
     assert path.stat().st_size < 10_000
     with pytest.raises(WeightsError, match=r"was refused: w\.pt in it takes 2,000,000 bytes"):

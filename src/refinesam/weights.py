@@ -1,20 +1,17 @@
 """From a weights file to a model, and back.
 
-Four kinds of files are read: refinesam's own safetensors, EfficientSAM's `{"model": state_dict}`, a zip archive holding
-one of these, and a plain state dict as Segment Anything has it. Nothing that a file holds is ever executed, and every
-tensor has to fit: no key is skipped, none is left at random.
+Read are refinesam's own safetensors, and the state dicts of others in the layouts of `refinesam.models.layouts`, as
+.pt, .pth, .bin or .safetensors, also in a zip archive. Nothing that a file holds is ever executed, and every tensor has
+to fit: no key is skipped, none is left at random.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import re
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,17 +23,17 @@ from torch.overrides import TorchFunctionMode
 from refinesam.errors import WeightsError
 from refinesam.files import writing
 from refinesam.models.build import build_model
+from refinesam.models.checkpoints import read_torch, some
 from refinesam.models.config import CONFIGS, ModelConfig, config_named
 from refinesam.models.image_encoder import PATCH_SIZE
+from refinesam.models.layouts import in_our_names, state_dict_of
 from refinesam.models.promptable import PromptableModel
+from refinesam.models.unsupported import unsupported_model
 from refinesam.registry import WeightsSource, find_entry, weights_path
 
 __all__ = ["load_model", "rounded", "save_weights"]
 
 METADATA_KEY = "refinesam"
-# SAM's ViT-H has 2.6 GB; an archive that promises more than this is no model of ours.
-LARGEST_ARCHIVE_MEMBER = 4 << 30
-NAMES_IN_A_MESSAGE = 4
 
 
 def save_weights(model: PromptableModel, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -55,7 +52,7 @@ def save_weights(model: PromptableModel, path: str | Path, dtype: torch.dtype = 
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     if broken := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
         raise WeightsError(
-            f"The model cannot be written to {path}: NaN or infinity as {dtype} in {_some(broken)}. "
+            f"The model cannot be written to {path}: NaN or infinity as {dtype} in {some(broken)}. "
             "Save with dtype=torch.float32 if the numbers are only too large, else train again from an earlier state."
         )
     described = {"variant": config.name, "input_size": config.input_size}
@@ -87,6 +84,7 @@ def load_model(weights: WeightsSource) -> PromptableModel:
     path = weights_path(weights)
     state, config = _read(path)
     if config is None:
+        state = _in_our_names(path, state)
         config = config_named(entry.variant) if entry else _recognised(path, state)
     model = _uninitialised_model(config)
     _check_fit(path, config.name, state, _shapes_of(model))
@@ -106,24 +104,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
     # A safetensors file begins with the length of its JSON header, eight bytes.
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _state_dict(path, _read_torch(path)), None
+    return _state_dict(path, read_torch(path)), None
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
     try:
         with safe_open(path, framework="pt") as file:
-            config = _described(path, file.metadata() or {})
+            metadata = file.metadata() or {}
+            config = _described(path, metadata) if METADATA_KEY in metadata else None
             return {key: file.get_tensor(key) for key in file.keys()}, config  # noqa: SIM118  # it is no dict
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}). Download or copy it again.") from error
 
 
 def _described(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
-    if METADATA_KEY not in metadata:
-        raise WeightsError(
-            f"{path} does not say which model it is for: its metadata has no {METADATA_KEY!r}. "
-            "Write it with refinesam.weights.save_weights."
-        )
     try:
         described = json.loads(metadata[METADATA_KEY])
         variant, input_size = described["variant"], described["input_size"]
@@ -144,75 +138,14 @@ def _described(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     return replace(CONFIGS[variant], input_size=input_size)
 
 
-def _read_torch(path: Path) -> object:
-    """Read what torch.save wrote, or the only .pt or .pth file of an archive."""
-    source: Path | io.BytesIO = path
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                source = _archived_weights(path, archive)
-        # weights_only: an unpickler that makes tensors and plain containers and calls nothing else.
-        return torch.load(source, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except Exception as error:  # Damaged bytes may make the readers raise anything.
-        raise WeightsError(_why_unreadable(path, error)) from error
-
-
-def _archived_weights(path: Path, archive: zipfile.ZipFile) -> Path | io.BytesIO:
-    """Return the weights file inside an archive, or the archive itself where it is one (torch.save writes zip too)."""
-    names = archive.namelist()
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise WeightsError(f"{path} is a TorchScript program. Give the state dict it was made from (.pt or .pth).")
-    if any(name.endswith("/data.pkl") for name in names):
-        return path
-    # Nothing is unpacked to disk, but an archive that tries to leave its folder deserves no trust.
-    if outside := [name for name in names if name[:1] in "/\\" or ".." in re.split(r"[/\\]", name) or name[1:2] == ":"]:
-        raise WeightsError(f"{path} was refused: {_some(outside)} in it points outside of the archive.")
-    members = [
-        member
-        for member in archive.infolist()
-        # macOS adds a folder of dotfiles with the same suffixes.
-        if PurePosixPath(member.filename).suffix in (".pt", ".pth")
-        and not PurePosixPath(member.filename).name.startswith(".")
-    ]
-    if len(members) != 1:
-        raise WeightsError(
-            f"{path} is an archive with {len(members)} weights files ({_some(names) or 'it is empty'}); exactly one "
-            ".pt or .pth file is needed. Unpack it and give the path of the file you mean."
-        )
-    if members[0].file_size > LARGEST_ARCHIVE_MEMBER:
-        raise WeightsError(
-            f"{path} was refused: {members[0].filename} in it takes {members[0].file_size:,} bytes. Unpack it yourself."
-        )
-    return io.BytesIO(archive.read(members[0]))
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    # torch's own messages advise weights_only=False: exactly what nobody should do with a file that was refused.
-    if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-        return (
-            f"{path} was refused: it holds a program, not only tensors (it asks for {wanted[1]}). "
-            "Loading it could run anything. Get the weights from a source you trust, as a plain state dict."
-        )
-    damaged = isinstance(error, RuntimeError | EOFError | OSError | zipfile.BadZipFile)
-    if damaged and "weights_only" not in str(error):
-        reason = str(error).partition(". ")[0] or "it ends too early"
-        return f"{path} cannot be read, perhaps it is truncated or damaged ({reason}). Download or copy it again."
-    return (
-        f"{path} is not a weights file ({type(error).__name__} while reading it). "
-        "A .safetensors file of refinesam or a .pt or .pth file with a state dict is needed."
-    )
-
-
 def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and "optimizer" in content:
+    # Trainers of others count epochs or iterations; ours counts steps.
+    if isinstance(content, Mapping) and "step" in content and {"optimizer", "optimizers"} & content.keys():
         raise WeightsError(
             f"{path} is a checkpoint of an unfinished training. Give the weights.safetensors that the training writes "
             "beside it, or finish the training first."
         )
-    if isinstance(content, Mapping) and set(content) == {"model"}:
-        content = content["model"]
+    content = state_dict_of(content)
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(
             f"{path} holds {_kind(content)}; a state dict (names and tensors) or {{'model': state dict}} is needed."
@@ -227,6 +160,16 @@ def _kind(value: object) -> str:
     return "nothing" if isinstance(value, Mapping) and not value else f"an object of type {type(value).__name__}"
 
 
+def _in_our_names(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        renamed = in_our_names(state)
+    except ValueError as error:
+        raise WeightsError(f"{path} is broken: {error}. Download it again, or export it again.") from error
+    if found := unsupported_model(renamed):
+        raise WeightsError(found.refusal(path))
+    return renamed
+
+
 def _recognised(path: Path, state: Mapping[str, Tensor]) -> ModelConfig:
     """Return the variant that the keys and shapes are of, or the nearest; `_check_fit` then tells the difference."""
     found = {key: tensor.shape for key, tensor in state.items()}
@@ -239,8 +182,9 @@ def _recognised(path: Path, state: Mapping[str, Tensor]) -> ModelConfig:
     nearest = max(common, key=lambda name: common[name])
     if not common[nearest]:
         raise WeightsError(
-            f"{path} holds none of the known models ({', '.join(CONFIGS)}): not one of its {len(found)} tensors "
-            f"({_some(found)}) fits any."
+            f"{path} does not say which model it is for, and holds none of the known models ({', '.join(CONFIGS)}): "
+            f"not one of its {len(found)} tensors ({some(found)}) fits any. Give weights of one of these; "
+            "refinesam.weights.save_weights writes some that can be loaded again."
         )
     return CONFIGS[nearest]
 
@@ -257,7 +201,7 @@ def _check_fit(path: Path, variant: str, state: Mapping[str, Tensor], wanted: Ma
         "unexpected": [key for key in state if key not in wanted],
         "wrong shapes": reshaped,
     }
-    listed = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
+    listed = "; ".join(f"{what}: {some(names)}" for what, names in differences.items() if names)
     if listed:
         raise WeightsError(f"{path} does not fit {variant}. {listed}. Give weights made for {variant}.")
 
@@ -306,10 +250,3 @@ def _shapes_of(model: nn.Module) -> dict[str, torch.Size]:
 @cache
 def _shapes_of_variant(name: str) -> dict[str, torch.Size]:
     return _shapes_of(_uninitialised_model(CONFIGS[name]))
-
-
-def _some(names: Iterable[str]) -> str:
-    """Join the first few names, and say how many there are further."""
-    names = list(names)
-    more = len(names) - NAMES_IN_A_MESSAGE
-    return ", ".join(names[:NAMES_IN_A_MESSAGE]) + (f" and {more} more" if more > 0 else "")
