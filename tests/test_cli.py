@@ -92,6 +92,12 @@ def test_weights_list_and_verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert run(monkeypatch, "weights", "list") == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_h"))
+    rows = {line.split()[1]: line for line in listed.splitlines() if line.startswith("│ ")}
+    for words in ("yes", " MB ", "Apache-2.0", "micrographs"):
+        assert words in rows["builtin"]
+    for words in ("no", "about 375 MB", "CC-BY-4.0", "cells and nuclei in light microscopy"):
+        assert words in rows["vit_b_lm"]
+    assert "not stated" in rows["vit_b_histopathology"] and "2565 MB" in rows["sam_vit_h"]
     assert run(monkeypatch, "weights", "verify", "builtin") == 0
 
 
@@ -266,6 +272,7 @@ def test_what_programs_read_of_weights_and_evaluations(
     listed = {one["name"]: one for one in printed_json(monkeypatch, capsys, "weights", "list")}
     assert Path(listed["builtin"]["path"]).is_file() and listed["builtin"]["size"] > 10**6
     assert listed["sam_vit_h"]["url"].startswith("https://")
+    assert "doi:10.1038/s41592-024-02580-4" in listed["vit_b_lm"]["citation"] and listed["vit_b_lm"]["about"] > 10**8
     mask = np.zeros((60, 80), bool)
     mask[20:40, 30:60] = True
     annotations, report = tmp_path / "instances.json", tmp_path / "report.json"

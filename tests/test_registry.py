@@ -15,11 +15,15 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import xxhash
 
 from refinesam import registry
 from refinesam.download import file_digest
 from refinesam.errors import WeightsError
+from refinesam.models.build import build_model
 from refinesam.models.config import CONFIGS
 from refinesam.registry import REGISTRY, WeightsEntry, cache_dir, entry_named, fetch, status, verify, weights_path
 
@@ -110,17 +114,53 @@ def test_every_entry_is_complete() -> None:
         "sam_vit_b",
         "sam_vit_l",
         "sam_vit_h",
+        "vit_t_lm",
+        "vit_b_lm",
+        "vit_l_lm",
+        "vit_t_em_organelles",
+        "vit_b_em_organelles",
+        "vit_l_em_organelles",
+        "vit_b_histopathology",
+        "vit_l_histopathology",
+        "vit_h_histopathology",
+        "vit_b_medical_imaging",
     ]
     for name, entry in REGISTRY.items():
         assert entry.name == name
         assert entry.variant in CONFIGS
-        assert entry.licence == "Apache-2.0"
+        assert entry.note
         assert entry.packaged == (name == "builtin")
         if not entry.packaged:
-            assert re.fullmatch(r"https://[\w./-]+\.(pt|pt\.zip|pth)", str(entry.url))
-            assert re.fullmatch(r"sha256:[0-9a-f]{64}|git-blob-sha1:[0-9a-f]{40}", entry.digest)
+            assert re.fullmatch(r"https://[\w./-]+(\.pt|\.pt\.zip|\.pth|/download)", str(entry.url))
+            assert re.fullmatch(r"sha256:[0-9a-f]{64}|git-blob-sha1:[0-9a-f]{40}|xxh128:[0-9a-f]{32}", entry.digest)
             assert entry.path.parent == cache_dir()
+            assert re.fullmatch(r"\w+(\.pt|\.pt\.zip|\.pth)", entry.path.name)
+            assert (entry.size is None) != (entry.about is None)
+            assert re.search(r"arXiv:\d{4}\.\d{5}|doi:10\.", entry.citation)
+        if name in ("builtin", "efficientsam_ti", "efficientsam_s", "mobile_sam") or name.startswith("sam_"):
+            assert entry.licence == "Apache-2.0"
+        else:
+            # Those in the BioImage.IO zoo have a licence, micro-sam states none for the others.
+            assert entry.licence == ("CC-BY-4.0" if "bioimage.io" in str(entry.url) else "not stated")
     assert len({entry.path for entry in REGISTRY.values()}) == len(REGISTRY)
+    assert len({entry.url for entry in REGISTRY.values()}) == len({entry.digest for entry in REGISTRY.values()}) == 17
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_variant_builds_with_the_keys_of_the_reference(name: str) -> None:
+    with torch.device("meta"):
+        state = build_model(CONFIGS[REGISTRY[name].variant]).state_dict()
+    reference = Path(__file__).parent / "parity" / f"{REGISTRY[name].variant}.npz"
+    if reference.exists():
+        with np.load(reference) as stored:
+            expected = dict(zip(stored["keys"].tolist(), stored["shapes"].tolist(), strict=True))
+        assert {key: str(tuple(value.shape)) for key, value in state.items()} == expected
+    size, about = REGISTRY[name].size, REGISTRY[name].about
+    if REGISTRY[name].packaged:
+        return
+    # The file is float32, so the sizes have to be those of the parameters; a deflated archive is not much smaller.
+    parameters = 4 * sum(value.numel() for key, value in state.items() if "running" not in key)
+    assert (size or about) == pytest.approx(parameters, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +168,13 @@ def test_every_entry_is_complete() -> None:
     [
         (b"", "git-blob-sha1", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),  # git's well-known empty blob
         (b"hello\n", "git-blob-sha1", "ce013625030ba8dba906f756967f9e9ca394464a"),
+        (b"", "xxh128", "99aa06d3014798d86001c324468d497f"),  # of the algorithm's own test vectors
         (b"", "sha256", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
     ],
 )
-def test_digests_are_those_of_git_and_sha256(tmp_path: Path, content: bytes, algorithm: str, digest: str) -> None:
+def test_digests_are_those_of_their_publishers(
+    tmp_path: Path, content: bytes, algorithm: str, digest: str
+) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
     assert file_digest(file, algorithm) == digest
@@ -183,6 +226,15 @@ def test_fetch_verifies_git_blob_ids(server: Server) -> None:
     assert fetch(entry).read_bytes() == BODY
     with pytest.raises(WeightsError, match=f"has git-blob-sha1 {blob} instead of 0000"):
         verify(replace(entry, digest=f"git-blob-sha1:{'0' * 40}"))
+
+
+def test_files_of_one_name_have_names_of_their_own(server: Server, cache: Path) -> None:
+    entry = replace(server.entry("good"), digest=f"xxh128:{xxhash.xxh128(BODY).hexdigest()}", file="microsam_tiny.pt")
+    assert fetch(entry) == cache / "microsam_tiny.pt"
+    assert status(server.entry("good")) == "missing" and status(entry) == "cached"
+    entry.path.write_bytes(BODY[:-1] + b"x")
+    with pytest.raises(WeightsError, match="has xxh128 [0-9a-f]{32} instead of"):
+        verify(entry)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")

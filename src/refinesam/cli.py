@@ -252,24 +252,29 @@ def list_weights(printed: FormatOption = "table") -> None:
     from refinesam.registry import REGISTRY, status
 
     if printed == "json":
-        known = ("name", "variant", "size", "licence", "digest", "url", "note")
+        known = ("name", "variant", "size", "about", "licence", "digest", "url", "note", "citation")
         entries = [{name: getattr(entry, name) for name in known} for entry in REGISTRY.values()]
         paths = [{"status": status(entry), "path": str(entry.path)} for entry in REGISTRY.values()]
         print_json([entry | path for entry, path in zip(entries, paths, strict=True)])
         return
-    table = Table("name", "variant", "status", "size", "licence", "digest")
+    table = Table("name", "here", "size", "licence", "good at")
     for entry in REGISTRY.values():
-        size = "" if entry.size is None else f"{entry.size / 1e6:.0f} MB"
-        table.add_row(entry.name, entry.variant, status(entry), size, entry.licence, entry.digest)
+        known_size, about = entry.size, entry.about
+        size = f"{known_size / 1e6:.0f} MB" if known_size else f"about {about / 1e6:.0f} MB" if about else ""
+        here = {"packaged": "yes", "cached": "yes", "missing": "no"}.get(found := status(entry), found)
+        table.add_row(entry.name, here, size, entry.licence, entry.note)
     console.print(table)
+    console.print("`--format json` adds digests, addresses and what to cite.")
 
 
 @weights_app.command("fetch")
 def fetch_weights(name: Annotated[str, typer.Argument(help="Name of `refinesam weights list`.")]) -> None:
     """Download weights and verify them."""
-    from refinesam.registry import fetch
+    from refinesam.registry import entry_named, fetch
 
     console.print(str(fetch(name)), soft_wrap=True)
+    if citation := entry_named(name).citation:
+        errors.print(f"Licence: {entry_named(name).licence}. Please cite: {citation}.", soft_wrap=True)
 
 
 @weights_app.command("verify")

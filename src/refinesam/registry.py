@@ -18,6 +18,7 @@ from typing import Any, Literal
 from refinesam.download import Progress, download, file_digest, remove_leftovers
 from refinesam.errors import WeightsError
 from refinesam.files import replacing
+from refinesam.published import PUBLISHED
 
 __all__ = [
     "REGISTRY",
@@ -47,10 +48,14 @@ class WeightsEntry:
         name: what `refinesam.load` takes.
         variant: the model variant it was made for, a name of `refinesam.models.config.CONFIGS`.
         url: where to download it; None for weights that come with refinesam.
-        digest: "sha256:<hex>" or "git-blob-sha1:<hex>" of the file at `url`; empty when it could not be read.
-        licence: SPDX identifier.
+        digest: "sha256:<hex>", "git-blob-sha1:<hex>" or "xxh128:<hex>" of the file at `url`; empty when it could not be
+            read.
+        licence: SPDX identifier, or "not stated" where no licence was found for the weights.
         size: of that file in bytes, None where it is not known for sure.
-        note: one line for people.
+        note: what it is good at, one line for people.
+        about: its size in bytes as the number of parameters lets expect, where `size` is not known.
+        citation: what its authors ask to be cited.
+        file: its name in the cache; empty for the last part of `url`.
     """
 
     name: str
@@ -60,6 +65,9 @@ class WeightsEntry:
     licence: str
     size: int | None = None
     note: str = ""
+    about: int | None = None
+    citation: str = ""
+    file: str = ""
 
     @property
     def packaged(self) -> bool:
@@ -71,7 +79,7 @@ class WeightsEntry:
         """Where the file lies, or would lie after a fetch."""
         if self.url is None:
             return ASSETS / f"{self.name}.safetensors"
-        return cache_dir() / self.url.rpartition("/")[2]
+        return cache_dir() / (self.file or self.url.rpartition("/")[2])
 
     @property
     def manual_step(self) -> str:
@@ -98,69 +106,12 @@ def _packaged_entry(name: str) -> WeightsEntry:
         digest=f"sha256:{sha256}" if isinstance(sha256, str) else "",
         licence="Apache-2.0",
         size=size if isinstance(size, int) else None,
-        note="refinesam's own weights, no download",
+        note="micrographs and single objects, on a CPU; weak on photographs of many things",
     )
 
 
-def _efficient_sam(name: str, file: str, blob: str, note: str) -> WeightsEntry:
-    # A commit, not a branch: the address then always gives the same bytes. Git names a file by its content.
-    commit = "d525f622e6f640acf5a0fc37c7ca1f243da5bde0"
-    url = f"https://github.com/yformer/EfficientSAM/raw/{commit}/weights/{file}"
-    return WeightsEntry(name, name, url, f"git-blob-sha1:{blob}", "Apache-2.0", None, note)
-
-
-def _sam(name: str, file: str, sha256: str, size: int) -> WeightsEntry:
-    # Its publisher gives no SHA-256; these are the ones that independent projects pin for this address. The hex digits
-    # in the file names are the beginning of the MD5.
-    url = f"https://dl.fbaipublicfiles.com/segment_anything/{file}"
-    return WeightsEntry(name, name, url, f"sha256:{sha256}", "Apache-2.0", size, "Segment Anything as released")
-
-
-def _mobile_sam() -> WeightsEntry:
-    commit = "34bbbfdface3c18e5221aa7de6032d7220c6c6a1"
-    url = f"https://github.com/ChaoningZhang/MobileSAM/raw/{commit}/weights/mobile_sam.pt"
-    digest = "git-blob-sha1:7ef2d090979fd9853adf17b7a99c8b94a1c5a6a7"
-    return WeightsEntry("mobile_sam", "mobile_sam", url, digest, "Apache-2.0", None, "MobileSAM as released")
-
-
 REGISTRY: Mapping[str, WeightsEntry] = MappingProxyType(
-    {
-        entry.name: entry
-        for entry in (
-            _packaged_entry("builtin"),
-            _efficient_sam(
-                "efficientsam_ti",
-                "efficient_sam_vitt.pt",
-                "af883c49e33c68f01107be52df0ecad26a48355f",
-                "EfficientSAM-Ti as released",
-            ),
-            _efficient_sam(
-                "efficientsam_s",
-                "efficient_sam_vits.pt.zip",
-                "fa4e9f05f753e109dbde052f97d37903b833cf53",
-                "EfficientSAM-S as released, zipped",
-            ),
-            _mobile_sam(),
-            _sam(
-                "sam_vit_b",
-                "sam_vit_b_01ec64.pth",
-                "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-                375_042_383,
-            ),
-            _sam(
-                "sam_vit_l",
-                "sam_vit_l_0b3195.pth",
-                "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-                1_249_524_607,
-            ),
-            _sam(
-                "sam_vit_h",
-                "sam_vit_h_4b8939.pth",
-                "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-                2_564_550_879,
-            ),
-        )
-    }
+    {entry.name: entry for entry in (_packaged_entry("builtin"), *(WeightsEntry(**row._asdict()) for row in PUBLISHED))}
 )
 
 
