@@ -1,8 +1,8 @@
 """Weights that others published: addresses, digests, licences, what they are good at, and what to cite. Data alone.
 
 A digest is what the publisher or several independent projects give for that address. Addresses and digests of
-micro-sam's models are those of `micro_sam/util.py` at commit 3acdcd7. Those in the BioImage.IO zoo have the licence that
-`micro_sam/bioimageio/model_export.py` writes there; for its other models none was found.
+micro-sam's models are those of `micro_sam/util.py` at commit 3acdcd7. Those in the BioImage.IO zoo have the licence
+that `micro_sam/bioimageio/model_export.py` writes there; for its other models none was found.
 """
 
 from __future__ import annotations
