@@ -172,9 +172,7 @@ def test_every_variant_builds_with_the_keys_of_the_reference(name: str) -> None:
         (b"", "sha256", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
     ],
 )
-def test_digests_are_those_of_their_publishers(
-    tmp_path: Path, content: bytes, algorithm: str, digest: str
-) -> None:
+def test_digests_are_those_of_their_publishers(tmp_path: Path, content: bytes, algorithm: str, digest: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
     assert file_digest(file, algorithm) == digest
