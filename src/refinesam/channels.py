@@ -1,4 +1,4 @@
-"""Which channels of an image are looked at."""
+"""Which channels of an image are read."""
 
 from __future__ import annotations
 

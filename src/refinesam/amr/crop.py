@@ -21,7 +21,7 @@ Zoom = Callable[[Window], Decode]
 
 # A window is at least so many pixels wide and high, where the image is.
 LEAST_SIDE: Final = 48
-# Of the image's area; a window of more shows nothing closer.
+# Of the image's area; a window of more would hardly enlarge the object.
 MOST_OF_IMAGE: Final = 0.5
 # A window's side over the longer side of the object in it: with less, what is around the object is out of sight.
 LEAST_FACTOR: Final = 1.2
@@ -39,7 +39,7 @@ def window_around(mask: BoolArray, prompt: Prompt, factor: float) -> Window | No
             more than `MOST_OF_IMAGE` of the image.
 
     Returns:
-        x0, y0, x1, y1 in whole pixels, or None where the object is too large to come closer to.
+        x0, y0, x1, y1 in whole pixels, or None where the object is too large for a crop to enlarge it.
     """
     height, width = mask.shape
     box = box_from_mask(mask)
