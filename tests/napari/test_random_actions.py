@@ -715,8 +715,8 @@ class Session:
 
     def compare_widget(self, item: Expected) -> None:
         panel = self.gui.widget.objects_panel
-        assert panel.undo.text() == (f"Undo: {item.done[-1][0]}" if item.done else "Undo")
-        assert panel.redo.text() == (f"Redo: {item.undone[-1][0]}" if item.undone else "Redo")
+        assert panel.undo.text == (f"Undo: {item.done[-1][0]}" if item.done else "Undo")
+        assert panel.redo.text == (f"Redo: {item.undone[-1][0]}" if item.undone else "Redo")
         rows = [panel.list.item(row).text() for row in range(panel.list.count())]
         assert [int(row.split(":")[0]) for row in rows] == sorted(item.now.objects)
         assert [row.endswith("(editing)") for row in rows] == [

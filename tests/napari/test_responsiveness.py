@@ -130,7 +130,7 @@ def test_cancel_ends_a_running_encoding(open_gui: Callable[..., Gui], slow: Slow
     gui = open_gui(disk(3))
     widget, engine = gui.widget, gui.controller.predictions.engine
     gui.until(lambda: slow.encoding and widget.progress.isVisible() and widget.progress.value() > 0)
-    assert widget.progress.maximum() == 1000 and widget.cancel.isVisible()
+    assert widget.progress.maximum() == 1000 and widget.cancel.visible
     QTest.mouseClick(widget.cancel, Qt.MouseButton.LeftButton)
     gui.until(lambda: not slow.encoding and not gui.controller.busy)
     assert "Cancelled" in widget.status.text()
@@ -139,7 +139,7 @@ def test_cancel_ends_a_running_encoding(open_gui: Callable[..., Gui], slow: Slow
     # It is not begun again behind the user's back, and nothing half done is kept.
     assert not slow.encoding and engine.started == started and slow.encoded == 0
     assert len(sessions.get(Model()).cache) == 0
-    assert not widget.progress.isVisible() and not widget.cancel.isVisible()
+    assert not widget.progress.isVisible() and not widget.cancel.visible
     slow.may_encode.set()
     gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *CENTRE)
