@@ -603,10 +603,10 @@ class Session:
         panel, which = self.gui.widget.prompt_panel, self.random.randrange(3)
         if which == 0:
             self.refine = not self.refine
-            panel.refine.setChecked(self.refine)
+            panel.refine.value = self.refine
         elif which == 1:
             self.show_first = not self.show_first
-            panel.first.setChecked(self.show_first)
+            panel.first.value = self.show_first
         else:
             self.overwrite = not self.overwrite
             self.gui.widget.objects_panel.overwrite.value = self.overwrite
