@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinesam_fiftyone.labels import detection_from_mask, keypoint_from_points, label_id
-from refinesam_fiftyone.runs import declare_label_fields, register_run
+from refinesam_fiftyone.record import declare
+from refinesam_fiftyone.runs import register_run
+from refinesam_fiftyone.samples import target_of
 from refinesam_fiftyone.schema import Fields, Settings
 
 Mask = NDArray[np.bool_]
@@ -107,7 +109,7 @@ def plant(
     dataset, run = fo.Dataset(name), Fields(run_key)
     settings = settings or Settings(prompts="boxes", prompt_field=TRUTH_FIELD, truth_field=TRUTH_FIELD)
     register_run(dataset, run, settings)
-    declare_label_fields(dataset, run)
+    declare(target_of(dataset), run, run.kinds)
     expected: dict[str, Expected] = {}
     made = []
     for index in range(samples):

@@ -26,7 +26,6 @@ __all__ = [
     "begin_run",
     "check_run",
     "config_of",
-    "declare_label_fields",
     "differences",
     "forget_scores",
     "list_runs",
@@ -126,11 +125,6 @@ def _check_place(target: Target, run: Fields) -> None:
         )
     if target.frames and not frames:
         raise ConfigError(f"The run {run.key!r} is one of samples, not of frames: choose another key for the frames.")
-
-
-def declare_label_fields(samples: SampleCollection, run: Fields) -> None:
-    """Declare the fields that comparing writes, so that the App can filter by them before anything is written."""
-    declare(target_of(samples), run, run.kinds)
 
 
 def check_run(target: Target, run: Fields, settings: Settings, asked: str | None = None) -> None:

@@ -256,11 +256,11 @@ def approve_collected(
 ) -> None:
     """Let collected annotations be trained on: lists what waits, where to look at it, and asks."""
     collected = project_folder(annotations_folder(folder), project)
-    found = waiting(collected)
-    chosen = sorted(found) if task is None else task
+    labels_of = waiting(collected)
+    chosen = sorted(labels_of) if task is None else task
     table = Table("task", "masks", "labels", "look at it")
     for task_id in chosen:
-        labels = found.get(task_id, [])
+        labels = labels_of.get(task_id, [])
         address = f"{os.environ.get(URL, '').rstrip('/')}/projects/{project}/data?task={task_id}"
         table.add_row(str(task_id), str(len(labels)), ", ".join(sorted(set(labels))), address)
     console.print(table)

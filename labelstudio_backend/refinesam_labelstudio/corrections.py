@@ -72,7 +72,7 @@ def masks_from_annotation(
     regions = [region for region in result if isinstance(region, Mapping) and region.get("to_name") == to_name]
     # A label from a Labels tag of its own is a second result of the same id.
     names = {region.get("id"): name for region in regions if (name := _label(region)) is not None}
-    found: dict[Any, tuple[str, NDArray[np.bool_]]] = {}
+    masks: dict[Any, tuple[str, NDArray[np.bool_]]] = {}
     changed: set[Any] = set()
     for region in regions:
         if str(region.get("type")).removesuffix("labels") not in ("brush", "bitmask", "polygon"):
@@ -83,16 +83,16 @@ def masks_from_annotation(
             _logger.warning("Region %s is left out: %s", region.get("id"), error)
             continue
         label = names.get(region.get("id"), "object")
-        parent = found.get(region.get("parentID"))
+        parent = masks.get(region.get("parentID"))
         if not is_unchanged(region, mask):
             changed |= {region.get("id"), region.get("parentID")}
         if parent is not None and parent[0] == label and parent[1].shape == mask.shape:
-            found[region["parentID"]] = label, parent[1] | mask
+            masks[region["parentID"]] = label, parent[1] | mask
         else:
-            found[region.get("id")] = label, mask
+            masks[region.get("id")] = label, mask
     return [
         (label, mask)
-        for region_id, (label, mask) in found.items()
+        for region_id, (label, mask) in masks.items()
         if mask.any() and (region_id in changed or not only_changed)
     ]
 
@@ -229,15 +229,15 @@ def _approved(folder: Path) -> dict[str, str]:
 
 def _records(folder: Path) -> dict[int, JsonObject]:
     """Return what was collected of a project's tasks; a damaged record costs itself and is logged."""
-    found: dict[int, JsonObject] = {}
+    records: dict[int, JsonObject] = {}
     for path in sorted((folder / "tasks").glob("*.json")):
         try:
             record = json.loads(path.read_text("utf-8"))
             if all(isinstance(item["label"], str) for image in record["images"] for item in image["objects"]):
-                found[int(path.stem)] = record
+                records[int(path.stem)] = record
         except (OSError, ValueError, LookupError, TypeError) as error:
             _logger.warning("%s is left out, it can't be read (%s): %s", path, type(error).__name__, error)
-    return found
+    return records
 
 
 def _seal(record: JsonView) -> str:

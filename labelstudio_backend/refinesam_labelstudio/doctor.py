@@ -56,8 +56,8 @@ def examine(
 def _label_studio(
     server: ProjectServer, token: str, project_id: int | None, backend: Backend | None
 ) -> Iterator[Finding]:
-    yield (found := _server(server))
-    if not found.good:
+    yield (reached := _server(server))
+    if not reached.good:
         return
     yield (known := _token(server, token))
     if known.good and project_id is not None:

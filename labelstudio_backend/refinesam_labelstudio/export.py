@@ -117,13 +117,13 @@ def _add(
     if annotation is None:
         done.unannotated += 1
         return
-    found = []
+    annotated = []
     for tag in config.images:
         if (value := tag.value_in(task.get("data"))) is not None:
             masks = masks_from_annotation(annotation.get("result") or [], tag.name)
             hw = masks[0][1].shape if masks else read_image(value, task_id).shape[:2]
-            found.append((tag.name, value, masks, hw))
-    for tag_name, value, masks, (height, width) in found:
+            annotated.append((tag.name, value, masks, hw))
+    for tag_name, value, masks, (height, width) in annotated:
         image_id = len(document["images"]) + 1
         name = Path(unquote(urlsplit(str(value)[:4096]).path)).name or f"{task_id}"
         size = {"height": int(height), "width": int(width)}

@@ -54,10 +54,10 @@ def check_public(url: str) -> None:
     """Raise ImageError unless every address that the URL's host name stands for is a public one."""
     host = urlsplit(url).hostname or ""
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:
         raise ImageError(f"The host {host!r} can't be found ({error}): check its name and the network.") from error
-    for address in found:
+    for address in addresses:
         check_peer(host, address)
 
 

@@ -70,13 +70,13 @@ class FileCache:
         return path
 
     def _shrink(self, newest: Path) -> None:
-        found: list[tuple[float, int, Path]] = []
+        files: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 if OWN_FILES.fullmatch(entry.name) and entry.name != newest.name:
-                    found.append((entry.stat().st_atime, entry.stat().st_size, Path(entry.path)))
+                    files.append((entry.stat().st_atime, entry.stat().st_size, Path(entry.path)))
         left = self.capacity - newest.stat().st_size
-        for _, size, path in sorted(found, reverse=True):
+        for _, size, path in sorted(files, reverse=True):
             left -= size
             if left < 0:
                 path.unlink(missing_ok=True)

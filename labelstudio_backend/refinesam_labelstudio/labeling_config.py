@@ -170,10 +170,12 @@ class LabelingConfig:
             )
         names = {image.name for image in images}
         prompts = tuple(prompt for tag in tags for prompt in _prompts(tag, names))
-        found = [output for tag in tags for output in _outputs(tag, tags, names)]
-        with_masks = {output.to_name for output in found if output.kind != "rectangle"}
+        tags_for_masks = [output for tag in tags for output in _outputs(tag, tags, names)]
+        with_masks = {output.to_name for output in tags_for_masks if output.kind != "rectangle"}
         # A smart box next to masks is there to ask for them.
-        outputs = [tag for tag in found if not (tag.kind == "rectangle" and tag.smart and tag.to_name in with_masks)]
+        outputs = [
+            tag for tag in tags_for_masks if not (tag.kind == "rectangle" and tag.smart and tag.to_name in with_masks)
+        ]
         if not outputs:
             raise ConfigError(
                 f"The labeling config has no tag that takes masks of {_quoted(names)}: add one, as in "

@@ -289,8 +289,8 @@ class _Run:
 
     def _own(self, task: Task) -> list[JsonView]:
         """Return a task's predictions of this version, the oldest first."""
-        found = [item for item in task.get("predictions") or [] if self._is_own(item)]
-        return sorted(found, key=lambda item: int(item["id"]))
+        own = [item for item in task.get("predictions") or [] if self._is_own(item)]
+        return sorted(own, key=lambda item: int(item["id"]))
 
     def _is_own(self, prediction: JsonView) -> bool:
         return prediction.get("model_version") == self.report.model_version

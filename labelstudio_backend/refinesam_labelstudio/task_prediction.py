@@ -84,8 +84,8 @@ class TaskPredictor:
         images = {tag.name: self._read(task, tag) for tag in self._shown(task, context)}
         objects: dict[str, list[PromptedObject]] = {}
         for name, pixels in images.items():
-            found = self._objects(task, context, pixels.shape[:2])
-            objects[name] = [item for item in found if item.to_name == name]
+            prompted_objects = self._objects(task, context, pixels.shape[:2])
+            objects[name] = [item for item in prompted_objects if item.to_name == name]
         prompted, started = any(objects.values()), time.monotonic()
         if not prompted and self.options.everything is None:
             return TaskPrediction(unprompted=True)
@@ -109,8 +109,8 @@ class TaskPredictor:
 
     def images(self, task: Task) -> list[object]:
         """Return what a task's data says of the images of the labeling config that it has."""
-        found = [tag.value_in(task.get("data")) for tag in self.config.images]
-        return [value for value in found if value is not None]
+        values = [tag.value_in(task.get("data")) for tag in self.config.images]
+        return [value for value in values if value is not None]
 
     def _read(self, task: Task, tag: ImageTag) -> NDArray[np.uint8]:
         task_id = task.get("id")

@@ -22,7 +22,8 @@ from refinesam import AMRConfig, ConfigError, DatasetError, Prompt, Session, rea
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.labels import mask_from_detection, prompt_from_box
-from refinesam_fiftyone.runs import declare_label_fields, list_runs, read_settings
+from refinesam_fiftyone.record import declare
+from refinesam_fiftyone.runs import list_runs, read_settings
 from refinesam_fiftyone.sample_result import SampleResult
 from refinesam_fiftyone.samples import target_of
 from refinesam_fiftyone.schema import AMR_SETTINGS, Fields, Settings
@@ -329,7 +330,7 @@ def test_a_folder_that_cannot_be_written_costs_prompts_not_the_run(dataset, tmp_
 def test_a_document_that_is_too_large_costs_only_its_sample(dataset, tmp_path):
     """MongoDB takes 16 MiB a document, and noise does not compress."""
     fill(dataset, tmp_path, 3)
-    declare_label_fields(dataset, RUN)
+    declare(target_of(dataset), RUN, RUN.kinds)
     ids = dataset.values("id")
     noise = np.random.default_rng(0).integers(0, 255, (4200, 4200), np.uint8)
     masks = [np.ones((2, 2), bool), noise, np.ones((2, 2), bool)]

@@ -13,8 +13,10 @@ from fiftyone import ViewField as F
 from fiftyone_panel import Shown
 from fiftyone_planted import Planted, plant
 from refinesam_fiftyone.evaluation import evaluate
+from refinesam_fiftyone.record import declare
 from refinesam_fiftyone.rows import read_rows
-from refinesam_fiftyone.runs import declare_label_fields, register_run
+from refinesam_fiftyone.runs import register_run
+from refinesam_fiftyone.samples import target_of
 from refinesam_fiftyone.schema import BUCKETS, Fields, Settings
 
 
@@ -210,7 +212,7 @@ def test_runs_side_by_side_are_chosen(tmp_path: Path) -> None:
     made = plant(name, tmp_path, samples=2, run_key="first")
     other = Fields("second")
     register_run(made.dataset, other, Settings(prompts="boxes", prompt_field="ground_truth"))
-    declare_label_fields(made.dataset, other)
+    declare(target_of(made.dataset), other, other.kinds)
     evaluate(made.dataset, run_key="first")
     shown = Shown(made.dataset)
     assert shown.state["runs"] == ["first", "second"]

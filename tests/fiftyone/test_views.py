@@ -8,7 +8,9 @@ import pytest
 from fiftyone_planted import TRUTH_FIELD, plant
 from refinesam import ConfigError
 from refinesam_fiftyone.evaluation import evaluate
-from refinesam_fiftyone.runs import declare_label_fields, register_run
+from refinesam_fiftyone.record import declare
+from refinesam_fiftyone.runs import register_run
+from refinesam_fiftyone.samples import target_of
 from refinesam_fiftyone.schema import BUCKETS, Fields, Settings
 from refinesam_fiftyone.views import bucket_view, save_views
 
@@ -95,7 +97,7 @@ def test_failures_have_a_view(own):
 def test_two_runs_have_views_of_their_own(own):
     save_views(own.dataset)
     register_run(own.dataset, Fields("second"), Settings("boxes", TRUTH_FIELD, TRUTH_FIELD))
-    declare_label_fields(own.dataset, Fields("second"))
+    declare(target_of(own.dataset), Fields("second"), Fields("second").kinds)
     for name in ("baseline", "amr", "rejected", "points", "failures", "digest"):
         own.dataset.set_values(f"second_{name}", own.dataset.values(f"refinesam_{name}"))
     evaluate(own.dataset, run_key="second", changed_by=0.35)
