@@ -4,7 +4,9 @@
 
 Both answer the same boxes on small made-up images, in processes of one thread, in turns, so that both see the same
 moods of the machine. "start" is the time to the first answer: processes, and Ray itself, are started, and the model is
-loaded. "seconds per image" is that of the images after the first answers, in which starting has no part.
+loaded. "overhead" is the engine's own part of the time after that: that which the worker did not spend on images, as it
+measured itself, per second that it did. A busy machine slows both. Ray works ahead of the answers that it has given,
+by up to a block of images, so that its figure can fall below zero when there are few blocks.
 """
 
 from __future__ import annotations
@@ -48,14 +50,22 @@ def made_up(folder: Path, count: int) -> list[Task]:
 
 
 def measured(answers: Answers) -> tuple[dict[str, float], dict[int, Any]]:
-    begun, times, records = time.perf_counter(), [], {}
+    begun, times, spent, records = time.perf_counter(), [], [], {}
     for task, rows in answers:
         times.append(time.perf_counter() - begun)
+        spent.append(rows[0]["seconds"])
         records[task.index] = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
     ended = time.perf_counter() - begun
+    # The first answers may come together: Ray sends a block at a time.
     first = next(index for index, at in enumerate(times) if at > times[0] + SETTLING)
-    rate = (times[-1] - times[first]) / (len(times) - 1 - first)
-    return {"start": times[0], "seconds": ended, "seconds_per_image": rate}, records
+    together = max(index for index, at in enumerate(times) if at <= times[first] + SETTLING)
+    wall, work = times[-1] - times[together], sum(spent[together + 1 :])
+    return {
+        "start": times[0],
+        "seconds": ended,
+        "seconds_per_image": wall / (len(times) - 1 - together),
+        "overhead": wall / work - 1,
+    }, records
 
 
 def main() -> None:
@@ -79,14 +89,20 @@ def main() -> None:
                 runs[name].append(figures | {"load_average": os.getloadavg()[0]})
                 print(name, figures)
             assert records["local"] == records["ray"], "the engines' records differ"
-    ratio = {
-        figure: median(b[figure] / a[figure] for a, b in zip(runs["local"], runs["ray"], strict=True))
-        for figure in ("start", "seconds", "seconds_per_image")
-    }
-    print("ray / local:", ratio)
+    pairs = list(zip(runs["local"], runs["ray"], strict=True))
+    figures = ("start", "seconds", "seconds_per_image")
+    ratio = {figure: median(ray[figure] / local[figure] for local, ray in pairs) for figure in figures}
+    overhead = {name: median(one["overhead"] for one in runs[name]) for name in runs}
+    print("ray / local:", ratio, "overhead:", overhead)
     settings = {name: getattr(options, name) for name in ("images", "processes", "weights", "input_size")}
     content = {"settings": settings, "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    content |= {"objects_per_image": 3, "records_equal": True, "runs": runs, "ray_over_local": ratio}
+    content |= {
+        "objects_per_image": 3,
+        "records_equal": True,
+        "runs": runs,
+        "ray_over_local": ratio,
+        "overhead": overhead,
+    }
     if options.json:
         write_json(options.json, content, indent=1)
 

@@ -103,7 +103,7 @@ def test_other_settings_on_a_folder_of_results_are_refused(
     assert words in told and "Give another --output" in told
     (dataset / "boxes.json").write_text(json.dumps(coco_boxes(["0001.png"])))
     assert run(monkeypatch, "batch", dataset / "images", *options) == 1
-    assert "prompts: " in capsys.readouterr().err
+    assert "settings (other prompts)" in capsys.readouterr().err
     assert run(monkeypatch, "batch", dataset / "images", *options[:4], "--output", dataset / "images") == 1
     assert "holds no results of refinesam batch" in capsys.readouterr().err
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from planted_job import write_images
+from planted_job import coco_boxes, without_seconds, write_images
+from refinesam.errors import ConfigError
 from refinesam.jobs.inputs import find_sources
 from refinesam.jobs.on_ray import run_on_ray
-from refinesam.jobs.prompts import ObjectPrompt
+from refinesam.jobs.prompts import ObjectPrompt, read_prompts
 from refinesam.jobs.rows import Row, Task
 from refinesam.jobs.worker import Asked, Machine, Worker
 
@@ -44,10 +49,52 @@ def test_the_same_records_also_when_actors_are_killed(tmp_path: Path, weights: P
     for task, rows in run_on_ray(Asked(str(weights), "fast"), CPU, tasks, 1):
         assert task.index not in answers
         answers[task.index] = settled(rows)
-        if not killed:
+        if not killed:  # two blocks of images are still to come
             for process in actors():
                 process.send_signal(signal.SIGKILL)
                 killed += 1
     assert killed
     assert answers == {task.index: settled(worker.rows(task)) for task in tasks}
     assert sum(rows[0]["error"] is not None for rows in answers.values()) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("asked", "machine", "processes", "words"),
+    [
+        (Asked(input_size=7), CPU, 1, "input_size is 7"),
+        (Asked(), Machine("cpu", 100), 100, "need more than the"),
+        (Asked(), Machine("cuda", 1), 1, "Ray's cluster has no GPU"),
+    ],
+)
+def test_what_cannot_start_is_told(tmp_path: Path, asked: Asked, machine: Machine, processes: int, words: str) -> None:
+    write_images(tmp_path / "images", 1)
+    (source,) = find_sources(str(tmp_path / "images"))
+    with pytest.raises(ConfigError, match=words):
+        list(run_on_ray(asked, machine, [Task(0, source, (BOX,))], processes))
+
+
+def test_a_killed_job_goes_on_and_equals_one_that_was_not(tmp_path: Path, weights: Path) -> None:
+    names = write_images(tmp_path / "images", 48)
+    (tmp_path / "boxes.json").write_text(json.dumps(coco_boxes(names)))
+    options = ["--prompts", tmp_path / "boxes.json", "--weights", weights, "--shard", 4, "--device", "cpu"]
+    options += ["--engine", "ray", "--output", tmp_path / "out", "--threads", 1]
+    program = "from refinesam.cli import main; main()"
+    command = [sys.executable, "-c", program, "batch", str(tmp_path / "images"), *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shards = tmp_path / "out" / "shards"
+    while not list(shards.glob("[0-9]*.parquet")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.parquet")}
+    assert 0 < len(before) < 12, "it was done before it was killed"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "48 images, 96 masks" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    sources = find_sources(str(tmp_path / "images"))
+    prompts = read_prompts(tmp_path / "boxes.json", [source.name for source in sources])
+    worker = Worker(Asked(str(weights)), CPU)
+    tasks = [Task(index, source, tuple(prompts[source.name])) for index, source in enumerate(sources)]
+    assert without_seconds(tmp_path / "out") == [row for task in tasks for row in settled(worker.rows(task))]

@@ -26,6 +26,12 @@ __all__ = ["JobFolder", "Totals", "result_rows"]
 JOB, SHARDS, FAILURES = "job.json", "shards", "failures.csv"
 FAILURE_COLUMNS = ("image", "object", "prompt_id", "class_name", "error", "shard")
 VERSION = 1
+# What is told of those that stand in job.json as a digest.
+DIGESTS = {
+    "image_names": "other images, or the same in another place or order",
+    "prompts": "other prompts",
+    "weights_sha256": "other content of the weights",
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def _check_same(job: Path, described: Mapping[str, Any]) -> None:
     before = _read_job(job)
     names = sorted(described.keys() | before.keys())
     changed = [
-        f"{name}: {before.get(name)} there, {described.get(name)} now"
+        DIGESTS.get(name) or f"{name}: {before.get(name)} there, {described.get(name)} now"
         for name in names
         if before.get(name) != described.get(name)
     ]

@@ -6,7 +6,7 @@ or URLs, for the images.
 
 from __future__ import annotations
 
-import os
+import logging
 import pickle
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refinesam.errors import ConfigError, MissingExtraError
+from refinesam.errors import ConfigError, MissingExtraError, RefineSAMError
 from refinesam.jobs.rows import Row, Task
 from refinesam.jobs.worker import Asked, Machine, Worker
 
@@ -41,11 +41,14 @@ def run_on_ray(
     tasks = list(tasks)
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+    data.DataContext.get_current().enable_progress_bars = False  # the command has its own
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
-        # As bytes: Ray would turn what a task holds into Arrow's types.
+        # As bytes: Ray would turn what a task holds into Arrow's types. The settings come with each task, so that an
+        # actor loads its model with the first one, and answers with the error where it cannot.
         dataset = data.from_items(
-            [{"task": pickle.dumps(task)} for task in tasks],
+            [{"task": pickle.dumps((asked, machine, task))} for task in tasks],
             override_num_blocks=-(-len(tasks) // IMAGES_PER_BLOCK),
         )
         gpus = _gpus(machine.device, ray)
@@ -57,30 +60,37 @@ def run_on_ray(
             )
         answered = dataset.map_batches(
             _Actor,
-            fn_constructor_args=(asked, machine),
             batch_size=1,
             compute=data.ActorPoolStrategy(size=min(processes, -(-len(tasks) // IMAGES_PER_BLOCK))),
             num_gpus=gpus,
             num_cpus=0 if gpus else machine.threads,
         )
         for row in answered.iter_rows():
-            yield pickle.loads(row["answer"])
+            task, rows = pickle.loads(row["answer"])
+            if isinstance(rows, RefineSAMError):
+                raise rows
+            yield task, rows
     finally:
         if started:
             ray.shutdown()
 
 
 class _Actor:
-    """A `Worker` as Ray Data calls it, with batches of one image."""
+    """A `Worker` as Ray Data calls it, with batches of one image; an error of loading the model is its answer."""
 
-    def __init__(self, asked: Asked, machine: Machine) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(machine.threads)  # Ray sets it to the CPUs that it counts for an actor
-        self.worker = Worker(asked, machine)
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        tasks = [pickle.loads(task) for task in batch["task"]]
-        answers = [pickle.dumps((task, self.worker.rows(task))) for task in tasks]
-        return {"answer": np.array(answers, object)}
+        return {"answer": np.array([pickle.dumps(self._answer(*pickle.loads(task))) for task in batch["task"]], object)}
+
+    def _answer(self, asked: Asked, machine: Machine, task: Task) -> tuple[Task, list[Row] | RefineSAMError]:
+        if self.worker is None:
+            try:
+                self.worker = Worker(asked, machine)
+            except RefineSAMError as error:
+                return task, error
+        return task, self.worker.rows(task)
 
 
 def _ray_modules() -> tuple[Any, Any]:
