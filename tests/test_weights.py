@@ -183,8 +183,23 @@ def test_a_zipped_state_dict_is_read(released: State, tmp_path: Path, extra: tup
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in ("sam_vit_l", "sam_vit_h")])  # Those take gigabytes.
 def test_every_variant_is_told_by_its_keys_and_shapes(name: str, tmp_path: Path) -> None:
-    state = {key: torch.ones(()).expand(t.shape) for key, t in _uninitialised_model(CONFIGS[name]).state_dict().items()}
-    assert load_model(written(tmp_path / "w.pth", state)).config == CONFIGS[name]
+    wanted = _uninitialised_model(CONFIGS[name]).state_dict()
+    state = {key: torch.ones((), dtype=t.dtype).expand(t.shape) for key, t in wanted.items()}
+    model = load_model(written(tmp_path / "w.pth", state))
+    assert model.config == CONFIGS[name]
+    assert {key: t.dtype for key, t in model.state_dict().items()} == {key: t.dtype for key, t in wanted.items()}
+
+
+def test_counters_of_batches_stay_whole_numbers(tmp_path: Path) -> None:
+    """Those of MobileSAM's norms; in half precision they would overflow."""
+    wanted = _uninitialised_model(CONFIGS["mobile_sam"]).state_dict()
+    counted = {key: torch.ones((), dtype=t.dtype).expand(t.shape) for key, t in wanted.items()}
+    counters = {key: torch.tensor(123_457) for key, t in wanted.items() if not t.is_floating_point()}
+    assert counters
+    model = load_model(written(tmp_path / "w.pt", counted | counters))
+    save_weights(model, tmp_path / "w.safetensors")
+    for found in (model, load_model(tmp_path / "w.safetensors")):
+        assert {key: found.state_dict()[key].item() for key in counters} == dict.fromkeys(counters, 123_457)
 
 
 def test_a_registered_name_tells_the_variant(released: State, tmp_path: Path, cache: Path) -> None:

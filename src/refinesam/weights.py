@@ -8,7 +8,7 @@ to fit: no key is skipped, none is left at random.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -49,7 +49,10 @@ def save_weights(model: PromptableModel, path: str | Path, dtype: torch.dtype = 
         OutputError: the file cannot be written.
     """
     config = model.config
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    tensors = {
+        key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for key, tensor in model.state_dict().items()
+    }
     if broken := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
         raise WeightsError(
             f"The model cannot be written to {path}: NaN or infinity as {dtype} in {some(broken)}. "
@@ -88,7 +91,8 @@ def load_model(weights: WeightsSource) -> PromptableModel:
         config = config_named(entry.variant) if entry else _recognised(path, state)
     model = _uninitialised_model(config)
     _check_fit(path, config.name, state, _shapes_of(model))
-    model.load_state_dict(_float32(path, state), strict=True, assign=True)
+    counters = {key for key, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    model.load_state_dict(_float32(path, state, counters), strict=True, assign=True)
     return model.eval()
 
 
@@ -206,15 +210,19 @@ def _check_fit(path: Path, variant: str, state: Mapping[str, Tensor], wanted: Ma
         raise WeightsError(f"{path} does not fit {variant}. {listed}. Give weights made for {variant}.")
 
 
-def _float32(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return float32 copies, emptying `state`, so that a large model is never in memory twice."""
+def _float32(path: Path, state: dict[str, Tensor], counters: Collection[str]) -> dict[str, Tensor]:
+    """Return float32 copies, int64 of `counters` (of the batches that a norm has seen).
+
+    `state` is emptied, so that a large model is never in memory twice.
+    """
     copies = {}
     for key in list(state):
         tensor = state.pop(key).detach()
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
+        dtype = torch.int64 if key in counters else torch.float32
+        if tensor.layout != torch.strided or not (tensor.is_floating_point() or tensor.dtype == dtype):
             raise WeightsError(f"{path} is broken: {key} is {tensor.dtype}, {tensor.layout}; dense floats are needed.")
         # A copy in any case: what torch reads may be mapped from the file, or shared between two keys.
-        copies[key] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        copies[key] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
         if not _is_finite(copies[key]):
             raise WeightsError(f"{path} is broken: {key} holds NaN or infinity. Download it again, or train it again.")
     return copies
