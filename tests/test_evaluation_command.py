@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import formula
 import refinesam
 from evaluation_fakes import annotation
 from refinesam.cli import main
@@ -34,6 +35,8 @@ from refinesam.evaluation.paper_tables import (
     printed_paper_table,
 )
 from refinesam.images import write_png
+from refinesam.models.config import CONFIGS
+from refinesam.weights import _uninitialised_model
 
 HW = (60, 80)
 
@@ -394,6 +397,53 @@ def test_the_command_measures_or_says_what_is_missing(
     assert "Left out: EfficientSAM-S" in printed.err
     assert json.loads(out["json"].read_text())["measured"][0]["model"] == "EfficientSAM-Ti"
     assert "EfficientSAM-Ti" in Page(out["html"].read_text()).text
+
+
+@pytest.fixture
+def formula_mobile_sam(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """MobileSAM with weights by formula, which answers at a small input size."""
+    state = _uninitialised_model(CONFIGS["mobile_sam"]).state_dict()
+    torch.save(formula.weights(state), tmp_path / "formula.pt")
+    monkeypatch.setitem(CONFIGS, "mobile_sam", replace(CONFIGS["mobile_sam"], input_size=128))
+    return str(tmp_path / "formula.pt")
+
+
+def test_several_models_stand_side_by_side_and_a_bad_one_costs_none(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    formula_mobile_sam: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("REFINESAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    bad, report = tmp_path / "bad.pt", tmp_path / "table.json"
+    bad.write_bytes(b"no weights")
+    models = f"{bad}, efficientsam_ti, builtin,{formula_mobile_sam}"
+    asked = ["--models", models, "--limit", 2, "--json", report]
+    assert run(monkeypatch, 2, *given(data), *asked, command="paper-table") == 0
+    printed = capsys.readouterr()
+    measured = {one["model"]: one["rows"] for one in json.loads(report.read_text())["measured"]}
+    assert list(measured) == ["builtin", formula_mobile_sam]
+    for rows in measured.values():
+        assert list(rows) == ["measured", "measured with AMR"] and all(row["mIoU"] >= 0 for row in rows.values())
+    left_out = " ".join(printed.err.split())
+    assert "bad.pt is not a weights file" in left_out
+    assert "Left out: EfficientSAM-Ti: efficientsam_ti is missing: run `refinesam weights fetch" in left_out
+    table = printed.out
+    assert table.index("EfficientSAM-Ti") < table.index("builtin") < table.index("formula.pt")
+    assert "75.5" in table and "EfficientSAM-S" not in table
+
+
+def test_models_that_all_fail_are_all_named(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).write_bytes(b"no weights")
+    models = f"{tmp_path / 'a.pt'},{tmp_path / 'b.pt'}"
+    assert run(monkeypatch, 1, *given(data), "--models", models, command="paper-table") == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "Nothing of the table could be measured" in message and "a.pt is not" in message and "b.pt is not" in message
 
 
 def test_the_weights_that_the_tables_need_are_registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ ApOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option(help="Only the first images.")]
 SeedOption = Annotated[int, typer.Option(help="Of random clicks and noise.")]
 JsonOption = Annotated[Path | None, typer.Option(help="Write summary and records.")]
+ModelsOption = Annotated[
+    str | None, typer.Option(help="Weights to compare, as builtin,mobile_sam,my.pt; else the paper's.")
+]
 HtmlOption = Annotated[Path | None, typer.Option(help="Write a report with plots and pictures.")]
 console = Console()
 errors = Console(stderr=True)
@@ -99,6 +102,7 @@ def paper_table(
     number: Annotated[int, typer.Argument(min=1, max=2, help="Of the table: 1, boxes; 2, two clicks, and AMR.")],
     annotations: Annotated[Path, typer.Option(help="COCO's JSON.")] = Path("instances_val2017.json"),
     images: Annotated[Path, typer.Option(help="Folder of COCO's images.")] = Path("val2017"),
+    models: ModelsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     limit: LimitOption = None,
@@ -115,11 +119,14 @@ def paper_table(
     from refinesam.evaluation.paper_tables import (
         PAPER_TABLES,
         measure_paper_table,
+        of_models,
         paper_table_document,
         printed_paper_table,
     )
 
     paper = PAPER_TABLES[number]
+    if models is not None:
+        paper = of_models(paper, [model.strip() for model in models.split(",")])
     with _progress() as on_progress:
         measured = measure_paper_table(
             paper,

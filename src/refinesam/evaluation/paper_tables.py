@@ -8,7 +8,7 @@ paper's equation. AP is that of the same masks, scored by predicted IoU, unless 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from refinesam.amr import AMRConfig
-from refinesam.errors import DatasetError
+from refinesam.errors import DatasetError, WeightsError
 from refinesam.evaluation.coco import CocoScores
 from refinesam.evaluation.dataset import read_coco_folder
 from refinesam.evaluation.lvis import LvisScores
@@ -30,6 +30,7 @@ __all__ = [
     "PaperTable",
     "measure_paper_table",
     "missing_weights",
+    "of_models",
     "paper_table_document",
     "printed_paper_table",
 ]
@@ -105,6 +106,17 @@ PAPER_TABLES: Final[Mapping[int, PaperTable]] = MappingProxyType(
 )
 
 
+def of_models(paper: PaperTable, models: Sequence[str]) -> PaperTable:
+    """Return a table with other models in it, so that several stand side by side.
+
+    Args:
+        paper: the table of the paper.
+        models: names or files of weights; the paper's own models keep the names that they have in its tables.
+    """
+    names = {weights: model for model, weights in paper.weights.items()}
+    return replace(paper, weights={names.get(weights, weights): weights for weights in models})
+
+
 def missing_weights(paper: PaperTable) -> dict[str, str]:
     """Return by model what to do about weights that are not here; models whose weights are here are left out."""
     missing = {}
@@ -131,7 +143,7 @@ def measure_paper_table(
     on_progress: OnProgress | None = None,
     on_missing: Callable[[str], object] = lambda sentence: None,
 ) -> list[Measured]:
-    """Measure as much of a table as the weights that are here allow.
+    """Measure as much of a table as the weights that are here allow; a model that fails costs the others nothing.
 
     Args:
         paper: the table.
@@ -171,8 +183,18 @@ def measure_paper_table(
         keep_masks=True,
     )
     folder = read_coco_folder(annotations, images)
-    outcomes = {model: run_request(load(paper.weights[model]), request, folder, on_progress) for model in able}
-    return [Measured(model, _rows(outcome), outcome) for model, outcome in outcomes.items()]
+    measured = []
+    for model in able:
+        try:
+            outcome = run_request(load(paper.weights[model]), request, folder, on_progress)
+        except (WeightsError, RuntimeError, MemoryError) as error:  # torch has RuntimeErrors for a lack of memory
+            missing.append(f"{model}: {error}")
+            on_missing(missing[-1])
+        else:
+            measured.append(Measured(model, _rows(outcome), outcome))
+    if not measured:
+        raise DatasetError("Nothing of the table could be measured. " + " ".join(missing))
+    return measured
 
 
 def printed_paper_table(paper: PaperTable, measured: Sequence[Measured]) -> Table:
