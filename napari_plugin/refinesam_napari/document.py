@@ -154,6 +154,12 @@ class Write:
     old: NDArray[np.generic]
     new: NDArray[np.generic] | int
 
+    def gives(self, object_id: int) -> bool:
+        """Whether an object gets pixels."""
+        if isinstance(self.new, int):
+            return self.new == object_id
+        return bool((self.new[self.mask] == object_id).any())
+
     def backward(self, now: NDArray[np.generic]) -> tuple[NDArray[np.bool_], NDArray[np.generic]]:
         """Return where in the box, now `now`, to write what, to undo: only where what was written still stands."""
         return self.mask & (now == self.new), self.old

@@ -97,7 +97,8 @@ class Editing:
         name = f"{'change' if before else 'add'} object {object_id}"
         with self._pixels_first() as written:
             self._write(writes, written)
-            if masks.keys() >= prompts.keys() and not _gives(writes, object_id) and not self.has_pixels(item):
+            given = any(write.gives(object_id) for write in writes)
+            if masks.keys() >= prompts.keys() and not given and not self.has_pixels(item):
                 self._take_back(written)
                 return None
         change = self._record(name, self.document.with_object(item).cleared(), written, object_id)
@@ -209,7 +210,7 @@ class Editing:
         try:
             writes = self.plan(object_id, {plane: self._corrected(object_id, plane, mask)}, overwrite)
             item = self.document.objects.get(object_id)
-            emptied = bool(writes) and not _gives(writes, object_id)
+            emptied = bool(writes) and not any(write.gives(object_id) for write in writes)
             others = () if item is None else tuple(other for other in item.planes if other != plane)
             if emptied and item is not None and not self.has_pixels(replace(item, planes=others)):
                 return
@@ -396,11 +397,3 @@ class Editing:
         if self.objects is not None:
             self.objects.apply(writes)
         written += writes
-
-
-def _gives(writes: Sequence[Write], object_id: int) -> bool:
-    """Whether pixels are written to an object."""
-    return any(
-        write.new == object_id if isinstance(write.new, int) else bool((write.new[write.mask] == object_id).any())
-        for write in writes
-    )
