@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import refinesam
 from planted_job import coco_boxes, without_seconds, write_images
-from refinesam import ConfigError, Prompt, decode_rle, read_image
+from refinesam import ConfigError, Prompt, decode_rle, loading, read_image
 from refinesam.cli import main
 from refinesam.jobs.folder import JobFolder, result_rows
 from refinesam.jobs.inputs import Source, find_sources
@@ -83,7 +84,7 @@ def test_the_command_agrees_with_the_api(
     ("changed", "words"),
     [
         (["--refine", "full"], "refine: None there, full now"),
-        (["--shard", "2"], "images_per_shard: 1000 there, 2 now"),
+        (["--shard", "2"], "images_per_shard: 200 there, 2 now"),
         (["--intensity", "minmax"], "intensity: percentile there, minmax now"),
     ],
 )
@@ -245,3 +246,20 @@ def test_killed_twice_equals_an_uninterrupted_run(tmp_path: Path, weights: Path)
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
     assert len({row["rle"] for row in result_rows(tmp_path / "whole")}) > 24
     assert np.isfinite([row["predicted_iou"] for row in result_rows(tmp_path / "whole")]).all()
+
+
+def test_processes_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [loading.device_of_rank("cpu", rank) for rank in range(2)] == ["cpu", "cpu"]
+    # As on a machine with two.
+    monkeypatch.setattr(loading, "resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [loading.device_of_rank("cuda", rank) for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert loading.device_of_rank("cuda:1", 0) == "cuda:1"
+
+
+def test_without_pyarrow_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert run(monkeypatch, "batch", "images", "--output", "out", "--everything") == 1
+    assert 'pip install "refinesam[batch]"' in " ".join(capsys.readouterr().err.split())

@@ -35,7 +35,7 @@ def batch(
     column: Annotated[str | None, typer.Option(help="Column of the images, in a table.")] = None,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes here, or Ray Data.")] = "local",
     processes: Annotated[int, typer.Option(min=1, help="Processes or actors, each with a model of its own.")] = 1,
-    shard: Annotated[int, typer.Option(min=1, help="Images in each file of results.")] = 1000,
+    shard: Annotated[int, typer.Option(min=1, help="Images in each file of results.")] = 200,
     retry_failures: Annotated[bool, typer.Option("--retry-failures", help="Do shards with failures again.")] = False,
     points_per_side: Annotated[int | None, typer.Option(help="With --everything: clicks along a side.")] = None,
     iou_threshold: Annotated[float | None, typer.Option(help="With --everything: least predicted IoU.")] = None,
