@@ -239,17 +239,24 @@ def test_a_model_that_does_not_run_here_is_named(key: str, state: State, tmp_pat
         load_model(path)
 
 
-def test_a_pickled_yolo_is_named_fastsam(tmp_path: Path) -> None:
-    # torch writes the name of the class; the class itself need not be here.
-    path = tmp_path / "FastSAM-s.pt"
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (b"ultralytics.nn.tasks\nSegmentationModel", r"is FastSAM, or another YOLO model.*Use mobile_sam or efficient"),
+        (b"tinysam.modeling.sam\nSam", r"is the quantised TinySAM, .*Use TinySAM in full precision"),
+    ],
+)
+def test_a_model_that_was_pickled_with_its_program_is_named(wanted: bytes, message: str, tmp_path: Path) -> None:
+    # Only the name of the class stands in the file; the class itself need not be here.
+    path = tmp_path / "w.pt"
     torch.save({"model": Foreign(tmp_path / "executed")}, path)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     assert any(b"posix\nmkdir" in member for member in members.values())
     with zipfile.ZipFile(path, "w") as archive:
         for name, member in members.items():
-            archive.writestr(name, member.replace(b"posix\nmkdir", b"ultralytics.nn.tasks\nSegmentationModel"))
-    with pytest.raises(WeightsError, match=r"is FastSAM, or another YOLO model.*Use mobile_sam or efficientsam_ti"):
+            archive.writestr(name, member.replace(b"posix\nmkdir", wanted))
+    with pytest.raises(WeightsError, match=message):
         load_model(path)
     assert not (tmp_path / "executed").exists()
 

@@ -370,6 +370,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path, State], Path], str]] = {
     ),
     "keys are numbers": (saved(lambda s, f: {1: torch.zeros(1)}), "is no state dict: 1 in it"),
     "training checkpoint": (saved(lambda s, f: {"model": s, "optimizer": {}, "step": 3}), "weights.safetensors"),
+    "finetuning checkpoint": (
+        saved(lambda s, f: {"config": {}, "step": 3, "model": s, "ema": {}, "optimizers": []}),
+        "is a checkpoint of an unfinished training.*weights.safetensors",
+    ),
     "another model": (saved(lambda s, f: {"conv1.weight": torch.zeros(1)}), r"none of the known models.*conv1\.weight"),
     "missing key": (saved(without(POS)), r"does not fit efficientsam_ti\. missing: image_encoder\.pos_embed\. Give"),
     "many missing": (

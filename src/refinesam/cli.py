@@ -270,9 +270,15 @@ def list_weights(printed: FormatOption = "table") -> None:
 @weights_app.command("fetch")
 def fetch_weights(name: Annotated[str, typer.Argument(help="Name of `refinesam weights list`.")]) -> None:
     """Download weights and verify them."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
     from refinesam.registry import entry_named, fetch
 
-    console.print(str(fetch(name)), soft_wrap=True)
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        path = fetch(name, lambda done, total: progress.update(task, completed=done, total=total))
+    console.print(str(path), soft_wrap=True)
     if citation := entry_named(name).citation:
         errors.print(f"Licence: {entry_named(name).licence}. Please cite: {citation}.", soft_wrap=True)
 

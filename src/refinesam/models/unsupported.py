@@ -32,6 +32,11 @@ _SAM = "the SAM that it was made from (sam_vit_b, sam_vit_l or sam_vit_h)"
 _LIGHT = "mobile_sam or efficientsam_ti, which are as small"
 _FASTSAM = UnsupportedModel("FastSAM, or another YOLO model of Ultralytics", f"{_LIGHT} and take prompts themselves")
 
+_BY_PROGRAM = {
+    "ultralytics": _FASTSAM,
+    "tinysam": UnsupportedModel("the quantised TinySAM", "TinySAM in full precision (tinysam_42.3.pth), or mobile_sam"),
+}
+
 # The first pattern that is found in any key counts.
 _BY_KEY = tuple(
     (re.compile(pattern), UnsupportedModel(name, instead))
@@ -70,4 +75,4 @@ def unsupported_model(state: Mapping[str, Tensor]) -> UnsupportedModel | None:
 
 def unsupported_program(wanted: str) -> UnsupportedModel | None:
     """Return the model that was pickled together with its program, by the class that the file asks for."""
-    return _FASTSAM if wanted.startswith("ultralytics.") else None
+    return _BY_PROGRAM.get(wanted.partition(".")[0])
