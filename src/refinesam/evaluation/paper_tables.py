@@ -172,16 +172,8 @@ def measure_paper_table(
         raise DatasetError("Nothing of the table can be run. " + " ".join(missing))
     for sentence in missing:
         on_missing(sentence)
-    request = EvaluationRequest(
-        annotations,
-        images,
-        paper.protocol,
-        refine=paper.refine,
-        seed=seed,
-        limit_images=limit_images,
-        ap=detections or "prompts",
-        keep_masks=True,
-    )
+    request = EvaluationRequest(annotations, images, paper.protocol, refine=paper.refine, seed=seed)
+    request = replace(request, limit_images=limit_images, ap=detections or "prompts", keep_masks=True)
     folder = read_coco_folder(annotations, images)
     measured = []
     for model in able:
