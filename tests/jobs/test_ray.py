@@ -37,6 +37,35 @@ def actors() -> list[psutil.Process]:
     return [process for process in mine if "MapWorker" in process.name() or "MapWorker" in " ".join(process.cmdline())]
 
 
+def test_a_killed_job_goes_on_and_equals_one_that_was_not(tmp_path: Path, weights: Path) -> None:
+    names = write_images(tmp_path / "images", 48)
+    (tmp_path / "boxes.json").write_text(json.dumps(coco_boxes(names)))
+    options = ["--prompts", tmp_path / "boxes.json", "--weights", weights, "--shard", 4, "--device", "cpu"]
+    options += ["--engine", "ray", "--output", tmp_path / "out", "--threads", 1]
+    program = "from refinesam.cli import main; main()"
+    command = [sys.executable, "-c", program, "batch", str(tmp_path / "images"), *map(str, options)]
+    # Without what a Ray that ran in this process left behind.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+    shards = tmp_path / "out" / "shards"
+    while not list(shards.glob("[0-9]*.parquet")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.parquet")}
+    assert 0 < len(before) < 12, (tmp_path / "said.txt").read_text()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "48 images, 96 masks" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    sources = find_sources(str(tmp_path / "images"))
+    prompts = read_prompts(tmp_path / "boxes.json", [source.name for source in sources])
+    worker = Worker(Asked(str(weights)), CPU)
+    tasks = [Task(index, source, tuple(prompts[source.name])) for index, source in enumerate(sources)]
+    assert without_seconds(tmp_path / "out") == [row for task in tasks for row in settled(worker.rows(task))]
+
+
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_the_same_records_also_when_actors_are_killed(tmp_path: Path, weights: Path) -> None:
     write_images(tmp_path / "images", 40)
@@ -72,29 +101,3 @@ def test_what_cannot_start_is_told(tmp_path: Path, asked: Asked, machine: Machin
     (source,) = find_sources(str(tmp_path / "images"))
     with pytest.raises(ConfigError, match=words):
         list(run_on_ray(asked, machine, [Task(0, source, (BOX,))], processes))
-
-
-def test_a_killed_job_goes_on_and_equals_one_that_was_not(tmp_path: Path, weights: Path) -> None:
-    names = write_images(tmp_path / "images", 48)
-    (tmp_path / "boxes.json").write_text(json.dumps(coco_boxes(names)))
-    options = ["--prompts", tmp_path / "boxes.json", "--weights", weights, "--shard", 4, "--device", "cpu"]
-    options += ["--engine", "ray", "--output", tmp_path / "out", "--threads", 1]
-    program = "from refinesam.cli import main; main()"
-    command = [sys.executable, "-c", program, "batch", str(tmp_path / "images"), *map(str, options)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    shards = tmp_path / "out" / "shards"
-    while not list(shards.glob("[0-9]*.parquet")) and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    before = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.parquet")}
-    assert 0 < len(before) < 12, "it was done before it was killed"
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "48 images, 96 masks" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    sources = find_sources(str(tmp_path / "images"))
-    prompts = read_prompts(tmp_path / "boxes.json", [source.name for source in sources])
-    worker = Worker(Asked(str(weights)), CPU)
-    tasks = [Task(index, source, tuple(prompts[source.name])) for index, source in enumerate(sources)]
-    assert without_seconds(tmp_path / "out") == [row for task in tasks for row in settled(worker.rows(task))]
