@@ -5,6 +5,7 @@ Two processes run the tests. Those of a host stay in one, which starts the host'
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import settings
 
 TESTS = Path(__file__).parent
 HOSTS = ("fiftyone", "labelstudio", "napari")
+
+# Tables are as wide in a process without a terminal, where rich would take 80 columns. Set before anything is imported.
+os.environ["COLUMNS"] = "200"
 
 settings.register_profile("refinesam", deadline=None, print_blob=True)
 settings.load_profile("refinesam")

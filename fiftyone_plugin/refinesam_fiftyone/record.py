@@ -99,13 +99,11 @@ def require(place: Place, run: Fields, names: Iterable[str]) -> None:
 
 def check_free(place: Place, run: Fields, kinds: Mapping[str, FieldKind]) -> None:
     """Raise ConfigError if fields or attributes of these names exist that the run did not make, or of another kind."""
-    own, schema = set(made(place, run)), place.schema()
-    taken = [path for path in kinds if path in schema and path not in own]
-    changed = [path for path in kinds if path in own and not _is(schema[path], kinds[path])]
-    # FiftyOne's labels may have attributes that the dataset was not told of.
-    on_labels = [path for path in kinds if "." in path and path.partition(".")[0] not in run.written]
-    if not taken and not any(path in schema for path in on_labels):
-        taken = [path for path in on_labels if place.holds([path])] if place.holds(on_labels) else []
+    taken, changed = _not_free(place, run, kinds)
+    if taken or changed:
+        # Another process may have made them for this run since the dataset was last read.
+        place.root.reload()
+        taken, changed = _not_free(place, run, kinds)
     if taken or changed:
         # Attributes of a field that is taken itself say nothing new.
         told = [path for path in taken + changed if not {path.partition(".")[0]} & ({*taken} - {path})]
@@ -114,6 +112,18 @@ def check_free(place: Place, run: Fields, kinds: Mapping[str, FieldKind]) -> Non
             "make. Choose another name for the run, or rename what is there: "
             f"dataset.rename_{'frame' if place.frames else 'sample'}_field({told[0]!r}, ...)."
         )
+
+
+def _not_free(place: Place, run: Fields, kinds: Mapping[str, FieldKind]) -> tuple[list[str], list[str]]:
+    """Return the paths that are there and that the run did not make, and its own of another kind."""
+    own, schema = set(made(place, run)), place.schema()
+    taken = [path for path in kinds if path in schema and path not in own]
+    changed = [path for path in kinds if path in own and not _is(schema[path], kinds[path])]
+    # FiftyOne's labels may have attributes that the dataset was not told of.
+    on_labels = [path for path in kinds if "." in path and path.partition(".")[0] not in run.written]
+    if not taken and not any(path in schema for path in on_labels):
+        taken = [path for path in on_labels if place.holds([path])] if place.holds(on_labels) else []
+    return taken, changed
 
 
 def _is(field: fo.Field, kind: FieldKind) -> bool:

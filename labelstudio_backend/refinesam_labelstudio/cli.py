@@ -273,7 +273,6 @@ def approve_collected(
 def finetune(
     project: ProjectOption,
     weights: WeightsOption = "builtin",
-    variant: Annotated[str, typer.Option(help="Variant of these weights.")] = "hybrid_ti",
     steps: Annotated[int, typer.Option(min=1)] = 200,
     batch_size: Annotated[int, typer.Option(min=1)] = 4,
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-4,
@@ -286,7 +285,6 @@ def finetune(
         annotations_folder(folder),
         project,
         weights=weights,
-        variant=variant,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from refinesam import ConfigError, DatasetError, RefineSAMError
-from refinesam.hosts import replacing, write_json
+from refinesam.hosts import replacing, variant_of, write_json
 from refinesam_labelstudio.corrections import project_folder, waiting, write_dataset
 from refinesam_labelstudio.json_types import JsonObject
 
@@ -44,7 +44,6 @@ def finetune_project(
     project_id: int,
     *,
     weights: str = "builtin",
-    variant: str = "hybrid_ti",
     steps: int = 200,
     batch_size: int = 4,
     learning_rate: float = 1e-4,
@@ -61,7 +60,6 @@ def finetune_project(
         root: where annotations are collected.
         project_id: whose.
         weights: to start from: a name, a file, or a versions.json.
-        variant: of these weights.
         steps: of the run.
         batch_size: images a step.
         learning_rate: the highest.
@@ -82,7 +80,7 @@ def finetune_project(
     number, start = len(_versions(folder)) + 1, weights_for(weights)
     output = folder / "runs" / str(number)
     recipe = output / "recipe.toml"
-    text = _recipe(folder, start, variant, steps, batch_size, learning_rate, trainable)
+    text = _recipe(folder, start, steps, batch_size, learning_rate, trainable)
     with replacing(recipe) as temporary:
         temporary.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "refinesam.cli", "train", "finetune", str(recipe)]
@@ -136,9 +134,8 @@ def _has_objects(path: Path) -> bool:
     return path.is_file() and bool(json.loads(path.read_text("utf-8"))["annotations"])
 
 
-def _recipe(
-    folder: Path, start: str, variant: str, steps: int, batch_size: int, learning_rate: float, trainable: str
-) -> str:
+def _recipe(folder: Path, start: str, steps: int, batch_size: int, learning_rate: float, trainable: str) -> str:
+    variant, input_size = variant_of(start)
     validated = _has_objects(folder / "instances_val.json")
     # A JSON string of ASCII is one of TOML, too.
     return f"""# Written by `refinesam labelstudio finetune`.
@@ -147,6 +144,7 @@ validate_every = {steps}
 
 [model]
 variant = {json.dumps(variant)}
+input_size = {input_size}
 init = {json.dumps(start)}
 trainable = {json.dumps(trainable)}
 

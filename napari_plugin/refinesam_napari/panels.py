@@ -11,6 +11,7 @@ from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import QFileDialog, QListWidget, QListWidgetItem
 
 from refinesam import ConfigError
+from refinesam.hosts import known_weights
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, combo, confidence, form, row, show, words
 from refinesam_napari.crops import CROP_MODES
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ImagePanel", "ObjectsPanel", "PromptPanel"]
 
-WEIGHTS = ("builtin", "efficientsam_ti", "efficientsam_s", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 OWN_FILE = "own file ..."
 DEVICES = ("auto", "cpu", "cuda")
 CROP_WORDS = {"auto": "automatic", "whole": "whole image", "view": "what is in view"}
@@ -54,7 +54,9 @@ class ImagePanel(Panel):
             "Image",
             "The layer to segment. Selecting an image in the list of layers chooses it, too.",
         )
-        self.weights = combo(lambda _: [(name, name) for name in (*self._own_weights, *WEIGHTS, OWN_FILE)], "Model")
+        self.weights = combo(
+            lambda _: [(name, name) for name in (*self._own_weights, *known_weights(), OWN_FILE)], "Model"
+        )
         self.device, self.running_on = combo(DEVICES), Label(value="")
         tip = "What the model computes for an image (its embedding) is kept, also over a restart."
         self.keep_on_disk = CheckBox(text="remember images on disk", tooltip=tip)

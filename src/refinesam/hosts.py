@@ -5,6 +5,8 @@ Files that are never half written:
 - `replacing` writes a file of any kind, `write_json` one of JSON; the old file stays until the new one is whole.
 - `check_outputs` finds out before the work whether its results can be written, `write_outputs` loses none of them.
 
+Weights: `known_weights` has the names that `refinesam.load` takes, `variant_of` tells the model variant of a file, which finetuning has to be told.
+
 Measures of masks and what is known of their mean:
 
 - `boundary_iou` compares outlines, `size_of` names COCO's size of an area, `coco_scores` counts AP and AR as COCO does.
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from refinesam.evaluation.coco import CocoScores, coco_scores
     from refinesam.evaluation.metrics import bootstrap_interval, size_of
     from refinesam.files import check_outputs, replacing, write_json, write_outputs
+    from refinesam.registry import known_weights
+    from refinesam.weights import variant_of
 
 __all__ = [
     "CocoScores",
@@ -31,8 +35,10 @@ __all__ = [
     "boundary_iou",
     "check_outputs",
     "coco_scores",
+    "known_weights",
     "replacing",
     "size_of",
+    "variant_of",
     "write_json",
     "write_outputs",
 ]
@@ -44,5 +50,7 @@ __getattr__, __dir__ = lazy_names(
         "refinesam.evaluation.coco": "CocoScores coco_scores",
         "refinesam.evaluation.metrics": "bootstrap_interval size_of",
         "refinesam.files": "check_outputs replacing write_json write_outputs",
+        "refinesam.registry": "known_weights",
+        "refinesam.weights": "variant_of",
     },
 )

@@ -27,6 +27,7 @@ __all__ = [
     "WeightsSource",
     "cache_dir",
     "entry_named",
+    "known_weights",
     "fetch",
     "find_entry",
     "status",
@@ -113,6 +114,11 @@ def _packaged_entry(name: str) -> WeightsEntry:
 REGISTRY: Mapping[str, WeightsEntry] = MappingProxyType(
     {entry.name: entry for entry in (_packaged_entry("builtin"), *(WeightsEntry(**row._asdict()) for row in PUBLISHED))}
 )
+
+
+def known_weights() -> dict[str, str]:
+    """Return name -> what it is good at, of all weights that `refinesam.load` knows by name."""
+    return {name: entry.note for name, entry in REGISTRY.items()}
 
 
 def cache_dir() -> Path:

@@ -31,7 +31,7 @@ from refinesam.models.promptable import PromptableModel
 from refinesam.models.unsupported import unsupported_model
 from refinesam.registry import WeightsSource, find_entry, weights_path
 
-__all__ = ["load_model", "rounded", "save_weights"]
+__all__ = ["load_model", "rounded", "save_weights", "variant_of"]
 
 METADATA_KEY = "refinesam"
 
@@ -67,6 +67,16 @@ def rounded(value: Tensor) -> Tensor:
     """Round to fp16 whose two last bits are zero: as good for weights, and a tenth smaller in an archive."""
     # Sign and magnitude: a carry goes to the exponent, as it should.
     return ((value.half().view(torch.int16) + 2) & ~3).view(torch.float16)
+
+
+def variant_of(weights: WeightsSource) -> tuple[str, int]:
+    """Return the model variant of some weights and the side of its input in pixels, which finetuning is told.
+
+    Raises:
+        WeightsError: as `load_model`.
+    """
+    config = load_model(weights).config
+    return config.name, config.input_size
 
 
 def load_model(weights: WeightsSource) -> PromptableModel:

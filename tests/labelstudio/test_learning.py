@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,15 +231,18 @@ def test_finetuning_makes_a_version(studio: FakeProject, corrections: Correction
     assert session.model.name == made
 
 
-def test_versions_add_up(studio: FakeProject, corrections: Corrections, tmp_path: Path) -> None:
+def test_versions_add_up(studio: FakeProject, corrections: Corrections, weights: Path, tmp_path: Path) -> None:
     corrections.on_event(*created(1))
     documents(tmp_path)
     asked: list[list[str]] = []
+    told: list[tuple[str, int]] = []
 
     def run(command: Sequence[str]) -> int:
         asked.append(list(command))
         output = Path(command[command.index("--output") + 1])
-        (output / "weights.safetensors").write_bytes(b"weights %d" % len(asked))
+        shutil.copyfile(weights, output / "weights.safetensors")
+        recipe = tomllib.loads(Path(command[5]).read_text())
+        told.append((recipe["model"]["variant"], recipe["model"]["input_size"]))
         return 0
 
     first = weights_for(str(finetune_project(tmp_path / "data", 1, run=run)))
@@ -245,7 +250,9 @@ def test_versions_add_up(studio: FakeProject, corrections: Corrections, tmp_path
     listed = json.loads(versions.read_text())["versions"]
     assert [entry["weights"] for entry in listed] == ["project1_1.safetensors", "project1_2.safetensors"]
     assert [entry["started_from"] for entry in listed] == ["builtin", first]
-    assert Path(weights_for(str(versions))).read_bytes() == b"weights 2"
+    assert Path(weights_for(str(versions))).read_bytes() == weights.read_bytes()
+    # Of what each started from: the built-in weights, and those of the first run.
+    assert told == [("hybrid_lite0", 384), ("hybrid_ti", 64)]
     assert asked[0][1:5] == ["-m", "refinesam.cli", "train", "finetune"]
 
 

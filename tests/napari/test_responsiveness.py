@@ -131,7 +131,7 @@ def test_cancel_ends_a_running_encoding(open_gui: Callable[..., Gui], slow: Slow
     widget, engine = gui.widget, gui.controller.predictions.engine
     gui.until(lambda: slow.encoding and widget.progress.isVisible() and widget.progress.value() > 0)
     assert widget.progress.maximum() == 1000 and widget.cancel.visible
-    QTest.mouseClick(widget.cancel, Qt.MouseButton.LeftButton)
+    QTest.mouseClick(widget.cancel.native, Qt.MouseButton.LeftButton)
     gui.until(lambda: not slow.encoding and not gui.controller.busy)
     assert "Cancelled" in widget.status.text()
     started = engine.started
