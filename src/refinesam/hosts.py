@@ -5,7 +5,10 @@ Files that are never half written:
 - `replacing` writes a file of any kind, `write_json` one of JSON; the old file stays until the new one is whole.
 - `check_outputs` finds out before the work whether its results can be written, `write_outputs` loses none of them.
 
-Weights: `known_weights` has the names that `refinesam.load` takes, `variant_of` tells the model variant of a file, which finetuning has to be told.
+Weights:
+
+- `known_weights` has the names that `refinesam.load` takes, with what each is good at.
+- `variant_of` tells the model variant of a name or file, which finetuning has to be told.
 
 Measures of masks and what is known of their mean:
 
