@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from refinesam import ConfigError, DatasetError, RefineSAMError
-from refinesam.hosts import replacing, variant_of, write_json
+from refinesam.hosts import replacing, write_json
 from refinesam_labelstudio.corrections import project_folder, waiting, write_dataset
 from refinesam_labelstudio.json_types import JsonObject
 
@@ -135,6 +135,8 @@ def _has_objects(path: Path) -> bool:
 
 
 def _recipe(folder: Path, start: str, steps: int, batch_size: int, learning_rate: float, trainable: str) -> str:
+    from refinesam.hosts import variant_of  # It brings torch, which the other commands do without.
+
     variant, input_size = variant_of(start)
     validated = _has_objects(folder / "instances_val.json")
     # A JSON string of ASCII is one of TOML, too.
