@@ -59,7 +59,7 @@ RESULTS = {
     "napari_latency": _benchmark("napari_latency", screen=SCREEN),
     "demo": Result(
         "docs/demo.png",
-        ("refinesam demo --output {scratch}/demo", "cp {scratch}/demo/overview.png docs/demo.png"),
+        ("refinesam demo --output {scratch}/demo", "cp {scratch}/demo/coins.png docs/demo.png"),
     ),
     "napari_pictures": Result("docs/napari/box.png", (f"{SCREEN}python docs/napari_screenshots.py",)),
     "fiftyone_pictures": Result("docs/fiftyone/panel.png", ("python docs/fiftyone_screenshots.py",)),
