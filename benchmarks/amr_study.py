@@ -31,7 +31,7 @@ from amr_rules import CHOICES, PAPER, VARIANTS, baseline, by_points, point_rules
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.files import write_json
 from refinesam.training.finetune.calibration import Scores
-from sources import TRAINED_ON
+from sources import FIRST_TWELVE, TEN_MORE
 
 
 def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
@@ -172,8 +172,8 @@ def report(arguments: argparse.Namespace) -> None:
     sources = sorted({row["source"] for row in rows})
     groups = {
         "all": sources,
-        "trained_on": [s for s in sources if s in TRAINED_ON],
-        "never_trained_on": [s for s in sources if s not in TRAINED_ON],
+        "trained_on": [s for s in sources if s in (FIRST_TWELVE + TEN_MORE)],
+        "never_trained_on": [s for s in sources if s not in (FIRST_TWELVE + TEN_MORE)],
     }
     result: dict[str, Any] = {
         "weights": arguments.weights,
