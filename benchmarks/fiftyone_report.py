@@ -27,7 +27,7 @@ from refinesam_fiftyone.report import calibration, calibration_error, summarise
 from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.schema import Settings
 from refinesam_fiftyone.views import save_views
-from sources import TRAINED_ON
+from sources import FIRST_TWELVE
 
 PROTOCOLS = {"random_2": "random-2", "box": "boxes"}
 
@@ -50,7 +50,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sources", nargs="+", default=list(TRAINED_ON))
+    parser.add_argument("--sources", nargs="+", default=list(FIRST_TWELVE))
     parser.add_argument("--images", type=int, default=10, help="of each source, the first of its validation images")
     parser.add_argument("--amr", nargs="+", default=["fast", "paper"], choices=["fast", "full", "paper"])
     parser.add_argument("--name", default="refinesam-report")

@@ -25,7 +25,7 @@ from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import write_json
 from refinesam.masks import decode_segmentation, mask_iou
 from refinesam.types import Prompt
-from sources import TRAINED_ON
+from sources import FIRST_TWELVE
 
 LEAST_WRONG_PIXELS = 20
 
@@ -40,7 +40,7 @@ def middle(region: np.ndarray) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sources", nargs="+", default=list(TRAINED_ON))
+    parser.add_argument("--sources", nargs="+", default=list(FIRST_TWELVE))
     parser.add_argument("--weights", default="builtin")
     parser.add_argument("--images", type=int, default=8, help="of each source")
     parser.add_argument("--objects", type=int, default=8, help="of each image")

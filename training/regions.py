@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
+from refinesam.errors import ImageError
 from refinesam.evaluation.dataset import CocoFolder, read_coco_folder
 from refinesam.files import write_json
 from refinesam.images import read_image
@@ -47,7 +48,11 @@ def regions_of(folder: CocoFolder, most: int) -> dict[str, Any]:
     """Find regions in every image of a folder, as a COCO document."""
     images = {}
     for record in folder.images:
-        pixels = read_image(record.path)
+        try:
+            pixels = read_image(record.path)
+        except ImageError as error:
+            print(f"left out: {error}", flush=True)
+            continue
         hw = pixels.shape[:2]
         objects = [decode_segmentation(one.segmentation, *hw) for one in record.objects]
         images[record.path.name] = (hw, [(mask, None) for mask in new_regions(pixels, objects)[:most]])
@@ -77,7 +82,7 @@ def new_regions(pixels: NDArray[np.uint8], objects: list[Mask]) -> list[Mask]:
 
 
 def _persistent(lab: NDArray[np.float32]) -> Iterator[Mask]:
-    """Regions (h, w) that come out alike at two scales, once each."""
+    """Regions (h, w) that come out alike at two neighbouring scales, once for each such pair."""
     least = int(SMALLEST * lab.shape[0] * lab.shape[1])
     levels = [felzenszwalb(lab / 255, scale=k, sigma=0.8, min_size=least, channel_axis=-1) for k in SCALES]
     for fine, coarse in pairwise(levels):
@@ -140,8 +145,9 @@ def main() -> None:
         folder = given.output / f"{source}_regions"
         folder.mkdir(parents=True, exist_ok=True)
         for link, target in ((folder / "images", data / "images"), (given.output / source, data)):
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.resolve())
+            # What is there stays: it may be the user's own folder or link.
+            if not link.exists():
+                link.symlink_to(target.resolve())
         write_json(folder / "instances_train.json", document)
         count, seconds = len(document["annotations"]), time.monotonic() - started
         print(f"{source}: {count} regions in {len(document['images'])} images, {seconds:.0f} s", flush=True)

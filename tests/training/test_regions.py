@@ -55,13 +55,16 @@ def test_a_plain_image_has_no_regions(regions: ModuleType) -> None:
 
 
 def test_a_source_gets_a_folder_of_regions(
-    regions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    regions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image, masks = scene()
     source = tmp_path / "data" / "figures"
     (source / "images").mkdir(parents=True)
     cv2.imwrite(str(source / "images" / "a.png"), image[:, :, ::-1])
     document = coco_document({"a.png": (image.shape[:2], [(masks["coat"] | masks["trousers"], None)])})
+    document["images"].append({"id": 2, "file_name": "damaged.png", "height": 200, "width": 260})
+    document["annotations"].append(document["annotations"][0] | {"id": 2, "image_id": 2})
+    (source / "images" / "damaged.png").write_bytes(b"no picture")
     (source / "instances_train.json").write_text(json.dumps(document))
     given = ["--data", str(tmp_path / "data"), "--sources", "figures", "--output", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", ["regions.py", *given])
@@ -72,3 +75,24 @@ def test_a_source_gets_a_folder_of_regions(
     assert max(mask_iou(masks["box"], one) for one in decoded) > 0.85
     assert (tmp_path / "runs" / "figures_regions" / "images" / "a.png").is_file()
     assert (tmp_path / "runs" / "figures" / "instances_train.json").is_file()
+    assert "left out: " in capsys.readouterr().out and [one["file_name"] for one in written["images"]] == ["a.png"]
+
+
+def test_what_is_in_the_output_stays(regions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data itself as the output: with a folder and with a link of the user's there."""
+    image, masks = scene()
+    source = tmp_path / "elsewhere" / "figures"
+    (source / "images").mkdir(parents=True)
+    cv2.imwrite(str(source / "images" / "a.png"), image[:, :, ::-1])
+    document = coco_document({"a.png": (image.shape[:2], [(masks["coat"] | masks["trousers"], None)])})
+    (source / "instances_train.json").write_text(json.dumps(document))
+    linked = tmp_path / "data" / "figures"
+    linked.parent.mkdir()
+    linked.symlink_to(source)
+    for data in (source.parent, linked.parent):
+        given = ["--data", str(data), "--sources", "figures", "--output", str(data)]
+        monkeypatch.setattr(sys, "argv", ["regions.py", *given])
+        regions.main()
+        assert (data / "figures" / "instances_train.json").is_file()
+        assert (data / "figures_regions" / "images" / "a.png").is_file()
+    assert linked.readlink() == source and not source.is_symlink()
