@@ -74,7 +74,7 @@ class App:
         self.session = session
 
     def open_dataset(self, name: str) -> None:
-        """Go to a dataset and wait for its samples."""
+        """Go to a dataset and wait for its samples: all of them, whatever view of it was shown before."""
         dataset, end = fo.load_dataset(name), time.monotonic() + PATIENCE_S
         # Until the session is connected it would take the page away from any dataset.
         while self.session.dataset != dataset:
@@ -83,6 +83,8 @@ class App:
                 self.session.dataset = dataset
             except RuntimeError:
                 time.sleep(0.2)
+        # The session keeps its view of the same dataset, and would give it to the page again.
+        self.session.clear_view()
         self.page.goto(f"{self.url}/datasets/{name}")
         self.page.wait_for_selector("[data-cy=looker]")
 
