@@ -1,5 +1,7 @@
 """How fast images are encoded and clicks answered: the built-in weights against EfficientSAM-Ti at 1024 x 1024.
 
+Both by torch, and on a CPU where ONNX Runtime is installed also by that.
+
     python benchmarks/speed.py --json benchmarks/results/speed.json
 
 EfficientSAM-Ti runs with random weights of the released architecture: its speed does not depend on their values. Runs
@@ -21,17 +23,24 @@ import refinesam
 from refinesam.files import write_json
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
-from refinesam.predictor import Predictor
+from refinesam.models.onnx_encoder import installed
+from refinesam.predictor import Backend, Predictor
 from refinesam.session import Session
 from refinesam.types import Prompt
 
 
 def sessions(weights: str, device: str) -> dict[str, Session]:
-    ours = refinesam.load(weights, device=device, cache_bytes=0)
+    found = {}
+    on_cpu = refinesam.load(weights, device=device, backend="torch").model.device.type == "cpu"
+    backends: tuple[Backend, ...] = ("torch", "onnx") if on_cpu and installed() else ("torch",)
     rival = config_named("efficientsam_ti")
-    model = build_model(rival)
-    predictor = Predictor(model, rival.name, ours.model.device, ours.model.dtype)
-    return {"builtin": ours, "efficientsam_ti": Session(predictor, cache_bytes=0)}
+    for backend in backends:
+        suffix = "" if backend == "torch" else f", {backend}"
+        ours = refinesam.load(weights, device=device, cache_bytes=0, backend=backend)
+        model = Predictor(build_model(rival), rival.name, ours.model.device, ours.model.dtype, backend=backend)
+        found[f"builtin{suffix}"] = ours
+        found[f"efficientsam_ti{suffix}"] = Session(model, cache_bytes=0)
+    return found
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -72,10 +81,10 @@ def main() -> None:
     times = measure(arguments.weights, arguments.device, arguments.repeats, (arguments.height, arguments.width))
     medians = {name: {k: statistics.median(v) for k, v in kinds.items()} for name, kinds in times.items()}
     ratios = {k: medians["efficientsam_ti"][k] / medians["builtin"][k] for k in ("encode", "click", "refine")}
-    print(f"{'median ms':18}{'encode':>10}{'click':>10}{'refine':>10}")
+    print(f"{'median ms':24}{'encode':>10}{'click':>10}{'refine':>10}")
     for name, kinds in medians.items():
-        print(f"{name:18}" + "".join(f"{kinds[k]:10.1f}" for k in ("encode", "click", "refine")))
-    print(f"{'times faster':18}" + "".join(f"{ratios[k]:10.1f}" for k in ("encode", "click", "refine")))
+        print(f"{name:24}" + "".join(f"{kinds[k]:10.1f}" for k in ("encode", "click", "refine")))
+    print(f"{'times faster':24}" + "".join(f"{ratios[k]:10.1f}" for k in ("encode", "click", "refine")))
     if arguments.json:
         machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
         write_json(arguments.json, {"machine": machine, "median_ms": medians, "ratio": ratios, "ms": times}, indent=1)

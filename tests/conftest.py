@@ -16,6 +16,8 @@ HOSTS = ("fiftyone", "labelstudio", "napari")
 
 # Tables are as wide in a process without a terminal, where rich would take 80 columns. Set before anything is imported.
 os.environ["COLUMNS"] = "200"
+# Literal results are torch's to the bit; `test_onnx.py` chooses the other backend itself.
+os.environ["REFINESAM_BACKEND"] = "torch"
 
 settings.register_profile("refinesam", deadline=None, print_blob=True)
 settings.load_profile("refinesam")

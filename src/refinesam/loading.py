@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 
 from refinesam.embeddings import EmbeddingStore, check_bytes
 from refinesam.errors import ConfigError
-from refinesam.predictor import Origin
+from refinesam.predictor import BackendName, Origin
 from refinesam.session import DEFAULT_CACHE_BYTES, Session
 from refinesam.threads import check_threads
 
 __all__ = ["DtypeName", "device_of_rank", "load", "resolve_device", "resolve_dtype"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+BACKEND_VARIABLE = "REFINESAM_BACKEND"
 DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
 
 
@@ -29,6 +31,7 @@ def load(
     disk_cache_bytes: int = DEFAULT_DISK_CACHE_BYTES,
     threads: int | None = None,
     input_size: int | None = None,
+    backend: BackendName = "auto",
 ) -> Session:
     """Load a model.
 
@@ -44,13 +47,17 @@ def load(
             faster beside other work; a process of your own is best begun with `refinesam.settle_threads`.
         input_size: side in pixels of the square that images are fitted into, a multiple of 16; None is the size that
             the weights are for. A larger one shows small objects better and takes longer; far from it, masks get worse.
+        backend: what computes the image encoder on a CPU. "auto" is $REFINESAM_BACKEND where that is set, else ONNX
+            Runtime where it is installed (``pip install 'refinesam[onnx]'``) and the dtype is float32, but for SAM's
+            own models; "torch" or "onnx" is that one. `session.model.backend` says which it is. Masks agree but for
+            the last digits of logits; the first load on a machine takes a second longer.
 
     Returns:
         A session.
 
     Raises:
         WeightsError: unknown, missing or damaged weights.
-        ConfigError: no such device or dtype here, or a number of threads or an input size that is none.
+        ConfigError: no such device, dtype or backend here, or a number of threads or an input size that is none.
     """
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
@@ -58,8 +65,15 @@ def load(
     chosen = resolve_device(device)
     kind = resolve_dtype(dtype, chosen)
     store = None if cache_dir is None else EmbeddingStore(cache_dir, disk_cache_bytes)
-    predictor = Origin.of(str(weights), chosen, kind, input_size).load(str(weights))
-    return Session(predictor, cache_bytes, store)
+    origin = Origin.of(str(weights), chosen, kind, input_size, _resolve_backend(backend))
+    return Session(origin.load(str(weights)), cache_bytes, store)
+
+
+def _resolve_backend(name: str) -> BackendName:
+    chosen = name if name != "auto" else os.environ.get(BACKEND_VARIABLE) or "auto"
+    if chosen not in get_args(BackendName):
+        raise ConfigError(f"backend is {chosen!r}; use one of {', '.join(get_args(BackendName))}.")
+    return cast(BackendName, chosen)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,16 +20,22 @@ from torch import Tensor, nn
 
 from refinesam.embeddings import Features
 from refinesam.errors import ConfigError, PromptError, WeightsError
+from refinesam.models import onnx_encoder
+from refinesam.models.config import ModelConfig
 from refinesam.models.frames import Frame
 from refinesam.models.image_encoder import PATCH_SIZE, ImageFeatures
 from refinesam.models.layers import fold_norms
 from refinesam.models.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from refinesam.models.promptable import PromptableModel
-from refinesam.registry import find_entry, weights_path
+from refinesam.registry import cache_dir, find_entry, weights_path
 from refinesam.types import BoolArray, FloatArray, OnProgress, Prompt
 from refinesam.weights import load_model
 
-__all__ = ["Origin", "Predictor"]
+__all__ = ["Backend", "BackendName", "Origin", "Predictor"]
+
+# What computes the image encoder.
+Backend = Literal["torch", "onnx"]
+BackendName = Literal["auto", "torch", "onnx"]
 
 # Boxes decoded together. On a CPU of one thread, 8 took a quarter less CPU time than one by one, and 16 more again.
 BOXES_ON_CPU, BOXES_ON_GPU = 8, 64
@@ -49,6 +55,7 @@ class Origin:
         device: of torch.
         dtype: of torch.
         input_size: as `load` takes it.
+        backend: as `load` takes it; "auto" is ONNX Runtime where it is installed, on a CPU, for the light models.
     """
 
     weights: str
@@ -57,13 +64,21 @@ class Origin:
     device: torch.device
     dtype: torch.dtype
     input_size: int | None = None
+    backend: BackendName = "torch"
 
     @classmethod
-    def of(cls, weights: str, device: torch.device, dtype: torch.dtype, input_size: int | None = None) -> Origin:
+    def of(
+        cls,
+        weights: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        input_size: int | None = None,
+        backend: BackendName = "torch",
+    ) -> Origin:
         """Find the file of some weights."""
         file = weights_path(weights).absolute()
         name = weights if find_entry(weights) else str(file)
-        return cls(name, file, _stamp(file), device, dtype, input_size)
+        return cls(name, file, _stamp(file), device, dtype, input_size, backend)
 
     def load(self, name: str) -> Predictor:
         """Load the model, under the name that the user gave it.
@@ -77,27 +92,55 @@ class Origin:
             raise ConfigError(f"input_size is {size!r}; a positive multiple of {PATCH_SIZE} is needed.")
         model = load_model(self.weights)
         model.config = replace(model.config, input_size=size or model.config.input_size)
-        return Predictor(model, name, self.device, self.dtype, self)
+        return Predictor(model, name, self.device, self.dtype, self, self._backend_for(model.config))
+
+    def _backend_for(self, config: ModelConfig) -> Backend:
+        if self.backend != "auto":
+            return self.backend
+        # SAM's large encoders take long enough on a CPU that people want to see progress, and to stop.
+        large = config.family == "sam" and config.encoder == "vit"
+        fit = self.device.type == "cpu" and self.dtype == torch.float32 and not large
+        return "onnx" if fit and onnx_encoder.installed() else "torch"
 
 
 class Predictor:
     """A torch model as `refinesam.encoded_image.SegmentationModel`: numpy in original pixels on the outside."""
 
     def __init__(
-        self, model: PromptableModel, name: str, device: torch.device, dtype: torch.dtype, origin: Origin | None = None
+        self,
+        model: PromptableModel,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        origin: Origin | None = None,
+        backend: Backend = "torch",
     ) -> None:
-        """Put a `PromptableModel` on a device; the image encoder computes in dtype, the decoder in mixed precision."""
-        self.name, self.origin = name, origin
+        """Put a `PromptableModel` on a device; the image encoder computes in dtype, the decoder in mixed precision.
+
+        Raises:
+            ConfigError: ONNX Runtime is asked for and not installed, or for another device or dtype.
+            OutputError: the encoder is too large for ONNX.
+        """
+        self.name, self.origin, self.backend = name, origin, backend
         self._process = os.getpid()
         self.device, self.dtype = device, dtype
         self.model = model.eval().requires_grad_(False).to(device)
+        self.config = self.model.config
         fold_norms(self.model.image_encoder)
         self.model.image_encoder.to(dtype)
-        self.config = self.model.config
+        self._encode: Callable[[Tensor], ImageFeatures] = self.model.encode if backend == "torch" else self._by_onnx()
         self.capabilities = self.config.capabilities
         blocks = cast(nn.ModuleList, self.model.image_encoder.blocks)
+        self._blocks = len(blocks)
         for done, block in enumerate(blocks, start=1):
             block.register_forward_hook(partial(_report, done, len(blocks)))
+
+    def _by_onnx(self) -> onnx_encoder.OnnxEncoder:
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            raise ConfigError("The backend 'onnx' computes on the CPU, in float32: use backend='torch' for others.")
+        # With the encoder's digest: other weights under the same name are another encoder.
+        name = f"{self.config.name}-{self.config.input_size}-{self.fingerprint}.onnx"
+        return onnx_encoder.OnnxEncoder(self.model.image_encoder, self.config.input_size, cache_dir() / "onnx" / name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it takes to load the model again."""
@@ -116,7 +159,7 @@ class Predictor:
     @cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits of all that decides on an image's features: weights, variant, size, dtype, version."""
-        setting = (self.config, str(self.dtype), self.device.type, version("refinesam"))
+        setting = (self.config, str(self.dtype), self.backend, self.device.type, version("refinesam"))
         digest = hashlib.blake2b(repr(setting).encode(), digest_size=16)
         for name, tensor in self.model.image_encoder.state_dict().items():
             digest.update(name.encode())
@@ -125,14 +168,19 @@ class Predictor:
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8], on_progress: OnProgress | None = None) -> ImageFeatures:
-        """Encode (H, W, 3) RGB; on_progress is called with the image encoder's blocks done so far and their number."""
+        """Encode (H, W, 3) RGB; on_progress is called with the image encoder's blocks done so far and their number.
+
+        ONNX Runtime tells of none but the last.
+        """
         self._check_process()
         pixels = Frame.of(self.config, image.shape[:2]).resize(image)
         token = _ON_PROGRESS.set(on_progress)
         try:
-            features = self.model.encode(pixels[None].to(self.device, self.dtype))
+            features = self._encode(pixels[None].to(self.device, self.dtype))
         finally:
             _ON_PROGRESS.reset(token)
+        if self.backend == "onnx" and on_progress is not None:
+            on_progress(self._blocks, self._blocks)
         # In one memory layout: fresh and from a store, the same bits are decoded by the same kernels.
         return ImageFeatures(features.embedding.contiguous(), tuple(m.contiguous() for m in features.high_res))
 

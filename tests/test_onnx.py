@@ -1,0 +1,134 @@
+"""The image encoder by ONNX Runtime: torch's features and masks, from a file that is made once."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import refinesam
+from refinesam.errors import ConfigError
+from refinesam.models import onnx_encoder
+from refinesam.models.build import build_model
+from refinesam.models.config import config_named
+from refinesam.models.layers import fold_norms
+from refinesam.predictor import Predictor
+from refinesam.registry import cache_dir
+from refinesam.types import Prompt
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, and nothing said of the backend."""
+    monkeypatch.setenv("REFINESAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("REFINESAM_BACKEND")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+def kept() -> list[Path]:
+    return sorted((cache_dir() / "onnx").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "side"),
+    [("hybrid_ti", 64), ("hybrid_lite0", 80), ("efficientsam_ti", 64), ("mobile_sam", 256)],
+)
+def test_features_are_those_of_torch(variant: str, side: int, cache: Path) -> None:
+    torch.manual_seed(0)
+    encoder = build_model(replace(config_named(variant), input_size=side)).eval().requires_grad_(False).image_encoder
+    fold_norms(encoder)
+    pixels = torch.randn(1, 3, side, side)
+    expected = encoder(pixels)
+
+    found = onnx_encoder.OnnxEncoder(encoder, side, cache / "encoder.onnx")(pixels)
+
+    assert len(found.high_res) == len(expected.high_res)
+    for ours, theirs in zip((found.embedding, *found.high_res), (expected.embedding, *expected.high_res), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_the_built_in_model_answers_the_same(image: np.ndarray) -> None:
+    prompt = Prompt(points=[(60, 45)], box=(20, 20, 100, 80))
+    by_torch = refinesam.load(backend="torch").encode(image).predict(prompt)
+    session = refinesam.load(backend="onnx")
+    by_onnx = session.encode(image).predict(prompt)
+    assert session.model.backend == "onnx"
+    np.testing.assert_allclose(by_onnx.low_res_logits, by_torch.low_res_logits, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(by_onnx.iou_predictions, by_torch.iou_predictions, rtol=0, atol=1e-4)
+    assert (by_onnx.masks != by_torch.masks).mean() < 1e-3
+
+
+def test_it_is_exported_once(weights: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = refinesam.load(weights, backend="onnx").encode(image).features
+    (file,) = kept()
+    monkeypatch.setattr(onnx_encoder, "export_encoder", lambda *_: pytest.fail("exported again"))
+    again = refinesam.load(weights, backend="onnx").encode(image).features
+    assert kept() == [file]
+    torch.testing.assert_close(again.embedding, first.embedding, rtol=0, atol=0)
+
+
+def test_another_size_or_other_weights_are_another_file(weights: Path) -> None:
+    refinesam.load(weights, backend="onnx")
+    refinesam.load(weights, backend="onnx", input_size=128)
+    refinesam.load(backend="onnx")
+    assert len(kept()) == 3
+
+
+def test_a_damaged_file_is_made_again(weights: Path, image: np.ndarray) -> None:
+    expected = refinesam.load(weights, backend="onnx").encode(image).features
+    (file,) = kept()
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    found = refinesam.load(weights, backend="onnx").encode(image).features
+    torch.testing.assert_close(found.embedding, expected.embedding, rtol=0, atol=0)
+    assert kept() == [file] and file.read_bytes() == content
+
+
+def test_it_works_where_nothing_can_be_kept(
+    weights: Path, image: np.ndarray, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text("a file where the folder should be")
+    assert refinesam.load(weights, backend="onnx").encode(image).image_hw == (90, 120)
+    assert "not kept" in caplog.text
+
+
+def test_auto_takes_it_for_light_models(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refinesam.load(weights).model.backend == "onnx"
+    assert refinesam.load(weights, dtype="bfloat16").model.backend == "torch"
+    monkeypatch.setenv("REFINESAM_BACKEND", "torch")
+    assert refinesam.load(weights).model.backend == "torch"
+    assert refinesam.load(weights, backend="onnx").model.backend == "onnx"
+
+
+def test_what_cannot_be(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="backend is 'tensorrt'; use one of auto, torch, onnx"):
+        refinesam.load(weights, backend="tensorrt")
+    with pytest.raises(ConfigError, match="float32"):
+        refinesam.load(weights, backend="onnx", dtype="bfloat16")
+    monkeypatch.setattr(onnx_encoder, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'refinesam\[onnx\]'"):
+        refinesam.load(weights, backend="onnx")
+
+
+def test_the_backend_travels(weights: Path, image: np.ndarray) -> None:
+    session = refinesam.load(weights, backend="onnx")
+    again = pickle.loads(pickle.dumps(session))
+    assert isinstance(again.model, Predictor) and again.model.backend == "onnx"
+    # A store of embeddings must not mix what differs in the last digits.
+    assert again.model.fingerprint == session.model.fingerprint
+    assert again.model.fingerprint != refinesam.load(weights, backend="torch").model.fingerprint
+
+
+def test_progress_is_told_at_the_end(weights: Path, image: np.ndarray) -> None:
+    told: list[tuple[int, int]] = []
+    refinesam.load(weights, backend="onnx").encode(image, lambda done, total: told.append((done, total)))
+    assert told and told[-1][0] == told[-1][1]
