@@ -85,14 +85,14 @@ def delete_run(dataset: fo.Dataset, run: Fields) -> Contents:
     Raises:
         ConfigError: no such run.
     """
-    found = contents(dataset, run)
-    place_of(dataset, run).delete([*found.fields, *found.attributes])
-    if found.tags:
+    deleted = contents(dataset, run)
+    place_of(dataset, run).delete([*deleted.fields, *deleted.attributes])
+    if deleted.tags:
         # Of all slices of groups.
-        target_of(dataset).samples.untag_samples(found.tags)
-    for name in found.views:
+        target_of(dataset).samples.untag_samples(deleted.tags)
+    for name in deleted.views:
         dataset.delete_saved_view(name)
     # Last of all what can be found without the record.
-    remove(found.files)
+    remove(deleted.files)
     dataset.delete_run(run.key)
-    return found
+    return deleted

@@ -94,10 +94,10 @@ def tag_for_relabelling(
         ids = rows[column].dropna().unique().tolist()
         if name is not None and ids:
             target.samples.select_labels(ids=ids, fields=name).tag_labels(tag, label_fields=name)
-    found = rows["sample_id"].unique().tolist()
-    if found:
-        target.samples.select(found).tag_samples(tag)
-    return Tagged(len(rows), len(found))
+    sample_ids = rows["sample_id"].unique().tolist()
+    if sample_ids:
+        target.samples.select(sample_ids).tag_samples(tag)
+    return Tagged(len(rows), len(sample_ids))
 
 
 def _check_choice(worst: object, bucket: object, tag: str) -> None:
@@ -129,10 +129,10 @@ def compare_datasets(names: Sequence[str], run_key: str = "refinesam") -> pd.Dat
     missing = [name for name in names if not fo.dataset_exists(name)]
     if missing:
         raise ConfigError(f"There is no dataset {', '.join(missing)}; there are {', '.join(fo.list_datasets())}.")
-    found = []
+    tables = []
     for name in names:
         dataset = fo.load_dataset(name)
         settings = read_settings(dataset, Fields(run_key))
         table = summarise(read_rows(dataset, run_key)).set_axis([name], axis="index")
-        found.append(table.assign(weights=settings.weights, prompts=settings.prompts, amr=settings.amr))
-    return pd.concat(found).rename_axis("dataset") if found else pd.DataFrame()
+        tables.append(table.assign(weights=settings.weights, prompts=settings.prompts, amr=settings.amr))
+    return pd.concat(tables).rename_axis("dataset") if tables else pd.DataFrame()

@@ -47,7 +47,7 @@ def split_files(place: Place, run: Fields, folders: Sequence[str]) -> tuple[list
         run: names of its fields.
         folders: that the run wrote to; those of the dataset that this one was cloned from are not its own.
     """
-    own = [Path(one) for one in folders if Path(one).parent.name == id_of(place.root)]
+    own = [Path(folder) for folder in folders if Path(folder).parent.name == id_of(place.root)]
     files = [
         file
         for folder in own
@@ -59,7 +59,7 @@ def split_files(place: Place, run: Fields, folders: Sequence[str]) -> tuple[list
     if not files:
         return [], []
     used = _used_elsewhere(place, run, "|".join(re.escape(f"{folder}/") for folder in own))
-    return [one for one in files if str(one) not in used], [one for one in files if str(one) in used]
+    return [file for file in files if str(file) not in used], [file for file in files if str(file) in used]
 
 
 def _used_elsewhere(place: Place, run: Fields, pattern: str) -> set[str]:
@@ -81,6 +81,6 @@ def remove(files: Iterable[Path]) -> None:
     for file in files:
         file.unlink(missing_ok=True)
         folders |= set(file.parents[:3])
-    for folder in sorted(folders, key=lambda one: -len(one.parts)):
+    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

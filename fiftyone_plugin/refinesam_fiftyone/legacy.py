@@ -28,37 +28,37 @@ _TOGETHER: Final = timedelta(seconds=30)
 def legacy_paths(place: Place, run: Fields) -> set[str]:
     """Return the fields and attributes that the run made."""
     schema = place.schema()
-    found: set[str] = set()
+    paths: set[str] = set()
     if _has_digests(place, run, schema):
         lists = _label_fields(place, run, schema)
-        found |= {run.digest, *(path for path in lists if _with(schema, path, run.digest))}
-    found |= {path for path in run.kinds | score_kinds(run, None) if path in schema and path.partition(".")[0] in found}
+        paths |= {run.digest, *(path for path in lists if _with(schema, path, run.digest))}
+    paths |= {path for path in run.kinds | score_kinds(run, None) if path in schema and path.partition(".")[0] in paths}
     for anchor, kinds in (
         (f"{run.baseline}.detections.truth_id", dict(run.sums)),
         (f"{run.baseline}.detections.disagreement", {run.rank: fo.IntField}),
     ):
-        if anchor in found:
-            found |= {p for p, kind in kinds.items() if isinstance(schema.get(p), kind) and _with(schema, p, anchor)}
+        if anchor in paths:
+            paths |= {p for p, kind in kinds.items() if isinstance(schema.get(p), kind) and _with(schema, p, anchor)}
     anchor = f"{run.baseline}.detections.truth_id"
-    for path, field in schema.items() if anchor in found else ():
+    for path, field in schema.items() if anchor in paths else ():
         attribute = path.rpartition(".")[2]
         _, kind = truth_scores(run).get(attribute, ("", None))
         if path.count(".") == 2 and kind is not None and isinstance(field, kind) and _with(schema, path, anchor):
-            found.add(path)
-    return found
+            paths.add(path)
+    return paths
 
 
 def _has_digests(place: Place, run: Fields, schema: Mapping[str, fo.Field]) -> bool:
     """Whether some samples have a digest, and nothing else is in its field."""
     if not isinstance(schema.get(run.digest), fo.StringField):
         return False
-    found = place.collection.find_one
+    find_one = place.collection.find_one
     others = {run.digest: {"$ne": None, "$not": {"$regex": _DIGEST}}}
-    return found(others) is None and found({run.digest: {"$ne": None}}) is not None
+    return find_one(others) is None and find_one({run.digest: {"$ne": None}}) is not None
 
 
 def _with(schema: Mapping[str, fo.Field], path: str, anchor: str) -> bool:
-    times = [schema[one].created_at for one in (path, anchor)]
+    times = [schema[field].created_at for field in (path, anchor)]
     return None not in times and abs(times[0] - times[1]) < _TOGETHER
 
 
@@ -66,12 +66,12 @@ def _label_fields(place: Place, run: Fields, schema: Mapping[str, fo.Field]) -> 
     """Return the fields of labels in which every label is the run's."""
     parts: dict[str, tuple[str, tuple[str, ...]]] = {run.masks(role): ("detections", (role,)) for role in ROLES}
     parts |= {run.points: ("keypoints", ("points",)), run.failures: ("classifications", ("failure", "evaluation"))}
-    found = []
+    names = []
     for name, (labels, roles) in parts.items():
         path = f"{name}.{labels}"
         if f"{path}.prompt_id" not in schema or getattr(schema[name], "document_type", None) is not run.kinds[name]:
             continue
         pairs = zip(*place.root.values([f"{path}.id", f"{path}.prompt_id"], unwind=True), strict=True)
-        if all(one in {label_id(run.key, str(prompt), role) for role in roles} for one, prompt in pairs):
-            found.append(name)
-    return found
+        if all(own_id in {label_id(run.key, str(prompt), role) for role in roles} for own_id, prompt in pairs):
+            names.append(name)
+    return names

@@ -30,8 +30,8 @@ def _lists(target: Target, run: Fields) -> dict[str, str]:
 def count_others(target: Target, run: Fields) -> dict[str, int]:
     """Return field -> how many labels others added to it; fields without any are left out."""
     lists = _lists(target, run)
-    found = {name: target.samples.filter_labels(name, _OTHERS).count(f"{name}.{kind}") for name, kind in lists.items()}
-    return {name: count for name, count in found.items() if count}
+    counts = {name: target.samples.filter_labels(name, _OTHERS).count(f"{name}.{kind}") for name, kind in lists.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def keep_others(target: Target, run: Fields, names: Sequence[str]) -> list[str]:
@@ -44,18 +44,18 @@ def keep_others(target: Target, run: Fields, names: Sequence[str]) -> list[str]:
 
 def labels_of_others(target: Target, run: Fields, ids: Sequence[str]) -> dict[str, dict[str, list[fo.Label]]]:
     """Return field -> sample id -> the labels that others added."""
-    found = {}
+    labels = {}
     for name, kind in _lists(target, run).items():
         view = target.samples.select(list(ids)).filter_labels(name, _OTHERS)
-        found[name] = {sample.id: list(sample[name][kind]) for sample in view.select_fields(name)}
-    return found
+        labels[name] = {sample.id: list(sample[name][kind]) for sample in view.select_fields(name)}
+    return labels
 
 
 def tags_of(target: Target, run: Fields, ids: Sequence[str]) -> Mapping[str, list[str]]:
     """Return label id -> its tags, of labels that have some."""
-    found: dict[str, list[str]] = {}
+    tags_by_id: dict[str, list[str]] = {}
     for name, kind in _lists(target, run).items():
         pairs = target.samples.select(list(ids)).values([f"{name}.{kind}.id", f"{name}.{kind}.tags"])
         for labels, tags in zip(*pairs, strict=True):
-            found |= {one: list(own) for one, own in zip(labels or (), tags or (), strict=True) if own}
-    return found
+            tags_by_id |= {label: list(own) for label, own in zip(labels or (), tags or (), strict=True) if own}
+    return tags_by_id

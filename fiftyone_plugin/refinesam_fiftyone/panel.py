@@ -111,7 +111,7 @@ class ComparisonPanel(foo.Panel):
     def open_points(self, ctx: ExecutionContext) -> None:
         """Open the objects of the point that was clicked, or of those that were drawn around."""
         chosen = [point.get("id") for point in ctx.params.get("data") or ()] or [ctx.params.get("id")]
-        self._open(ctx, lambda rows: rows[rows["prompt_id"].isin([one for one in chosen if one])])
+        self._open(ctx, lambda rows: rows[rows["prompt_id"].isin([prompt_id for prompt_id in chosen if prompt_id])])
 
     def open_group(self, ctx: ExecutionContext) -> None:
         """Open the objects that a row of the table counts."""
@@ -141,11 +141,11 @@ class ComparisonPanel(foo.Panel):
         state = ctx.panel.state
         with _told(ctx):
             sample_id, prompt_id = chosen_object(ctx, state.run_key)
-            found = explain(ctx.view, run_key=state.run_key, prompt_id=prompt_id, sample_id=sample_id)
-            content = {"picture": data_uri(found.picture)}
+            explained = explain(ctx.view, run_key=state.run_key, prompt_id=prompt_id, sample_id=sample_id)
+            content = {"picture": data_uri(explained.picture)}
             path = _path("explained", content)
             ctx.panel.data.set(path, content)
-            state.set({"explained": path, "facts": found.facts})
+            state.set({"explained": path, "facts": explained.facts})
 
     def close_explanation(self, ctx: ExecutionContext) -> None:
         """Hide the explanation."""
@@ -218,24 +218,24 @@ class ComparisonPanel(foo.Panel):
 
     def _refresh(self, ctx: ExecutionContext) -> None:
         state, runs = ctx.panel.state, list_runs(ctx.dataset) if ctx.dataset is not None else []
-        found: dict[str, Any] = {"runs": runs, "shown_for": _shown_for(ctx), "explained": None, "kind": "nothing"}
+        changes: dict[str, Any] = {"runs": runs, "shown_for": _shown_for(ctx), "explained": None, "kind": "nothing"}
         content: dict[str, Any] = {}
         if runs:
             run_key = state.run_key if state.run_key in runs else runs[-1]
-            found |= {"run_key": run_key, "grouping": state.grouping or "all"}
+            changes |= {"run_key": run_key, "grouping": state.grouping or "all"}
             try:
-                more, content = _content(read_rows(ctx.view, run_key), found["grouping"])
+                more, content = _content(read_rows(ctx.view, run_key), changes["grouping"])
             except RefineSAMError as error:
                 # Somebody renamed or deleted one of its fields, or looks at videos of a run of frames.
                 more = {"kind": "empty", "headline": str(error)}
-            found |= more | {"headline": more["headline"] + _partly(ctx.dataset, Fields(run_key))}
+            changes |= more | {"headline": more["headline"] + _partly(ctx.dataset, Fields(run_key))}
         # What is written to a path that has content is merged with it, so other content has another path. The same
         # content has the same one: the App asks several times at once, and every answer must fit every other.
-        found["shown"] = _path("shown", content)
-        if state.shown and state.shown != found["shown"]:
+        changes["shown"] = _path("shown", content)
+        if state.shown and state.shown != changes["shown"]:
             ctx.panel.data.set(state.shown, None)
-        ctx.panel.data.set(found["shown"], content)
-        state.set(found)
+        ctx.panel.data.set(changes["shown"], content)
+        state.set(changes)
 
 
 @contextmanager

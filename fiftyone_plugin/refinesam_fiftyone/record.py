@@ -61,12 +61,12 @@ def stale(target: Target, run: Fields) -> list[str]:
 
 
 def _marks(schema: Mapping[str, fo.Field], run: Fields) -> dict[str, str]:
-    found = {}
+    paths = {}
     for path, field in schema.items():
         mark = (getattr(field, "info", None) or {}).get(_MARK) or {}
         if mark.get("run") == run.key and "path" in mark:
-            found[path] = str(mark["path"])
-    return found
+            paths[path] = str(mark["path"])
+    return paths
 
 
 def _container_was_renamed(path: str, mark: str, schema: Mapping[str, fo.Field], run: Fields) -> bool:

@@ -129,8 +129,8 @@ def _read(
         columns = target.select(ids).values(list(paths))
     except Exception as error:  # Whatever decoding a damaged document raises; the database's absence ends the next try.
         if len(ids) > 1:
-            for one in ids:
-                yield from _read(target, [one], fields, others, paths)
+            for sample_id in ids:
+                yield from _read(target, [sample_id], fields, others, paths)
             return
         path = target.select(ids).values("filepath")[0]
         reason = f"The database cannot give the sample's labels back ({error}): compare again."
@@ -159,17 +159,17 @@ def _size(row: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[Failure, str] 
     if not Path(row["filepath"]).is_file():
         return (0, 0), ("missing_file", f"There is no file {name}: restore it, or remove the sample.")
     try:
-        found = fo.ImageMetadata.build_for(row["filepath"])
-        return (int(found.height), int(found.width)), None
+        metadata = fo.ImageMetadata.build_for(row["filepath"])
+        return (int(metadata.height), int(metadata.width)), None
     except (OSError, ValueError, TypeError):
         return (0, 0), ("unreadable_image", f"The size of the image {name} cannot be read: restore the file.")
 
 
 def _labels(row: Mapping[str, Any], name: str, image_hw: tuple[int, int]) -> list[StoredLabel]:
-    found = {attribute: row.get(f"{name}.detections.{attribute}") for attribute in _ATTRIBUTES}
+    columns = {attribute: row.get(f"{name}.detections.{attribute}") for attribute in _ATTRIBUTES}
     return [
-        _label(position, {a: None if v is None else v[position] for a, v in found.items()}, image_hw)
-        for position in range(len(found["id"] or ()))
+        _label(position, {a: None if v is None else v[position] for a, v in columns.items()}, image_hw)
+        for position in range(len(columns["id"] or ()))
     ]
 
 

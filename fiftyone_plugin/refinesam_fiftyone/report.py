@@ -58,9 +58,9 @@ def summarise(rows: pd.DataFrame, *, by: Grouping | None = None, resamples: int 
     if by is not None and by not in GROUPINGS:
         raise ConfigError(f"Rows cannot be grouped by {by!r}; choose one of {', '.join(GROUPINGS)}.")
     evaluated = rows[rows["bucket"].notna()]
-    found = {name: _summary(group, resamples) for name, group in groups(evaluated, by)}
-    table = pd.DataFrame.from_dict(found, orient="index", columns=list(SUMMARY_COLUMNS))
-    table.index = pd.Index(list(found), name=by or "objects", dtype=object)
+    summaries = {name: _summary(group, resamples) for name, group in groups(evaluated, by)}
+    table = pd.DataFrame.from_dict(summaries, orient="index", columns=list(SUMMARY_COLUMNS))
+    table.index = pd.Index(list(summaries), name=by or "objects", dtype=object)
     counts = ["n", "images", *BUCKETS]
     return table.astype({name: "int64" if name in counts else "float64" for name in table.columns})
 
@@ -125,15 +125,15 @@ def calibration(rows: pd.DataFrame, *, bins: int = 10) -> pd.DataFrame:
         ConfigError: fewer than one bin.
     """
     _check_bins(bins)
-    found = []
+    bins_of_masks = []
     for mask, predicted, true in (("baseline", "pred_iou_base", "base_iou"), ("amr", "pred_iou_amr", "amr_iou")):
         both = rows[[predicted, true]].dropna()
         places = np.clip(np.floor(both[predicted].to_numpy() * bins), 0, bins - 1).astype(int)
         for place in np.unique(places):
             inside = both[places == place]
             means = float(inside[predicted].mean()), float(inside[true].mean())
-            found.append((mask, place / bins, (place + 1) / bins, len(inside), *means))
-    return pd.DataFrame(found, columns=["mask", "low", "high", "n", "predicted", "true"])
+            bins_of_masks.append((mask, place / bins, (place + 1) / bins, len(inside), *means))
+    return pd.DataFrame(bins_of_masks, columns=["mask", "low", "high", "n", "predicted", "true"])
 
 
 def _check_bins(bins: object) -> None:

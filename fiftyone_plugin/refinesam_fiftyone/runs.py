@@ -84,7 +84,7 @@ def read_settings(dataset: fo.Dataset, run: Fields) -> Settings:
         raise ConfigError(f"The dataset has no run {run.key!r}; it has {', '.join(known) or 'none'}: compare first.")
     kept = dataset.get_run_info(run.key).config.settings
     # A setting of a later version that is unknown here is left out.
-    return Settings(**{one.name: kept[one.name] for one in fields(Settings) if one.name in kept})
+    return Settings(**{setting.name: kept[setting.name] for setting in fields(Settings) if setting.name in kept})
 
 
 def run_of(samples: SampleCollection, run_key: str) -> tuple[Target, Fields, Settings]:
@@ -158,11 +158,11 @@ def differences(dataset: fo.Dataset, run: Fields, settings: Settings, asked: str
     old, new = read_settings(dataset, run).to_dict(), settings.to_dict()
     if old["truth_field"] is None and settings.prompts != "random-2":
         old["truth_field"] = new["truth_field"]
-    found = {name: f"{name}: {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name]}
+    changed = {name: f"{name}: {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name]}
     known = config_of(dataset, run).get("asked")
-    if not found and None not in (known, asked) and known != asked:
-        found["model"] = "another model, or another version of refinement"
-    return found
+    if not changed and None not in (known, asked) and known != asked:
+        changed["model"] = "another model, or another version of refinement"
+    return changed
 
 
 def _done_elsewhere(target: Target, run: Fields) -> int:

@@ -72,7 +72,7 @@ class Place:
     def texts(self, path: str, pattern: str) -> set[str]:
         """Return the texts at a path, of any document, that match a regular expression from their start on."""
         matching = self.collection.find({path: {"$regex": f"^{pattern}"}}, {path: True, "_id": False})
-        return {one for document in matching for one in _texts(document) if re.match(pattern, one)}
+        return {text for document in matching for text in _texts(document) if re.match(pattern, text)}
 
     def declare(self, kinds: Mapping[str, FieldKind], infos: Mapping[str, Any]) -> None:
         """Add fields and attributes, path -> kind, each with an info."""
@@ -165,8 +165,8 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(one)
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 def _add(

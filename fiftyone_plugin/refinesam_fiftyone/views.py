@@ -83,7 +83,7 @@ def bucket_view(samples: SampleCollection, bucket: Bucket, *, run_key: str = "re
     helped = bucket == "amr_helped"
     view = view.sort_by(f"{run.key}_{'best' if helped else 'worst'}_delta", reverse=helped)
     layers = (run.baseline, run.amr, run.rejected, run.points)
-    for name in (one for one in layers if one not in missing(target, run, layers)):
+    for name in (layer for layer in layers if layer not in missing(target, run, layers)):
         view = view.filter_labels(name, ViewField("bucket") == bucket, only_matches=False)
     truth = present_truth(target, settings)
     if truth is None:
@@ -103,8 +103,8 @@ def view_of_rows(samples: SampleCollection, run: Fields, rows: pd.DataFrame) -> 
     target, _, settings = run_of(samples, run.key)
     layers = (run.baseline, run.amr, run.rejected, run.points, present_truth(target, settings))
     fields = [name for name in layers if name is not None and target.field(name) is not None]
-    ids = [one for name in ("baseline_id", "amr_id", "truth_id") for one in rows[name].dropna()]
-    ids += [label_id(run.key, one, role) for one in rows["prompt_id"].dropna() for role in ("rejected", "points")]
+    ids = [own for name in ("baseline_id", "amr_id", "truth_id") for own in rows[name].dropna()]
+    ids += [label_id(run.key, prompt, role) for prompt in rows["prompt_id"].dropna() for role in ("rejected", "points")]
     order = rows.sort_values(["delta_iou", "amr_iou", "pred_iou_amr"], na_position="last")["sample_id"]
     view = target.select(list(dict.fromkeys(order)))
     return view.select_labels(ids=ids, fields=fields, omit_empty=False)

@@ -135,8 +135,8 @@ def _direct(backend: Backend, project_id: int, xml: str, task: JsonView, config:
 def _judged(answer: JsonView, task: JsonView, how: str) -> Finding:
     problems = answer.get("problems") or ([answer["error"]] if answer.get("error") else [])
     if not problems:
-        found = "a mask" if answer.get("result") else "nothing in the middle of the image"
-        return Finding("answer", True, f"task {task['id']}, {how}: {found}, version {answer.get('model_version')}")
+        what = "a mask" if answer.get("result") else "nothing in the middle of the image"
+        return Finding("answer", True, f"task {task['id']}, {how}: {what}, version {answer.get('model_version')}")
     return Finding("answer", False, f"Task {task['id']}, {how}: {' '.join(map(str, problems))}")
 
 

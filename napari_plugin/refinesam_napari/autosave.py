@@ -150,15 +150,15 @@ def pending_autosaves(folder: str | Path) -> list[tuple[Path, dict[str, Any], da
 
     Those of viewers that are open, here or in another process, are left out, and so are files that can't be read.
     """
-    found = []
+    autosaves = []
     for path in Path(folder).glob("[!.]*.json"):
         try:
             if not _abandoned(path):
                 continue
-            found.append((path, read_image_description(path), datetime.fromtimestamp(path.stat().st_mtime, UTC)))
+            autosaves.append((path, read_image_description(path), datetime.fromtimestamp(path.stat().st_mtime, UTC)))
         except (OSError, DatasetError):  # Deleted in between, or not an autosave.
             continue
-    return sorted(found, key=lambda entry: entry[2], reverse=True)
+    return sorted(autosaves, key=lambda entry: entry[2], reverse=True)
 
 
 def tidy_autosaves(folder: str | Path, now: datetime | None = None) -> None:

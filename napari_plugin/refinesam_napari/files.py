@@ -265,11 +265,11 @@ class Files:
         if workspace is None:
             return []
         tidy_autosaves(autosave_folder())
-        found = []
+        autosaves = []
         for path, image, when in pending_autosaves(autosave_folder()):
             if tuple(image["shape"]) == workspace.shape and image["name"] == workspace.image.name:
-                found.append((path, f"{when.astimezone():%Y-%m-%d %H:%M}"))
-        return found
+                autosaves.append((path, f"{when.astimezone():%Y-%m-%d %H:%M}"))
+        return autosaves
 
     def restore(self, path: Path) -> tuple[str, ...]:
         """Load an autosave, and delete it once its content is in an autosave of this viewer."""
@@ -308,9 +308,9 @@ def replayed(
             request = PredictionRequest(image, plane, prompts, prompts.refine, model)
             if prompts.crop is not None:
                 request = replace(request, fixed_crop=prompts.crop)
-            found = predict(request, session, reader, work)
-            if found is not None:
-                yield (object_id, plane), found.mask
+            result = predict(request, session, reader, work)
+            if result is not None:
+                yield (object_id, plane), result.mask
 
 
 class FilesPanel(Panel):

@@ -28,7 +28,7 @@ def corrections_of(
     Returns:
         By object id and plane; only what the stroke changed from its first dab to its last.
     """
-    found: dict[tuple[int, Plane], Correction] = {}
+    corrections: dict[tuple[int, Plane], Correction] = {}
     parts: dict[Plane, list[tuple[slice, slice, Write, tuple[int | slice, ...]]]] = {}
     for write in writes:
         for plane, local in _planes_of(write, axes, channel_axis):
@@ -49,8 +49,8 @@ def corrections_of(
         for object_id in np.union1d(before[changed], after[changed]).tolist():
             if object_id:
                 added, erased = changed & (after == object_id), changed & (before == object_id)
-                found[object_id, plane] = Correction(PlaneMask.of(added, crop), PlaneMask.of(erased, crop))
-    return found
+                corrections[object_id, plane] = Correction(PlaneMask.of(added, crop), PlaneMask.of(erased, crop))
+    return corrections
 
 
 def _planes_of(

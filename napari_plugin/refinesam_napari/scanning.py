@@ -39,7 +39,7 @@ def objects_in(
     Returns:
         By id: the box around all its pixels, and the planes in which it has some.
     """
-    found: Objects = {}
+    objects: Objects = {}
     height, width = (labels.shape[axis] for axis in axes)
     most = max(1, MOST_READ // max(width, 1))
     parts = [slice(row, min(row + most, height)) for row in range(0, height, most)]
@@ -51,12 +51,12 @@ def objects_in(
         for object_id, (rows, columns) in _boxes(section.T if plane.transposed else section):
             place: list[slice] = [slice(k, k + 1) if isinstance(k, int) else k for k in key]
             place[axes[0]], place[axes[1]] = slice(rows.start + part.start, rows.stop + part.start), columns
-            box, where = found.get(object_id, (tuple(place), []))
+            box, where = objects.get(object_id, (tuple(place), []))
             united = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, place, strict=True))
             if plane not in where[-1:]:
                 where.append(plane)
-            found[object_id] = tuple(united), where
-    return found
+            objects[object_id] = tuple(united), where
+    return objects
 
 
 def _planes(shape: tuple[int, ...], axes: tuple[int, int], channel_axis: int | None) -> Iterator[Plane]:

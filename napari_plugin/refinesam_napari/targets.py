@@ -33,9 +33,9 @@ def unfit(labels: Labels, image: Image, shape: tuple[int, ...], channel_axis: in
     """Say why a Labels layer can't hold the objects of an image of this shape, None if it can."""
     if labels.multiscale and not is_ours(labels):
         return "it is a pyramid, which napari can't edit: keep its full resolution alone"
-    found, needed = tuple(labels.data.shape), labels_shape(shape, channel_axis)
-    if found != needed:
-        return f"its shape is {found}, but the image needs {needed}"
+    given, needed = tuple(labels.data.shape), labels_shape(shape, channel_axis)
+    if given != needed:
+        return f"its shape is {given}, but the image needs {needed}"
     if is_ours(labels):
         return _unwritable(labels.data[0] if labels.multiscale else labels.data)
     if not lies_on(labels, image, channel_axis):
@@ -54,8 +54,8 @@ def lies_on(labels: Labels, image: Image, channel_axis: int | None) -> bool:
     counted = [axis for axis in range(labels.ndim) if axis != channel_axis]
     for corner in np.ndindex(*(2,) * labels.ndim):
         point = np.where(corner, last, 0)
-        found = np.asarray(image.world_to_data(labels.data_to_world(point)))
-        if np.abs(found - point)[counted].max() > APART:
+        back = np.asarray(image.world_to_data(labels.data_to_world(point)))
+        if np.abs(back - point)[counted].max() > APART:
             return False
     return True
 

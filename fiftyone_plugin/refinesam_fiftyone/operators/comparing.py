@@ -96,14 +96,14 @@ class Compare(DatasetOperator):
                 ),
             )
             if settings.truth_field and ctx.params.get("evaluate_after", True) and not done.stopped:
-                found = yield from run_reporting(
+                evaluation = yield from run_reporting(
                     ctx,
                     run_key,
                     "Evaluating",
                     lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress),
                 )
                 save_views(samples, run_key=run_key)
-                yield told(ctx, found)
+                yield told(ctx, evaluation)
         except RefineSAMError as error:
             yield ctx.ops.notify(str(error), variant="error")
             raise

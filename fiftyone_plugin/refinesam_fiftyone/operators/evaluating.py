@@ -75,7 +75,7 @@ class Evaluate(DatasetOperator):
         samples, run_key = samples_of(ctx), ctx.params["run_key"]
         limits = {name: ctx.params[name] for name in ("failed_below", "changed_by") if ctx.params.get(name) is not None}
         try:
-            found = yield from run_reporting(
+            evaluation = yield from run_reporting(
                 ctx,
                 run_key,
                 "Evaluating",
@@ -83,7 +83,7 @@ class Evaluate(DatasetOperator):
             )
             if ctx.params.get("save_views", True):
                 save_views(samples, run_key=run_key)
-            yield told(ctx, found)
+            yield told(ctx, evaluation)
         except RefineSAMError as error:
             yield ctx.ops.notify(str(error), variant="error")
             raise
@@ -100,19 +100,20 @@ def _flag_problem(
         flag(inputs, "problem", "This cannot run yet", str(error))
 
 
-def told(ctx: ExecutionContext, found: Evaluation) -> Any:
+def told(ctx: ExecutionContext, evaluation: Evaluation) -> Any:
     """Return what tells the user in the App how much was evaluated, and what could not be."""
-    label = f"{found.objects} objects in {found.samples - found.not_compared} samples were evaluated"
+    label = f"{evaluation.objects} objects in {evaluation.samples - evaluation.not_compared} samples were evaluated"
     left = {
-        "samples are not compared yet": found.not_compared,
-        "masks have no ground truth": found.unpaired,
-        "of the ground truth have no mask": found.missed,
-        **{f"failed ({name.replace('_', ' ')})": count for name, count in found.failures.items()},
+        "samples are not compared yet": evaluation.not_compared,
+        "masks have no ground truth": evaluation.unpaired,
+        "of the ground truth have no mask": evaluation.missed,
+        **{f"failed ({name.replace('_', ' ')})": count for name, count in evaluation.failures.items()},
     }
     label += "".join(f"; {count} {what}" for what, count in left.items() if count)
-    if "outdated" in found.failures:
+    if "outdated" in evaluation.failures:
         label += ". Labels that prompts were made from are gone: compare again"
-    return ctx.ops.notify(f"{label}.", variant="warning" if found.failures or not found.objects else "success")
+    succeeded = evaluation.objects and not evaluation.failures
+    return ctx.ops.notify(f"{label}.", variant="success" if succeeded else "warning")
 
 
 class Rank(DatasetOperator):

@@ -54,8 +54,8 @@ class Explain(DatasetOperator):
         """Find the object and draw it."""
         run_key = ctx.params["run_key"]
         sample_id, prompt_id = chosen_object(ctx, run_key)
-        found = explain(ctx.view, run_key=run_key, prompt_id=prompt_id, sample_id=sample_id)
-        return {"picture": data_uri(found.picture), "facts": found.facts, "prompt_id": prompt_id, "id": found.sample_id}
+        shown = explain(ctx.view, run_key=run_key, prompt_id=prompt_id, sample_id=sample_id)
+        return {"picture": data_uri(shown.picture), "facts": shown.facts, "prompt_id": prompt_id, "id": shown.sample_id}
 
     def resolve_output(self, ctx: ExecutionContext) -> types.Property:
         """Show the picture and the facts."""

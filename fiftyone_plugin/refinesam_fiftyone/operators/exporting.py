@@ -72,8 +72,8 @@ class Export(DatasetOperator):
         path = Path(params["path"]).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         if what.startswith("coco_"):
-            found = export_coco(samples, path, run_key=run_key, masks="amr" if what == "coco_amr" else "baseline")
-            return {"done": f"Wrote {path}. Its images are named by their paths in {found.folder}."}
+            export = export_coco(samples, path, run_key=run_key, masks="amr" if what == "coco_amr" else "baseline")
+            return {"done": f"Wrote {path}. Its images are named by their paths in {export.folder}."}
         else:
             export_rows(samples, path, run_key=run_key)
         return {"done": f"Wrote {path}."}

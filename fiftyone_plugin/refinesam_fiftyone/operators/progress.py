@@ -89,8 +89,8 @@ def in_progress(ctx: ExecutionContext) -> dict[str, str]:
     """Return how far each run in progress is, by its key."""
     store = ctx.store(_STORE)
     prefix = _progress_key("")
-    found = {key.removeprefix(prefix): store.get(key) for key in store.list_keys() if key.startswith(prefix)}
-    return {key: value for key, value in found.items() if value is not None}
+    running = {key.removeprefix(prefix): store.get(key) for key in store.list_keys() if key.startswith(prefix)}
+    return {key: value for key, value in running.items() if value is not None}
 
 
 def _cancel_key(run_key: str) -> str:

@@ -84,19 +84,19 @@ class DeleteRun(DatasetOperator):
         return {"run_key": ctx.params["run_key"]}
 
 
-def listed(found: Contents) -> str:
+def listed(deleted: Contents) -> str:
     """Return in Markdown what deleting a run deletes, and what stays."""
     lines = [
-        ("Fields", found.fields),
-        ("Attributes on other labels", found.attributes),
-        ("Saved views", found.views),
-        ("Tags of samples", found.tags),
+        ("Fields", deleted.fields),
+        ("Attributes on other labels", deleted.attributes),
+        ("Saved views", deleted.views),
+        ("Tags of samples", deleted.tags),
     ]
-    gone = [f"- {name}: {', '.join(f'`{one}`' for one in values)}" for name, values in lines if values]
-    if found.files:
-        folder = os.path.commonpath([file.parents[1] for file in found.files])
-        gone.append(f"- Mask files: {len(found.files)} in `{folder}`")
-    if found.added:
-        gone.append(f"- **With them, what was added to these fields**: {', '.join(found.added)}")
+    gone = [f"- {name}: {', '.join(f'`{value}`' for value in values)}" for name, values in lines if values]
+    if deleted.files:
+        folder = os.path.commonpath([file.parents[1] for file in deleted.files])
+        gone.append(f"- Mask files: {len(deleted.files)} in `{folder}`")
+    if deleted.added:
+        gone.append(f"- **With them, what was added to these fields**: {', '.join(deleted.added)}")
     text = "This is deleted:\n" + "\n".join(gone or ["- The record of the run"])
-    return text + ("\n\nThis stays:\n" + "\n".join(f"- {one}" for one in found.stays) if found.stays else "")
+    return text + ("\n\nThis stays:\n" + "\n".join(f"- {line}" for line in deleted.stays) if deleted.stays else "")
