@@ -41,9 +41,9 @@ def boundary_iou(a: ArrayLike, b: ArrayLike, dilation_ratio: float = 0.02) -> fl
     distance = max(1, round(dilation_ratio * math.hypot(*first.shape)))
     x, y, width, height = cv2.boundingRect(np.ascontiguousarray(first | second).view(np.uint8))
     box = np.s_[y : y + height, x : x + width]
-    one, other = _boundary(first[box], distance), _boundary(second[box], distance)
-    union = np.count_nonzero(one | other)
-    return float(np.count_nonzero(one & other) / union) if union else 0.0
+    first_ring, second_ring = _boundary(first[box], distance), _boundary(second[box], distance)
+    union = np.count_nonzero(first_ring | second_ring)
+    return float(np.count_nonzero(first_ring & second_ring) / union) if union else 0.0
 
 
 def _boundary(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:

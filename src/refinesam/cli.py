@@ -261,7 +261,7 @@ def list_weights(printed: FormatOption = "table") -> None:
     for entry in REGISTRY.values():
         known_size, about = entry.size, entry.about
         size = f"{known_size / 1e6:.0f} MB" if known_size else f"about {about / 1e6:.0f} MB" if about else ""
-        here = {"packaged": "yes", "cached": "yes", "missing": "no"}.get(found := status(entry), found)
+        here = {"packaged": "yes", "cached": "yes", "missing": "no"}.get(state := status(entry), state)
         table.add_row(entry.name, here, size, entry.licence, entry.note)
     console.print(table)
     console.print("`--format json` adds digests, addresses and what to cite.")

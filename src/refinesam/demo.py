@@ -51,34 +51,35 @@ def run_demo(output: Path, weights: str, device: str, console: Console, threads:
         WeightsError: the weights are unknown, missing or damaged.
     """
     data = _skimage_data()
-    pictures = {one.name: output / f"{one.name}.png" for one in DEMO_IMAGES}
+    pictures = {example.name: output / f"{example.name}.png" for example in DEMO_IMAGES}
     everything, document = output / "coins_everything.png", output / "masks.json"
     check_outputs([(document, JSON), *((path, PNG) for path in (*pictures.values(), everything))], inputs=[weights])
     session = load(weights, device=device, threads=threads)
     table = Table("image", "prompt", "IoU", "AMR", "strategy", "κ", "Q", "kept", "ms", box=SIMPLE, padding=(0, 1, 0, 0))
     table.caption = "IoU: predicted, before and after; ms: to encode the image + to answer the prompt"
     masks: dict[str, tuple[tuple[int, int], list[tuple[ArrayLike, float | None]]]] = {}
-    for one in DEMO_IMAGES:
-        image = as_rgb(getattr(data, one.name)())
+    for example in DEMO_IMAGES:
+        image = as_rgb(getattr(data, example.name)())
         begun = time.perf_counter()
         encoded = session.encode(image)
         encode_ms = 1000 * (time.perf_counter() - begun)
         pairs: list[tuple[Prediction, Prediction]] = []
-        for prompt in one.prompts:
+        for prompt in example.prompts:
             begun = time.perf_counter()
             first = encoded.predict(prompt)
             click_ms = 1000 * (time.perf_counter() - begun)
             refined = encoded.refine(first)
             pairs.append((first, refined))
-            table.add_row(one.name, _described(prompt), *_refinement_cells(refined), f"{encode_ms:.0f}+{click_ms:.0f}")
-        write_png(pictures[one.name], draw_comparison(image, pairs))
-        masks[f"{one.name}.png"] = (encoded.image_hw, [(refined.mask, refined.score) for _, refined in pairs])
+            milliseconds = f"{encode_ms:.0f}+{click_ms:.0f}"
+            table.add_row(example.name, _described(prompt), *_refinement_cells(refined), milliseconds)
+        write_png(pictures[example.name], draw_comparison(image, pairs))
+        masks[f"{example.name}.png"] = (encoded.image_hw, [(refined.mask, refined.score) for _, refined in pairs])
     coins = as_rgb(data.coins())
-    found = session.segment_everything(coins)
-    write_png(everything, draw_everything(coins, found))
+    predictions = session.segment_everything(coins)
+    write_png(everything, draw_everything(coins, predictions))
     write_json(document, coco_document(masks))
     console.print(table)
-    console.print(f"Segment everything: {len(found)} masks in the picture of coins.")
+    console.print(f"Segment everything: {len(predictions)} masks in the picture of coins.")
     console.print(f"Overlays and masks (COCO JSON) are in {output}/", soft_wrap=True)
 
 

@@ -259,8 +259,8 @@ def _blocks(image: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 def _first_bytes(path: Path) -> bytes:
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "not a file" if path.exists() else "not there"
-        raise ImageError(f"{path} is {found}: give the path of one image file; relative paths start at {Path.cwd()}.")
+        what = "a folder" if path.is_dir() else "not a file" if path.exists() else "not there"
+        raise ImageError(f"{path} is {what}: give the path of one image file; relative paths start at {Path.cwd()}.")
     try:
         with path.open("rb") as file:
             head = file.read(32)

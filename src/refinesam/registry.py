@@ -265,7 +265,7 @@ def _complaint(entry: WeightsEntry, path: Path) -> str | None:
         if entry.size is not None and size != entry.size:
             return f"has {size:,} bytes instead of {entry.size:,}"
         algorithm, _, expected = entry.digest.partition(":")
-        found = file_digest(path, algorithm)
+        actual = file_digest(path, algorithm)
     except OSError as error:
         return f"cannot be read ({error})"
-    return None if found == expected else f"has {algorithm} {found} instead of {expected}"
+    return None if actual == expected else f"has {algorithm} {actual} instead of {expected}"

@@ -52,7 +52,7 @@ def read_tiff(
         for item in pages:
             _check_page(item, path.stat().st_size, max_pixels)
         if pages[0].photometric not in (0, 1, 2):  # white is zero, black is zero, RGB
-            return next((i for i, one in enumerate(everything) if one.offset == pages[0].offset), 0), left
+            return next((i for i, item in enumerate(everything) if item.offset == pages[0].offset), 0), left
         planes = [_plane(item, keep_all=channel is not None) for item in pages]
         tag = pages[0].tags.get(ORIENTATION_TAG)
         image = planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)

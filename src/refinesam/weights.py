@@ -179,25 +179,25 @@ def _in_our_names(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         renamed = in_our_names(state)
     except ValueError as error:
         raise WeightsError(f"{path} is broken: {error}. Download it again, or export it again.") from error
-    if found := unsupported_model(renamed):
-        raise WeightsError(found.refusal(path))
+    if unsupported := unsupported_model(renamed):
+        raise WeightsError(unsupported.refusal(path))
     return renamed
 
 
 def _recognised(path: Path, state: Mapping[str, Tensor]) -> ModelConfig:
     """Return the variant that the keys and shapes are of, or the nearest; `_check_fit` then tells the difference."""
-    found = {key: tensor.shape for key, tensor in state.items()}
+    shapes = {key: tensor.shape for key, tensor in state.items()}
     common: dict[str, float] = {}
     for name in CONFIGS:
         wanted = _shapes_of_variant(name)
-        if found == wanted:
+        if shapes == wanted:
             return CONFIGS[name]
-        common[name] = len(found.items() & wanted.items()) / max(len(wanted), len(found))
+        common[name] = len(shapes.items() & wanted.items()) / max(len(wanted), len(shapes))
     nearest = max(common, key=lambda name: common[name])
     if not common[nearest]:
         raise WeightsError(
             f"{path} does not say which model it is for, and holds none of the known models ({', '.join(CONFIGS)}): "
-            f"not one of its {len(found)} tensors ({some(found)}) fits any. Give weights of one of these; "
+            f"not one of its {len(shapes)} tensors ({some(shapes)}) fits any. Give weights of one of these; "
             "refinesam.weights.save_weights writes some that can be loaded again."
         )
     return CONFIGS[nearest]

@@ -74,10 +74,10 @@ def calibration(predicted: Sequence[float], actual: Sequence[float], bins: int =
         guesses, trues = [guess for guess, _ in pairs], [true for _, true in pairs]
         ends = (index / bins, (index + 1) / bins)
         filled.append(CalibrationBin(*ends, len(pairs), mean_or_none(guesses), mean_or_none(trues)))
-    total = sum(one.objects for one in filled)
+    total = sum(bin_.objects for bin_ in filled)
     gaps = [
-        one.objects * abs(one.predicted - one.actual)
-        for one in filled
-        if one.predicted is not None and one.actual is not None
+        bin_.objects * abs(bin_.predicted - bin_.actual)
+        for bin_ in filled
+        if bin_.predicted is not None and bin_.actual is not None
     ]
     return Calibration(math.fsum(gaps) / total if total else None, tuple(filled))

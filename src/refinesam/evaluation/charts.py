@@ -82,13 +82,13 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], title: str, labe
     parts = []
     for index, (name, values) in enumerate(groups.items()):
         parts.append(_text(axes.at_x(index + 0.5), HEIGHT - BOTTOM + 15, name, "middle"))
-        for place, one in enumerate(series):
-            value = values[one]
+        for place, kind in enumerate(series):
+            value = values[kind]
             if value is not None:
                 start = axes.at_x(index + 0.1 + place * width)
                 end = axes.at_x(index + 0.1 + (place + 1) * width)
                 parts.append(
-                    _bar(start, end, axes.at_y(0), axes.at_y(value), COLORS[place], f"{name}, {one}: {value:.3f}")
+                    _bar(start, end, axes.at_y(0), axes.at_y(value), COLORS[place], f"{name}, {kind}: {value:.3f}")
                 )
                 parts.append(_text((start + end) / 2, axes.at_y(value) - 3, f"{value:.2f}", "middle"))
     return _picture(title, "", label, axes, [*parts, *_legend(series)], [])
@@ -104,14 +104,14 @@ def reliability_diagram(calibrations: Mapping[str, Calibration], title: str) -> 
     axes = _Axes((0, 1), (0, 1))
     line = f'<line x1="{axes.at_x(0)}" y1="{axes.at_y(0)}" x2="{axes.at_x(1)}" y2="{axes.at_y(1)}" class="grid"/>'
     parts = [line]
-    for place, (name, found) in enumerate(calibrations.items()):
-        total = sum(one.objects for one in found.bins)
-        for one in found.bins:
-            if one.predicted is not None and one.actual is not None:
-                tip = f"{name}: predicted {one.predicted:.2f}, true {one.actual:.2f}, {one.objects} objects"
-                radius = 3 + 12 * (one.objects / total) ** 0.5
+    for place, (name, measured) in enumerate(calibrations.items()):
+        total = sum(bin_.objects for bin_ in measured.bins)
+        for bin_ in measured.bins:
+            if bin_.predicted is not None and bin_.actual is not None:
+                tip = f"{name}: predicted {bin_.predicted:.2f}, true {bin_.actual:.2f}, {bin_.objects} objects"
+                radius = 3 + 12 * (bin_.objects / total) ** 0.5
                 parts.append(
-                    f'<circle cx="{axes.at_x(one.predicted):.1f}" cy="{axes.at_y(one.actual):.1f}" r="{radius:.1f}" '
+                    f'<circle cx="{axes.at_x(bin_.predicted):.1f}" cy="{axes.at_y(bin_.actual):.1f}" r="{radius:.1f}" '
                     f'fill="{COLORS[place]}" fill-opacity="0.7"><title>{escape(tip)}</title></circle>'
                 )
     return _picture(title, "predicted IoU", "true IoU", axes, [*parts, *_legend(list(calibrations))], [0, 0.5, 1])

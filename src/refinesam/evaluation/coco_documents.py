@@ -101,13 +101,13 @@ def checked_ground_truth(
     """
     if iou_type not in get_args(IoUType):
         raise ConfigError(f"iou_type is {iou_type!r}; choose segm or bbox.")
-    images, found = ById(), Damaged() if damaged is None else damaged
-    categories = categories_of(content.get("categories", []), where, found)
+    images, broken = ById(), Damaged() if damaged is None else damaged
+    categories = categories_of(content.get("categories", []), where, broken)
     if lvis:
         frequencies_of(content, where)
     for index, raw in enumerate(content["images"]):
         place = f"{where}: images[{index}]"
-        with found.isolated("images", index):
+        with broken.isolated("images", index):
             if lvis:
                 check_listed(raw, place, categories)
             height, width = field_of(raw, "height", int, place), field_of(raw, "width", int, place)
@@ -115,12 +115,12 @@ def checked_ground_truth(
     seen, annotations = ById(), []
     for index, raw in enumerate(content["annotations"]):
         place = f"{where}: annotations[{index}]"
-        with found.isolated("annotations", index):
+        with broken.isolated("annotations", index):
             annotation = _annotation(raw, place, images.values, categories, iou_type)
             seen.add(annotation, annotation["id"], place)
             annotations.append(annotation | {"id": index + 1})
     if damaged is None:
-        found.check_none()
+        broken.check_none()
     # COCO's files name their categories; those of other tools may not.
     named = categories or {annotation["category_id"]: str(annotation["category_id"]) for annotation in annotations}
     return GroundTruth(images.values, named, annotations, where)
@@ -145,7 +145,7 @@ def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) 
     return {
         **content,
         "images": [image for image in content["images"] if stays(image, "id")],
-        "annotations": [one for one in content["annotations"] if stays(one, "image_id")],
+        "annotations": [annotation for annotation in content["annotations"] if stays(annotation, "image_id")],
     }
 
 
@@ -161,7 +161,7 @@ def without_damaged(content: dict[str, Any], where: str = "the ground truth", *,
     return {
         **content,
         **{
-            part: [one for index, one in enumerate(content[part]) if (part, index) not in left_out]
+            part: [record for index, record in enumerate(content[part]) if (part, index) not in left_out]
             for part in ("images", "categories", "annotations")
             if part in content
         },
@@ -196,12 +196,12 @@ def read_results(
     if not isinstance(content, Sequence) or isinstance(content, str | bytes):
         raise DatasetError(f"{where} must be a list of COCO results, got {shown(content)}: see COCO's results format.")
     results: list[dict[str, Any]] = []
-    found = Damaged() if damaged is None else damaged
+    broken = Damaged() if damaged is None else damaged
     for index, raw in enumerate(content):
-        with found.isolated("results", index):
+        with broken.isolated("results", index):
             results.append({"id": index + 1, **_result(raw, f"{where}[{index}]", truth, iou_type, class_agnostic)})
     if damaged is None or not results:
-        found.check_none()
+        broken.check_none()
     return results
 
 
@@ -243,14 +243,14 @@ def _annotation(
 ) -> dict[str, Any]:
     image_id = image_id_of(raw, place, images)
     # Boxes alone need no segmentation.
-    one = object_of({"segmentation": []} | raw if iou_type == "bbox" else raw, place, categories)
+    coco_object = object_of({"segmentation": []} | raw if iou_type == "bbox" else raw, place, categories)
     annotation = {
-        "id": one.annotation_id,
+        "id": coco_object.annotation_id,
         "image_id": image_id,
-        "category_id": one.category_id,
-        "bbox": list(one.bbox_xywh),
-        "area": one.area,
-        "iscrowd": int(one.is_crowd),
+        "category_id": coco_object.category_id,
+        "bbox": list(coco_object.bbox_xywh),
+        "area": coco_object.area,
+        "iscrowd": int(coco_object.is_crowd),
     }
     if iou_type == "segm":
         annotation["segmentation"] = _mask_of(raw, place, images[image_id])

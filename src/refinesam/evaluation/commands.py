@@ -141,7 +141,7 @@ def paper_table(
         )
     if printed == "table":
         console.print(printed_paper_table(paper, measured))
-    outputs.write(lambda _: paper_table_document(paper, measured), {one.model: one.outcome for one in measured})
+    outputs.write(lambda _: paper_table_document(paper, measured), {part.model: part.outcome for part in measured})
 
 
 def _session(weights: str, device: str, threads: int) -> Session:

@@ -96,14 +96,14 @@ def read_coco_folder(
     categories = categories_of(content.get("categories", []), str(annotations), damaged)
     if lvis:
         frequencies_of(content, str(annotations))
-    found, root = ById(), folder.resolve()
+    by_id, root = ById(), folder.resolve()
     for index, raw in enumerate(content["images"]):
         where = f"{annotations}: images[{index}]"
         with damaged.isolated("images", index):
             if lvis:
                 check_listed(raw, where, categories)
-            found.add(_image(raw, where, folder, root), field_of(raw, "id", int, where), where)
-    records: dict[int, CocoImage] = found.values
+            by_id.add(_image(raw, where, folder, root), field_of(raw, "id", int, where), where)
+    records: dict[int, CocoImage] = by_id.values
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in records}
     annotated = ById()
     for index, raw in enumerate(content["annotations"]):
@@ -141,15 +141,15 @@ def categories_of(raw: Any, where: str, damaged: Damaged | None = None) -> Mappi
     """
     if not isinstance(raw, list):
         raise DatasetError(f"{where}: categories must be a list of objects with id and name, got {shown(raw)}.")
-    names, found = ById(), Damaged() if damaged is None else damaged
+    names, broken = ById(), Damaged() if damaged is None else damaged
     for index, category in enumerate(raw):
         place = f"{where}: categories[{index}]"
-        with found.isolated("categories", index):
+        with broken.isolated("categories", index):
             category_id = field_of(category, "id", int, place)
             name = field_of(category, "name", str, place) if "name" in category else str(category_id)
             names.add(name, category_id, place)
     if damaged is None:
-        found.check_none()
+        broken.check_none()
     return names.values
 
 

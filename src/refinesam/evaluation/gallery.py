@@ -64,12 +64,9 @@ def galleries(evaluation: Evaluation, folder: CocoFolder, most: int = 12) -> lis
     worst = sorted(shown, key=lambda record: record.refined.iou if record.refined else record.iou)
     helped = [r for change, r in sorted(changed, key=lambda pair: -pair[0]) if change > CHANGE_THRESHOLD]
     hurt = [r for change, r in sorted(changed, key=lambda pair: pair[0]) if change < -CHANGE_THRESHOLD]
-    found = []
-    for title, records in (("Worst", worst), ("Most improved by AMR", helped), ("Most harmed by AMR", hurt)):
-        pictures = _pictures(records[:most], folder)
-        if pictures:
-            found.append(Gallery(title, pictures))
-    return found
+    titled = (("Worst", worst), ("Most improved by AMR", helped), ("Most harmed by AMR", hurt))
+    made = [Gallery(title, _pictures(records[:most], folder)) for title, records in titled]
+    return [gallery for gallery in made if gallery.pictures]
 
 
 def _pictures(records: Sequence[ObjectRecord], folder: CocoFolder) -> tuple[ObjectPicture, ...]:
@@ -77,7 +74,9 @@ def _pictures(records: Sequence[ObjectRecord], folder: CocoFolder) -> tuple[Obje
     pictures = []
     for record in records:
         image = images[record.image_id]
-        annotated = next(one for one in image.objects if one.annotation_id == record.annotation_id)
+        annotated = next(
+            coco_object for coco_object in image.objects if coco_object.annotation_id == record.annotation_id
+        )
         try:
             panels = _panels(record, image, annotated)
         except (ImageError, DatasetError):

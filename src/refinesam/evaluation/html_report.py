@@ -45,7 +45,8 @@ def write_html(path: str | Path, outcomes: Mapping[str, EvaluationOutcome]) -> N
     Raises:
         OutputError: the file cannot be written.
     """
-    sections = "".join(f"<section><h2>{escape(name)}</h2>{_outcome(one)}</section>" for name, one in outcomes.items())
+    parts = (f"<section><h2>{escape(name)}</h2>{_outcome(outcome)}</section>" for name, outcome in outcomes.items())
+    sections = "".join(parts)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>refinesam evaluation</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -66,7 +67,7 @@ def _outcome(outcome: EvaluationOutcome) -> str:
         failures += outcome.clicks.failures
     if outcome.ap is not None:
         parts += _ap(outcome.ap)
-        failures += [one for one in outcome.ap.failures if one not in failures]
+        failures += [failure for failure in outcome.ap.failures if failure not in failures]
     if outcome.proposals is not None:
         parts += _proposals(outcome.proposals)
     if outcome.evaluation is not None:
@@ -86,8 +87,8 @@ def _evaluation(evaluation: Evaluation) -> Iterable[str]:
     yield _table(
         ("", "objects", "first mask", "with AMR", "best of the masks"),
         [
-            (name, str(one["objects"]), *map(_number, (one["miou"], one["miou_refined"], one["miou_oracle"])))
-            for name, one in (("all", summary), *summary["per_size"].items())
+            (name, str(mean["objects"]), *map(_number, (mean["miou"], mean["miou_refined"], mean["miou_oracle"])))
+            for name, mean in (("all", summary), *summary["per_size"].items())
         ],
         "mIoU",
     )
@@ -112,7 +113,7 @@ def _evaluation(evaluation: Evaluation) -> Iterable[str]:
     series = {"first mask": "miou", **({"with AMR": "miou_refined"} if refined else {})}
     plots = [
         bar_chart(
-            {size: {name: one[key] for name, key in series.items()} for size, one in summary["per_size"].items()},
+            {size: {name: mean[key] for name, key in series.items()} for size, mean in summary["per_size"].items()},
             "mIoU by size",
             "mIoU",
         ),
@@ -128,11 +129,11 @@ def _evaluation(evaluation: Evaluation) -> Iterable[str]:
 
 
 def _calibrations(evaluation: Evaluation) -> dict[str, Any]:
-    found = {"first mask": evaluation.calibration()}
+    calibrations = {"first mask": evaluation.calibration()}
     refined = [record.refined for record in evaluation.records if record.refined is not None]
     if refined:
-        found["with AMR"] = calibration([one.predicted_iou for one in refined], [one.iou for one in refined])
-    return found
+        calibrations["with AMR"] = calibration([r.predicted_iou for r in refined], [r.iou for r in refined])
+    return calibrations
 
 
 def _clicks(clicks: ClickEvaluation) -> Iterable[str]:
@@ -160,7 +161,7 @@ def _clicks(clicks: ClickEvaluation) -> Iterable[str]:
 def _ap(ap: MaskAP) -> Iterable[str]:
     both = [ap.first, *(() if ap.refined is None else (ap.refined,))]
     rows = [
-        (score.name, *(_number(getattr(one, score.name)) for one in both))
+        (score.name, *(_number(getattr(scores, score.name)) for scores in both))
         for score in fields(ap.first)
         if score.name != "per_category"
     ]
@@ -177,8 +178,8 @@ def _galleries(outcome: EvaluationOutcome) -> Iterable[str]:
     assert outcome.evaluation is not None
     for gallery in galleries(outcome.evaluation, outcome.folder):
         pictures = "".join(
-            f'<figure><img src="{one.jpeg}" alt=""><figcaption>{escape(one.caption)}</figcaption></figure>'
-            for one in gallery.pictures
+            f'<figure><img src="{picture.jpeg}" alt=""><figcaption>{escape(picture.caption)}</figcaption></figure>'
+            for picture in gallery.pictures
         )
         legend = "White outline: ground truth. Blue: first mask. Magenta: with AMR."
         yield f'<h3>{escape(gallery.title)}</h3><p>{legend}</p><div class="gallery">{pictures}</div>'
@@ -192,7 +193,7 @@ def _failures(failures: Sequence[Failure]) -> Iterable[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
-    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<h3>{escape(title)}</h3><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -147,9 +147,9 @@ def _counting(
     for annotation in truth.annotations:
         shown_in[annotation["image_id"]].add(annotation["category_id"])
     counting = []
-    for image_id, found in by_image.items():
+    for image_id, of_image in by_image.items():
         # Ties keep the order of the file, as in the data set's own program.
-        best = sorted(found, key=lambda one: one["score"], reverse=True)[:most] if len(found) > most else found
+        best = sorted(of_image, key=lambda detection: detection["score"], reverse=True)[:most]
         known = absent[image_id] | shown_in[image_id]
-        counting += [one for one in best if one["category_id"] in known]
+        counting += [detection for detection in best if detection["category_id"] in known]
     return counting

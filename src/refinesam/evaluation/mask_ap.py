@@ -114,7 +114,7 @@ def segment_detections(
     first: list[dict[str, Any]] = []
     refined: list[dict[str, Any]] = []
     for image, encoded in run.encoded(images, on_image):
-        best = sorted(by_image[image.image_id], key=lambda one: one["score"], reverse=True)[:most_boxes]
+        best = sorted(by_image[image.image_id], key=lambda detection: detection["score"], reverse=True)[:most_boxes]
         for detection in best:
             with run.isolated(image, what=f"results[{detection['id'] - 1}]"):
                 mask, after = _masks(encoded, detection["bbox"], refine, choose)
@@ -182,7 +182,9 @@ def evaluation_ap(
     """
     images = {record.image_id for record in evaluation.records}
     images |= {
-        one.image_id for one in evaluation.failures if one.image_id is not None and one.annotation_id is not None
+        failure.image_id
+        for failure in evaluation.failures
+        if failure.image_id is not None and failure.annotation_id is not None
     }
     if not images:
         raise DatasetError("No image could be evaluated, so there is no average precision: see the failures.")

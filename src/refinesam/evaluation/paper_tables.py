@@ -124,10 +124,10 @@ def missing_weights(paper: PaperTable) -> dict[str, str]:
         if find_entry(weights) is None:
             if not Path(weights).is_file():
                 missing[model] = f"There is no file {weights}."
-        elif (found := status(weights)) in ("missing", "damaged"):
+        elif (state := status(weights)) in ("missing", "damaged"):
             entry = entry_named(weights)
             by_hand = f"put {entry.url} at {entry.path}"
-            missing[model] = f"{weights} is {found}: run `refinesam weights fetch {weights}`, or {by_hand}."
+            missing[model] = f"{weights} is {state}: run `refinesam weights fetch {weights}`, or {by_hand}."
     return missing
 
 
@@ -196,12 +196,12 @@ def printed_paper_table(paper: PaperTable, measured: Sequence[Measured]) -> Tabl
     table.add_column("whose")
     for name in _COLUMNS:
         table.add_column(name, justify="right")
-    found = {one.model: one.rows for one in measured}
+    rows_of_model = {part.model: part.rows for part in measured}
     for model in paper.weights:
         rows: dict[str, Sequence[float | None]] = {
             whose: numbers for (name, whose), numbers in paper.published.items() if name == model
         }
-        rows |= found.get(model, {"measured": [None] * len(_COLUMNS)})
+        rows |= rows_of_model.get(model, {"measured": [None] * len(_COLUMNS)})
         for whose, numbers in rows.items():
             table.add_row(model, whose, *("-" if number is None else f"{number:.1f}" for number in numbers))
     return table
@@ -211,12 +211,12 @@ def paper_table_document(paper: PaperTable, measured: Sequence[Measured]) -> dic
     """Return plain Python values for JSON: the table, and what is behind each of its measured rows."""
     models = [
         {
-            "model": one.model,
-            "weights": paper.weights[one.model],
-            "rows": {whose: dict(zip(_COLUMNS, numbers, strict=True)) for whose, numbers in one.rows.items()},
-            **one.outcome.document(records=False),
+            "model": part.model,
+            "weights": paper.weights[part.model],
+            "rows": {whose: dict(zip(_COLUMNS, numbers, strict=True)) for whose, numbers in part.rows.items()},
+            **part.outcome.document(records=False),
         }
-        for one in measured
+        for part in measured
     ]
     published = [
         {"model": model, "whose": whose, **dict(zip(_COLUMNS, numbers, strict=True))}

@@ -129,7 +129,8 @@ def propose(
     settings = RECALL_SETTINGS | settings
     for image, encoded in run.encoded(images, on_image):
         with run.isolated(image):
-            results += [_result(image.image_id, one) for one in session.segment_everything(encoded, **settings)]
+            predictions = session.segment_everything(encoded, **settings)
+            results += [_result(image.image_id, prediction) for prediction in predictions]
     return Proposals(
         tuple(results),
         frozenset(image.image_id for image in images) - run.unread,

@@ -165,10 +165,10 @@ class Evaluation:
             "miou_interval": _listed(bootstrap_interval(list(ious.values()))),
             "calibration_error": self.calibration().error,
             "boundary_iou": mean_or_none([r.boundary_iou for r in self.records if r.boundary_iou is not None]),
-            "boundary_iou_refined": mean_or_none([one.boundary_iou for one in refined if one.boundary_iou is not None]),
+            "boundary_iou_refined": mean_or_none([r.boundary_iou for r in refined if r.boundary_iou is not None]),
             "miou_refined_oracle": mean_or_none([_refined_oracle(record) for record in self.records if record.refined]),
             "change": None if change is None else {**asdict(change), "interval": _listed(change.interval)},
-            "kept_refined": mean_or_none([float(one.kept == "refined") for one in refined]),
+            "kept_refined": mean_or_none([float(record.kept == "refined") for record in refined]),
             "per_size": {size: asdict(_mean_iou([r for r in self.records if r.size == size])) for size in SIZES},
             "per_category": self._per_category(),
             "failures": [asdict(failure) for failure in self.failures],
@@ -176,7 +176,7 @@ class Evaluation:
             "median_milliseconds": {
                 "encode": _median(self.encode_milliseconds),
                 "decode": _median([record.milliseconds for record in self.records]),
-                "refine": _median([one.milliseconds for one in refined]),
+                "refine": _median([record.milliseconds for record in refined]),
             },
         }
 

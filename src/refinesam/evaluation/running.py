@@ -187,7 +187,7 @@ class _Run:
     def detections_ap(self, path: Path) -> MaskAP:
         """Turn a detector's boxes into masks and score them."""
         request = self.request
-        found = segment_detections(
+        segmented = segment_detections(
             self.session,
             read_coco_folder(request.annotations, request.images, keep_empty=True, lvis=request.lvis),
             path,
@@ -196,14 +196,15 @@ class _Run:
             limit_images=request.limit_images,
             on_image=self._telling("Segmenting detections"),
         )
-        return mask_ap(found, self.truth, prompts=path.name, lvis=request.lvis, backend=request.backend)
+        return mask_ap(segmented, self.truth, prompts=path.name, lvis=request.lvis, backend=request.backend)
 
     def proposals(self) -> ProposalScores:
         """Segment everything and see how much of the ground truth is there."""
-        found = propose(
+        proposals = propose(
             self.session, self.folder, limit_images=self.request.limit_images, on_image=self._telling("Proposing")
         )
-        return proposal_scores(restricted(self.truth, found.images), found.results, backend=self.request.backend)
+        truth = restricted(self.truth, proposals.images)
+        return proposal_scores(truth, proposals.results, backend=self.request.backend)
 
     def _telling(self, what: str) -> OnImage | None:
         if self.on_progress is None:

@@ -74,7 +74,7 @@ def ap_table(ap: MaskAP) -> Table:
     for score in fields(ap.first):
         if score.name != "per_category":
             both = [ap.first, *(() if ap.refined is None else (ap.refined,))]
-            table.add_row(score.name, *(_number(getattr(one, score.name)) for one in both))
+            table.add_row(score.name, *(_number(getattr(scores, score.name)) for scores in both))
     return table
 
 

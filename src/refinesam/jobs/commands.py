@@ -110,10 +110,10 @@ def convert(
     }
     if to.startswith("coco"):
         check_outputs([(output, JSON)])
-    found = Results(results)
-    writers[to](found, output)
-    left_out = f"; {found.left_out} that failed or are empty were left out" if found.left_out else ""
-    typer.echo(f"{len(found.categories)} classes in {output}{left_out}")
+    job = Results(results)
+    writers[to](job, output)
+    left_out = f"; {job.left_out} that failed or are empty were left out" if job.left_out else ""
+    typer.echo(f"{len(job.categories)} classes in {output}{left_out}")
 
 
 def _tasks(images: str, column: str | None, prompts: Path | None, document: Path | None) -> list[Task]:

@@ -105,9 +105,9 @@ def _local(given: str) -> list[Source]:
         return [Source(path.name, given)]
     if not glob.has_magic(given):
         raise DatasetError(f"There is no {given}. Give a folder of images, a pattern, a list or a table.")
-    found = (file for file in glob.glob(given, recursive=True) if os.path.splitext(file)[1].lower() in SUFFIXES)
+    files = (file for file in glob.glob(given, recursive=True) if os.path.splitext(file)[1].lower() in SUFFIXES)
     root = _fixed_part(given)
-    return sorted(Source(Path(file).relative_to(root).as_posix(), file) for file in found)
+    return sorted(Source(Path(file).relative_to(root).as_posix(), file) for file in files)
 
 
 def _fixed_part(pattern: str) -> Path:
@@ -145,10 +145,10 @@ def _listed(given: str, entries: Sequence[str]) -> list[Source]:
 
 
 def _column(given: str, columns: Sequence[str], asked: str | None) -> str:
-    found = [name for name in ([asked] if asked else IMAGE_COLUMNS) if name in columns]
-    if not found:
+    names = [name for name in ([asked] if asked else IMAGE_COLUMNS) if name in columns]
+    if not names:
         raise DatasetError(
             f"{given} has the columns {', '.join(columns)}, and no {asked or ', '.join(IMAGE_COLUMNS)}: name the "
             "column of the images with --column."
         )
-    return found[0]
+    return names[0]

@@ -107,20 +107,20 @@ def read_prompts(path: Path, names: Sequence[str], document: Path | None = None)
     Raises:
         DatasetError: the file cannot be read, holds no prompts, or none of them belongs to any of the images.
     """
-    found, prompts = _Names(names), defaultdict[str, list[ObjectPrompt]](list)
+    finder, prompts = _Names(names), defaultdict[str, list[ObjectPrompt]](list)
     pairs = _from_coco(path, document) if path.suffix.lower() == ".json" else _from_table(path)
     for image, prompt in pairs:
-        name = found.find(image)
+        name = finder.find(image)
         if name is not None:
             prompts[name].append(prompt)
-    examples = ", ".join(dict.fromkeys(found.unknown[:EXAMPLES]))
+    examples = ", ".join(dict.fromkeys(finder.unknown[:EXAMPLES]))
     if not prompts:
         names_them = f"It names {examples}; the images are {', '.join(names[:EXAMPLES])}" if examples else "It is empty"
         raise DatasetError(f"{path} holds no prompt for any of the images. {names_them}. Give matching files.")
-    if found.unknown:
+    if finder.unknown:
         _logger.warning(
             "%d prompts of %s belong to none of the images, or to several, such as %s.",
-            len(found.unknown),
+            len(finder.unknown),
             path,
             examples,
         )

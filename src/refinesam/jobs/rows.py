@@ -90,7 +90,7 @@ def failed_rows(task: Task, error: str, **values: Any) -> list[Row]:
     """Return the rows of an image that failed as a whole: one for each prompt, or one."""
     if not task.prompts:
         return [image_row(task, error=error, **values)]
-    return [object_row(task, number, one, None, error, **values) for number, one in enumerate(task.prompts)]
+    return [object_row(task, number, prompt, None, error, **values) for number, prompt in enumerate(task.prompts)]
 
 
 def write_rows(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:

@@ -89,19 +89,19 @@ class Worker:
         pixels = read_source(task.source, self.asked.reading)
         size = {"height": pixels.shape[0], "width": pixels.shape[1]}
         if task.prompts is None:
-            found = self._answers(pixels, None)
-            asked, answers = [_found(answer.prompt) for answer in found], list[Answer | str](found)
+            whole = self._answers(pixels, None)
+            asked, answers = [_found(answer.prompt) for answer in whole], list[Answer | str](whole)
         else:
             asked = list(task.prompts)
-            prompts = [_prompt(one) for one in asked]
+            prompts = [_prompt(prompt) for prompt in asked]
             sound = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
             answered = iter(self._answers(pixels, sound) if sound else ())
             # A reason instead of a prompt is kept in its place.
             answers = [next(answered) if isinstance(prompt, Prompt) else prompt for prompt in prompts]
         rows = []
-        for number, (one, answer) in enumerate(zip(asked, answers, strict=True)):
+        for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
             result, error = (None, answer) if isinstance(answer, str) else (answer.result, answer.error)
-            rows.append(object_row(task, number, one, None if error else result, error, **size))
+            rows.append(object_row(task, number, prompt, None if error else result, error, **size))
         return rows or [image_row(task, **size)]
 
     def _answers(self, pixels: NDArray[np.uint8], prompts: list[Prompt] | None) -> Sequence[Answer]:

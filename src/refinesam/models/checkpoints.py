@@ -83,8 +83,8 @@ def _archived_weights(path: Path, archive: zipfile.ZipFile) -> Path | io.BytesIO
 def _why_unreadable(path: Path, error: Exception) -> str:
     # torch's own messages advise weights_only=False: exactly what nobody should do with a file that was refused.
     if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-        if found := unsupported_program(wanted[1]):
-            return found.refusal(path)
+        if program := unsupported_program(wanted[1]):
+            return program.refusal(path)
         return (
             f"{path} was refused: it holds a program, not only tensors (it asks for {wanted[1]}). "
             "Loading it could run anything. Get the weights from a source you trust, as a plain state dict."

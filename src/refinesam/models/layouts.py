@@ -89,8 +89,8 @@ def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take away what stands before the encoder's name, from every key that begins with it."""
-    found = next((match for key in state if (match := ENCODER.match(key))), None)
-    prefix = (found[1] or "") if found else ""
+    first = next((match for key in state if (match := ENCODER.match(key))), None)
+    prefix = (first[1] or "") if first else ""
     shortened = {key: key.removeprefix(prefix) for key in state}
     if len(set(shortened.values())) < len(shortened):
         return dict(state)

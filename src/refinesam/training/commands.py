@@ -101,11 +101,11 @@ def classify(
 
     settings = read_settings(config, ClassifyConfig)
     with _progress() as update:
-        found = run(settings, data, output, device, on_progress=update)
-    low, high = found.interval
+        result = run(settings, data, output, device, on_progress=update)
+    low, high = result.interval
     console.print(
-        f"Top-1 {found.top1:.1%} ({found.correct} of {found.images} images, 95 % interval {low:.1%} to {high:.1%}), "
-        f"mean over {found.classes} classes {found.class_mean:.1%}; {found.damaged} images could not be read.",
+        f"Top-1 {result.top1:.1%} ({result.correct} of {result.images} images, 95 % interval {low:.1%} to {high:.1%}), "
+        f"mean over {result.classes} classes {result.class_mean:.1%}; {result.damaged} images could not be read.",
         soft_wrap=True,
     )
 
@@ -123,9 +123,9 @@ def index(data: Annotated[Path, typer.Argument(help="Folder of tar shards, at an
     files, damaged = 0, []
     with _progress() as update:
         for done, shard in enumerate(shards, start=1):
-            found = write_index(shard)
-            files += len(found.members)
-            damaged += [f"{shard}: {found.damage}"] if found.damage else []
+            listing = write_index(shard)
+            files += len(listing.members)
+            damaged += [f"{shard}: {listing.damage}"] if listing.damage else []
             update(shard.name, done, len(shards))
     console.print(f"{len(shards)} shards with {files} files have an index.", soft_wrap=True)
     for line in damaged:

@@ -60,13 +60,13 @@ def load_encoder(model: PromptableModel, source: str | Path) -> None:
     Raises:
         WeightsError: unknown or damaged weights, or weights of another variant.
     """
-    found = _encoder_file(source)
-    if found is None:
+    encoder_file = _encoder_file(source)
+    if encoder_file is None:
         whole = load_model(source)
         variant, tensors = whole.config.name, dict(whole.image_encoder.state_dict())
         wanted = list(model.image_encoder.state_dict())
     else:
-        variant, tensors = found
+        variant, tensors = encoder_file
         wanted = pretrained_keys(model)
     if variant != model.config.name:
         raise WeightsError(f"{source} is for the encoder of {variant}, needed is one of {model.config.name}.")

@@ -35,8 +35,8 @@ def write_coco(results: Results, output: Path, *, polygons: bool = False) -> Non
     for image_id, image in enumerate(results.images(), start=1):
         height, width = image.image_hw
         images.append({"id": image_id, "file_name": image.name, "height": height, "width": width})
-        for one in image.objects:
-            annotations.append(_annotation(one, image_id, len(annotations) + 1, polygons))
+        for labeled in image.objects:
+            annotations.append(_annotation(labeled, image_id, len(annotations) + 1, polygons))
     categories = [{"id": category.id, "name": category.name} for category in results.categories]
     write_json(output, {"images": images, "annotations": annotations, "categories": categories})
 
@@ -46,18 +46,18 @@ def write_coco_polygons(results: Results, output: Path) -> None:
     write_coco(results, output, polygons=True)
 
 
-def _annotation(one: LabeledObject, image_id: int, annotation_id: int, polygons: bool) -> dict[str, Any]:
-    x0, y0, x1, y1 = one.box
+def _annotation(labeled: LabeledObject, image_id: int, annotation_id: int, polygons: bool) -> dict[str, Any]:
+    x0, y0, x1, y1 = labeled.box
     return {
         "id": annotation_id,
         "image_id": image_id,
-        "category_id": one.category.id,
-        "segmentation": (coco_polygons(one.mask) if polygons else None) or dict(one.rle),
+        "category_id": labeled.category.id,
+        "segmentation": (coco_polygons(labeled.mask) if polygons else None) or dict(labeled.rle),
         "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": one.area,
+        "area": labeled.area,
         "iscrowd": 0,
-        "score": one.score,
-        "predicted_iou": one.predicted_iou,
+        "score": labeled.score,
+        "predicted_iou": labeled.predicted_iou,
     }
 
 
@@ -66,12 +66,12 @@ def write_labelme(results: Results, output: Path) -> None:
     folder = NewFolder(output)
     for image in results.images():
         place = folder.place(image, "", ".json")
-        found = image.location if is_remote(image.location) else os.path.relpath(image.location, place.parent)
+        where = image.location if is_remote(image.location) else os.path.relpath(image.location, place.parent)
         content: dict[str, Any] = {
             "version": LABELME_VERSION,
             "flags": {},
-            "shapes": [_shape(one) for one in image.objects],
-            "imagePath": found,
+            "shapes": [_shape(labeled) for labeled in image.objects],
+            "imagePath": where,
             "imageData": None,
             "imageHeight": image.image_hw[0],
             "imageWidth": image.image_hw[1],
@@ -79,12 +79,12 @@ def write_labelme(results: Results, output: Path) -> None:
         write_json(place, content, indent=1)
 
 
-def _shape(one: LabeledObject) -> dict[str, Any]:
-    x0, y0, x1, y1 = (int(side) for side in one.box)
+def _shape(labeled: LabeledObject) -> dict[str, Any]:
+    x0, y0, x1, y1 = (int(side) for side in labeled.box)
     png = io.BytesIO()
-    Image.fromarray(one.mask[y0:y1, x0:x1].astype(np.uint8)).save(png, format="PNG")
+    Image.fromarray(labeled.mask[y0:y1, x0:x1].astype(np.uint8)).save(png, format="PNG")
     return {
-        "label": one.category.name,
+        "label": labeled.category.name,
         "points": [[x0, y0], [x1 - 1, y1 - 1]],  # the corners' pixels, both inside
         "group_id": None,
         "description": "",
@@ -106,28 +106,28 @@ def write_geojson(results: Results, output: Path) -> None:
         content: dict[str, Any] = {"type": "FeatureCollection"}
         if reference is not None and reference.epsg is not None:
             content["crs"] = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{reference.epsg}"}}
-        content["features"] = [_feature(one, image, reference) for one in image.objects]
+        content["features"] = [_feature(labeled, image, reference) for labeled in image.objects]
         write_json(folder.place(image, "", ".geojson"), content)
 
 
-def _feature(one: LabeledObject, image: LabeledImage, reference: GeoReference | None) -> dict[str, Any]:
+def _feature(labeled: LabeledObject, image: LabeledImage, reference: GeoReference | None) -> dict[str, Any]:
     polygons = [
         [_closed(ring, reference, outer=number == 0) for number, ring in enumerate((polygon.exterior, *polygon.holes))]
-        for polygon in simple_polygons(one.mask)
+        for polygon in simple_polygons(labeled.mask)
     ]
     return {
         "type": "Feature",
         "geometry": {"type": "MultiPolygon", "coordinates": polygons},
         "properties": {
-            "class": one.category.name,
-            "score": one.score,
-            "predicted_iou": one.predicted_iou,
-            "area_pixels": one.area,
+            "class": labeled.category.name,
+            "score": labeled.score,
+            "predicted_iou": labeled.predicted_iou,
+            "area_pixels": labeled.area,
             "image": image.name,
-            "object": one.number,
+            "object": labeled.number,
             # As QuPath reads it.
             "objectType": "annotation",
-            "classification": {"name": one.category.name},
+            "classification": {"name": labeled.category.name},
         },
     }
 

@@ -68,7 +68,7 @@ class LabeledImage:
     @property
     def largest_first(self) -> list[LabeledObject]:
         """The objects in the order in which they are painted: what is small stays in sight."""
-        return sorted(self.objects, key=lambda one: -one.area)
+        return sorted(self.objects, key=lambda labeled: -labeled.area)
 
 
 class Results:

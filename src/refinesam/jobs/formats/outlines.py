@@ -37,8 +37,8 @@ def yolo_outline(mask: BoolArray) -> Pixels:
     OpenCV's fillPoly, by which YOLO's trainers fill outlines, gives the mask back exactly if it has one 8-connected
     part. Several parts are joined by lines one pixel wide: the format has one outline an object.
     """
-    found, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    contours = [contour[:, 0].astype(np.int32) for contour in found]
+    raw_contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    contours = [contour[:, 0].astype(np.int32) for contour in raw_contours]
     outlines = []
     for index in range(len(contours)):
         if hierarchy[0, index, 3] < 0:

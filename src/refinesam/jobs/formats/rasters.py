@@ -29,9 +29,9 @@ def write_masks(results: Results, output: Path) -> None:
     folder = NewFolder(output)
     for image in results.images():
         place = folder.place(image, "", "")
-        for one in image.objects:
-            name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in one.category.name)
-            _write_png(place / f"{one.number:04d}_{name}.png", one.mask.astype(np.uint8) * np.uint8(255))
+        for labeled in image.objects:
+            name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in labeled.category.name)
+            _write_png(place / f"{labeled.number:04d}_{name}.png", labeled.mask.astype(np.uint8) * np.uint8(255))
 
 
 def write_label_png(results: Results, output: Path) -> None:
@@ -62,11 +62,11 @@ def _write_labels(
     rows = []
     for image in results.images():
         place = folder.place(image, "", suffix)
-        write(place, _painted(image, lambda one: one.number + 1, dtype))
-        for one in image.objects:
-            known = {"image": image.name, "file": place.relative_to(output).as_posix(), "label": one.number + 1}
-            known |= {"class": one.category.name, "class_id": one.category.id, "score": one.score}
-            rows.append(known | {"predicted_iou": one.predicted_iou, "area": one.area})
+        write(place, _painted(image, lambda labeled: labeled.number + 1, dtype))
+        for labeled in image.objects:
+            known = {"image": image.name, "file": place.relative_to(output).as_posix(), "label": labeled.number + 1}
+            known |= {"class": labeled.category.name, "class_id": labeled.category.id, "score": labeled.score}
+            rows.append(known | {"predicted_iou": labeled.predicted_iou, "area": labeled.area})
     with writing(output / "labels.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, LABEL_COLUMNS)
         table.writeheader()
@@ -75,11 +75,11 @@ def _write_labels(
 
 def _painted(image: LabeledImage, value: Callable[[LabeledObject], int], dtype: Any) -> NDArray[Any]:
     labels = np.zeros(image.image_hw, dtype)
-    most = max((value(one) for one in image.objects), default=0)
+    most = max((value(labeled) for labeled in image.objects), default=0)
     if most > np.iinfo(dtype).max:
         raise OutputError(f"{image.name} has label {most}, {labels.dtype} ends before: take labels-tiff, of 32 bits.")
-    for one in image.largest_first:
-        labels[one.mask] = value(one)
+    for labeled in image.largest_first:
+        labels[labeled.mask] = value(labeled)
     return labels
 
 
@@ -97,9 +97,9 @@ def write_voc(results: Results, output: Path) -> None:
     folder = NewFolder(output)
     names = []
     for image in results.images():
-        if any(one.number >= MOST_VOC for one in image.objects):
+        if any(labeled.number >= MOST_VOC for labeled in image.objects):
             raise OutputError(f"{image.name} has more than {MOST_VOC} objects, Pascal VOC's limit: take labels-png.")
-        by_kind = {"Class": lambda one: one.category.index + 1, "Object": lambda one: one.number + 1}
+        by_kind = {"Class": lambda labeled: labeled.category.index + 1, "Object": lambda labeled: labeled.number + 1}
         for kind, value in by_kind.items():
             _write_png(folder.place(image, f"Segmentation{kind}", ".png"), _painted(image, value, np.uint8), _palette())
         with writing(folder.place(image, "Annotations", ".xml")) as temporary:
@@ -115,10 +115,10 @@ def _voc_annotation(image: LabeledImage) -> ElementTree.Element:
     _add(root, folder=str(path.parent), filename=path.name)
     _add(ElementTree.SubElement(root, "size"), width=image.image_hw[1], height=image.image_hw[0], depth=3)
     _add(root, segmented=1)
-    for one in image.objects:
-        x0, y0, x1, y1 = (int(side) for side in one.box)
+    for labeled in image.objects:
+        x0, y0, x1, y1 = (int(side) for side in labeled.box)
         element = ElementTree.SubElement(root, "object")
-        _add(element, name=one.category.name, pose="Unspecified", truncated=0, difficult=0)
+        _add(element, name=labeled.category.name, pose="Unspecified", truncated=0, difficult=0)
         # Pixels from 1, both corners inside.
         _add(ElementTree.SubElement(element, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)
     return root

@@ -21,14 +21,14 @@ def write_yolo(results: Results, output: Path) -> None:
     folder = NewFolder(output)
     for image in results.images():
         with writing(folder.place(image, "labels", ".txt")) as temporary:
-            temporary.write_text("".join(_line(one, image) for one in image.objects), encoding="utf-8")
+            temporary.write_text("".join(_line(labeled, image) for labeled in image.objects), encoding="utf-8")
     # JSON's strings are YAML's, too.
     names = "".join(f"  {category.index}: {json.dumps(category.name)}\n" for category in results.categories)
     with writing(output / "data.yaml") as temporary:
         temporary.write_text(f"path: .\ntrain: images\nval: images\nnames:\n{names}", encoding="utf-8")
 
 
-def _line(one: LabeledObject, image: LabeledImage) -> str:
+def _line(labeled: LabeledObject, image: LabeledImage) -> str:
     height, width = image.image_hw
-    points = ((yolo_outline(one.mask) + 0.5) / (width, height)).ravel().tolist()
-    return f"{one.category.index} {' '.join(f'{value:.7g}' for value in points)}\n"
+    points = ((yolo_outline(labeled.mask) + 0.5) / (width, height)).ravel().tolist()
+    return f"{labeled.category.index} {' '.join(f'{value:.7g}' for value in points)}\n"

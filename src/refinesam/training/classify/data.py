@@ -74,21 +74,21 @@ def _named(root: Path, config: LabelledSection, split: str) -> list[tuple[str, L
     if config.kind == "folders":
         # The first part of the name below the split is the class.
         files = find_images(root / split, ())
-        found = [(file.name.partition("/")[0], Labelled(Path(file.path), 0)) for file in files if "/" in file.name]
+        labelled = [(file.name.partition("/")[0], Labelled(Path(file.path), 0)) for file in files if "/" in file.name]
     else:
         if not config.sources:
             raise DatasetError(f"data.kind = {config.kind!r} needs data.sources, folders of {root}.")
-        found = []
+        labelled = []
         for source in config.sources:
             folder = read_coco_folder(root / source / f"instances_{split}.json", root / source / "images")
-            found.extend(
+            labelled.extend(
                 _objects(folder.without_crowds())
                 if config.kind == "objects"
                 else ((source, Labelled(image.path, 0)) for image in folder.images)
             )
-    if not found:
+    if not labelled:
         raise DatasetError(f"{root} has no labelled {split} image of the kind {config.kind!r}.")
-    return found
+    return labelled
 
 
 def _objects(folder: CocoFolder) -> Iterator[tuple[str, Labelled]]:

@@ -109,12 +109,12 @@ def classify(
     try:
         output.mkdir(parents=True, exist_ok=True)
         if config.mode == "probe":
-            found = _probe(model, train, val, config, chosen, on_progress)
+            predicted = _probe(model, train, val, config, chosen, on_progress)
         else:
             _finetune(model, train, config, output / "checkpoint.pt", chosen, on_progress)
             logits, labels = _over(val, model, config.data.workers, chosen, "validation", on_progress)
-            found = logits.argmax(1), labels
-        accuracy = accuracy_of(*found, len(classes), len(train))
+            predicted = logits.argmax(1), labels
+        accuracy = accuracy_of(*predicted, len(classes), len(train))
         settings = config.model_dump(mode="json")
         write_json(output / "accuracy.json", {"accuracy": asdict(accuracy), "classes": classes, "config": settings}, 1)
     except OSError as error:

@@ -67,16 +67,16 @@ def scores_by_prompt(
         target = sample["target"].to(device)
         for name, slots in PROTOCOLS.items():
             points, labels = sample["points"][:, slots], sample["labels"][:, slots]
-            found = gathered[name]
+            of_protocol = gathered[name]
             shown, predicted = _answer(model, features, points, labels)
-            found.setdefault(FIRST, []).append((predicted, hard_iou(shown, target)))
+            of_protocol.setdefault(FIRST, []).append((predicted, hard_iou(shown, target)))
             masks = (F.interpolate(shown[None], scale_factor=4, mode="bilinear")[0] > 0).cpu().numpy()
             for kind in SECOND_PROMPTS:
                 prompts = zip(masks, points.numpy(), labels.numpy(), strict=True)
-                made = [self_made_prompt(*one, kind) for one in prompts]
+                made = [self_made_prompt(*parts, kind) for parts in prompts]
                 second = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
                 again, predicted = _answer(model, features, *second)
-                found.setdefault(kind, []).append((predicted, hard_iou(again, target)))
+                of_protocol.setdefault(kind, []).append((predicted, hard_iou(again, target)))
     return {name: {kind: _scores(parts) for kind, parts in kinds.items()} for name, kinds in gathered.items() if kinds}
 
 

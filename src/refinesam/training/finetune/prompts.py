@@ -138,8 +138,8 @@ def correction_clicks(
     on_object = torch.where(truth.any(-1, keepdim=True), truth.float(), coverage)
     weights = torch.where(correct, on_object, wrong.float())
     drawn = [
-        (torch.multinomial(one, 1, generator=g), torch.rand(len(one), 1, 2, generator=g, device=one.device))
-        for one, g in zip(weights, generators, strict=True)
+        (torch.multinomial(row, 1, generator=g), torch.rand(len(row), 1, 2, generator=g, device=row.device))
+        for row, g in zip(weights, generators, strict=True)
     ]
     index, jitter = (torch.stack(part) for part in zip(*drawn, strict=True))
     width = logits.shape[-1]
@@ -221,7 +221,9 @@ def self_made_prompts(
     # At the input's resolution: a point just off the mask is then not 4 pixels away from it.
     masks = (F.interpolate(logits, scale_factor=4, mode="bilinear") > 0).flatten(0, 1).cpu().numpy()
     given = zip(masks, points.flatten(0, 1).cpu().numpy(), labels.flatten(0, 1).cpu().numpy(), strict=True)
-    made = [self_made_prompt(*one, SELF_MADE[kind]) for one, kind in zip(given, kinds.flatten().tolist(), strict=True)]
+    made = [
+        self_made_prompt(*parts, SELF_MADE[kind]) for parts, kind in zip(given, kinds.flatten().tolist(), strict=True)
+    ]
     new_points, new_labels = (torch.from_numpy(np.stack(part)).to(logits.device) for part in zip(*made, strict=True))
     shape = logits.shape[:2]
     feedback = logits * fed[..., None, None]

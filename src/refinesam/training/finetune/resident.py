@@ -113,8 +113,8 @@ def shrunk_image(source: Source, index: int, side: int) -> tuple[NDArray[np.uint
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     masks = []
-    for one in annotated.objects:
-        mask = decode_segmentation(one.segmentation, height, width).astype(np.uint8)
+    for annotation in annotated.objects:
+        mask = decode_segmentation(annotation.segmentation, height, width).astype(np.uint8)
         if scale < 1:
             mask = (cv2.resize(mask * 255, size, interpolation=cv2.INTER_AREA) > 127).astype(np.uint8)
         if mask.sum() >= MIN_PIXELS:

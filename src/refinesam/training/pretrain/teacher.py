@@ -142,11 +142,11 @@ class CachedTargets:
             file = self._open.get(shard)
             if file is None:
                 file = self._open[shard] = safe_open(self.path(shard), framework="np")
-            found = int(file.get_slice("keys")[row])
+            stored_key = int(file.get_slice("keys")[row])
             target: NDArray[np.float16] = file.get_slice("targets")[row]
         except (SafetensorError, OSError) as error:
             raise DatasetError(f"{self.path(shard)} cannot be read ({error}). Delete it and start again.") from error
-        if found != key:
+        if stored_key != key:
             raise DatasetError(
                 f"the target in {self.path(shard)} was made from other pixels: the image has changed since. Delete "
                 "that file and start again."

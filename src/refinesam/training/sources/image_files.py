@@ -117,7 +117,7 @@ def find_images(root: Path, folders: Sequence[str]) -> ImageFiles:
     images: dict[str, ImageFile] = {}  # by name: folders may overlap
     damaged: list[str] = []
     for folder in [root / name for name in folders] or [root]:
-        found: list[ImageFile] = []
+        below: list[ImageFile] = []
         if not folder.is_dir():
             raise DatasetError(
                 f"There is no folder {folder}. Give the folder of the images, and data.folders below it."
@@ -125,19 +125,19 @@ def find_images(root: Path, folders: Sequence[str]) -> ImageFiles:
         for path in files_below(folder):
             name = path.relative_to(root).as_posix()
             if path.suffix.lower() == ".tar":
-                found.extend(_members(str(path), name, damaged))
+                below.extend(_members(str(path), name, damaged))
             elif path.name == SHARD_LIST:
                 for url in listed_shards(path):
-                    found.extend(_members(url, url, damaged))
+                    below.extend(_members(url, url, damaged))
             elif path.suffix.lower() in SUFFIXES:
-                found.append(ImageFile(name, str(path)))
-        if not found:
+                below.append(ImageFile(name, str(path)))
+        if not below:
             shards = f" Shards that could not be read: {'; '.join(damaged[:EXAMPLES_IN_A_MESSAGE])}." if damaged else ""
             raise DatasetError(
                 f"{folder} holds no image, at no depth.{shards} Images end in {', '.join(sorted(SUFFIXES))}; shards in "
                 f".tar, uncompressed; remote ones are listed in {SHARD_LIST}."
             )
-        images |= {image.name: image for image in found}
+        images |= {image.name: image for image in below}
     return ImageFiles(list(images.values()), damaged)
 
 

@@ -66,16 +66,16 @@ def load_sources(root: Path, names: Sequence[str], split: str) -> list[Source]:
 
 
 def _open(folder: Path, name: str, split: str) -> Source:
-    found = [one for one in LAYOUTS if any((folder / one.annotations.format(part)).exists() for part in SPLITS)]
-    if len(found) > 1:
-        names = " and ".join(one.annotations.format("{train,val}") for one in found)
+    layouts = [known for known in LAYOUTS if any((folder / known.annotations.format(part)).exists() for part in SPLITS)]
+    if len(layouts) > 1:
+        names = " and ".join(layout.annotations.format("{train,val}") for layout in layouts)
         raise DatasetError(
             f"{folder} has the annotations of several data sets, {names}: give each a folder of its own, whose image "
             "folders may be links to those here."
         )
-    if not found:
+    if not layouts:
         return _open_sa1b(folder, name, split)
-    layout = found[0]
+    layout = layouts[0]
     images = _lvis_images(folder, split) if layout.images == LVIS_IMAGES else folder / layout.images.format(split)
     return CocoSource(name, read_coco_folder(folder / layout.annotations.format(split), images))
 
@@ -96,7 +96,7 @@ def _open_sa1b(folder: Path, name: str, split: str) -> Sa1bSource:
     pairs, left_out = find_pairs(folder)
     if not len(pairs):
         hint = f" Left out: {'; '.join(left_out[:EXAMPLES_IN_A_MESSAGE])}." if left_out else ""
-        known = "; ".join(f"{one.annotations} with {one.images}".replace("{}", split) for one in LAYOUTS)
+        known = "; ".join(f"{layout.annotations} with {layout.images}".replace("{}", split) for layout in LAYOUTS)
         raise DatasetError(
             f"{folder} has none of: {known}; SA-1B's sa_*.jpg with sa_*.json beside each; *.tar with such pairs, "
             f"uncompressed; {SHARD_LIST} with the URLs of such shards.{hint} Put one of these there, or correct "

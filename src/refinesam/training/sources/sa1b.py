@@ -141,12 +141,12 @@ def _annotations(content: Any, where: str, stem: str) -> tuple[int, int, list[An
     objects = []
     for index, raw in enumerate(field_of(content, "annotations", list, where)):
         place = f"{where}: annotations[{index}]"
-        one = AnnotatedObject(field_of(raw, "segmentation", dict, place), bbox_of(raw, place))
+        annotated = AnnotatedObject(field_of(raw, "segmentation", dict, place), bbox_of(raw, place))
         area = raw.get("area")
         if not is_number(area) or area < 0:
             raise DatasetError(f"{place}.area must be a finite number of pixels, 0 or more, got {shown(area)}.")
         if area <= LARGEST_MASK * height * width:
-            objects.append(one)
+            objects.append(annotated)
     return height, width, objects
 
 

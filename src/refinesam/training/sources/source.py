@@ -101,7 +101,7 @@ class CocoSource:
         path, height, width, objects = self._record(index)
         pixels = read_image(path)
         check_size(pixels, height, width, str(path))
-        return AnnotatedImage(pixels, [AnnotatedObject(*one) for one in objects])
+        return AnnotatedImage(pixels, [AnnotatedObject(*fields) for fields in objects])
 
     def _record(self, index: int) -> tuple[Path, int, int, tuple[tuple[Any, Any], ...]]:
         """Return an image's path, height, width, and its objects' fields."""
@@ -112,7 +112,7 @@ class CocoSource:
 
 
 def _plain(objects: Sequence[CocoObject]) -> list[tuple[Any, Any]]:
-    return [(one.segmentation, one.bbox_xywh) for one in objects]
+    return [(annotated.segmentation, annotated.bbox_xywh) for annotated in objects]
 
 
 def check_size(pixels: NDArray[np.uint8], height: int, width: int, name: str) -> None:
