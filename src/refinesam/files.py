@@ -15,7 +15,21 @@ from typing import Any
 
 from refinesam.errors import OutputError, RefineSAMError
 
-__all__ = ["HTML", "JSON", "PARQUET", "PNG", "check_outputs", "replacing", "write_json", "write_outputs", "writing"]
+__all__ = [
+    "HTML",
+    "JSON",
+    "PARQUET",
+    "PNG",
+    "JsonObject",
+    "check_outputs",
+    "replacing",
+    "write_json",
+    "write_outputs",
+    "writing",
+]
+
+# An object of a JSON document.
+JsonObject = dict[str, Any]
 
 # The suffixes that tell the truth about what is written.
 HTML, JSON, PARQUET, PNG = (".html", ".htm"), (".json",), (".parquet", ".pq"), (".png",)
@@ -64,7 +78,7 @@ def writing(path: str | Path) -> Iterator[Path]:
         raise _unwritable(path, error) from error
 
 
-def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+def write_json(path: str | Path, content: object, indent: int | None = None) -> None:
     """Write JSON atomically; NaN and infinities are refused, since JSON has none.
 
     Raises:

@@ -108,9 +108,7 @@ def read_image(
         ConfigError: an unknown intensity policy, a channel that is neither one number nor three, or a limit below 1.
     """
     _check_intensity(intensity)
-    for name, value, least in (("max_pixels", max_pixels, 1), ("page", page, None)):
-        if value is not None and (type(value) is not int or (least is not None and value < least)):
-            raise ConfigError(f"{name} is {value!r}; give a whole number{' of at least 1' if least else ''}, or None.")
+    _check_whole(page, max_pixels)
     if not isinstance(path, str | os.PathLike):
         raise ImageError(
             f"read_image takes a path, got {type(path).__name__}: of bytes in memory give as_rgb(PIL.Image.open(...))."
@@ -118,12 +116,7 @@ def read_image(
     path = Path(path)
     head = _first_bytes(path)
     try:
-        pixels: NDArray[Any] | int | None = page
-        if head.startswith(TIFF_MAGICS):
-            pixels, channel = read_tiff(path, page, channel, max_pixels or _pillow_limit())
-        if not isinstance(pixels, np.ndarray):
-            with _allowing(max_pixels):
-                pixels = _read_pillow(path, pixels, head)
+        pixels, channel = _decoded(path, head, page, channel, max_pixels)
         return as_rgb(pixels, intensity=intensity, channel=channel)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
@@ -136,6 +129,19 @@ def read_image(
             f"{path} cannot be decoded ({type(error).__name__}: {error}). The file is damaged, incomplete or of a kind "
             "this library lacks: check that it opens in an image viewer, then copy or export it again as PNG or TIFF."
         ) from error
+
+
+def _decoded(
+    path: Path, head: bytes, page: int | None, channel: Channel | None, max_pixels: int | None
+) -> tuple[NDArray[Any], Channel | None]:
+    """Return a file's samples, and what of `channel` is still to be chosen."""
+    pixels: NDArray[Any] | int | None = page
+    if head.startswith(TIFF_MAGICS):
+        pixels, channel = read_tiff(path, page, channel, max_pixels or _pillow_limit())
+    if not isinstance(pixels, np.ndarray):
+        with _allowing(max_pixels):
+            pixels = _read_pillow(path, pixels, head)
+    return pixels, channel
 
 
 def write_png(path: str | os.PathLike[str], rgb: NDArray[np.uint8]) -> None:
@@ -162,6 +168,12 @@ def write_png(path: str | os.PathLike[str], rgb: NDArray[np.uint8]) -> None:
 def _check_intensity(intensity: str) -> None:
     if intensity not in INTENSITY_POLICIES:
         raise ConfigError(f"Unknown intensity policy {intensity!r}: choose one of {', '.join(INTENSITY_POLICIES)}.")
+
+
+def _check_whole(page: object, max_pixels: object) -> None:
+    for name, value, least in (("max_pixels", max_pixels, 1), ("page", page, None)):
+        if value is not None and (type(value) is not int or (least is not None and value < least)):
+            raise ConfigError(f"{name} is {value!r}; give a whole number{' of at least 1' if least else ''}, or None.")
 
 
 def _numeric(image: ArrayLike | Image.Image) -> NDArray[Any]:

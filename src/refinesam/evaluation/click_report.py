@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from refinesam.evaluation.metrics import SIZES, Size, bootstrap_interval, mean_or_none, size_of
 from refinesam.evaluation.report import Failure
+from refinesam.files import JsonObject
 
 __all__ = ["Click", "ClickEvaluation", "ClickRecord", "Stopped"]
 
@@ -83,7 +84,7 @@ class ClickEvaluation:
     failures: tuple[Failure, ...]
     encode_milliseconds: tuple[float, ...] = field(compare=False)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return plain Python values for JSON, None where there is nothing to average.
 
         By threshold: `noc`, the mean number of clicks (an object that never gets there counts with `max_clicks`), its
@@ -107,10 +108,10 @@ class ClickEvaluation:
             "objects_failed": sum(failure.objects for failure in self.failures),
         }
 
-    def _by_threshold(self, records: Sequence[ClickRecord]) -> dict[str, Any]:
+    def _by_threshold(self, records: Sequence[ClickRecord]) -> dict[str, JsonObject]:
         return {f"{threshold:g}": self._at(threshold, records) for threshold in self.thresholds}
 
-    def _at(self, threshold: float, records: Sequence[ClickRecord]) -> dict[str, Any]:
+    def _at(self, threshold: float, records: Sequence[ClickRecord]) -> JsonObject:
         counts: dict[int, list[float]] = defaultdict(list)
         never = []
         for record in records:
@@ -125,6 +126,6 @@ class ClickEvaluation:
             "never": fmean(never) if never else None,
         }
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return the records as plain Python values."""
         return [{**asdict(record), "size": record.size} for record in self.records]

@@ -73,10 +73,7 @@ def count_clicks(
         ConfigError: a number of clicks, thresholds or a limit that are none.
         DatasetError: the folder has no object.
     """
-    if not is_whole(max_clicks, at_least=1):
-        raise ConfigError(f"max_clicks is {max_clicks!r}; give a whole number of at least 1.")
-    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
-        raise ConfigError(f"thresholds are {thresholds!r}; give IoUs above 0 and at most 1, as (0.85, 0.9).")
+    _check_aim(max_clicks, thresholds)
     images = limited(folder.without_crowds().images, limit_images)
     run, capabilities = ImageRun(session, folder.damaged), session.capabilities
     feed_back = feed_back and capabilities.mask_prompt
@@ -95,6 +92,13 @@ def count_clicks(
         tuple(run.failures),
         tuple(run.encode_ms),
     )
+
+
+def _check_aim(max_clicks: object, thresholds: Sequence[float]) -> None:
+    if not is_whole(max_clicks, at_least=1):
+        raise ConfigError(f"max_clicks is {max_clicks!r}; give a whole number of at least 1.")
+    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
+        raise ConfigError(f"thresholds are {thresholds!r}; give IoUs above 0 and at most 1, as (0.85, 0.9).")
 
 
 def next_click(truth: NDArray[np.bool_], mask: NDArray[np.bool_], clicked: NDArray[np.bool_]) -> Click | None:

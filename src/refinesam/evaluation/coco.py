@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refinesam.errors import ConfigError
-from refinesam.evaluation.coco_documents import IoUType, read_ground_truth, read_results
-from refinesam.evaluation.matching import Backend, measured, recall_and_precision
+from refinesam.evaluation.coco_documents import Document, IoUType, Results, read_ground_truth, read_results
+from refinesam.evaluation.matching import Backend, measured, measured_by_area, recall_and_precision
 
-__all__ = ["CocoScores", "coco_scores"]
+__all__ = ["AveragePrecision", "CocoScores", "coco_scores", "precision_scores"]
 
 # Indices of IoU 0.50 and 0.75 among 0.50, 0.55, ..., 0.95.
 _AT_50: Final = 0
@@ -20,8 +22,8 @@ _AT_75: Final = 5
 
 
 @dataclass(frozen=True)
-class CocoScores:
-    """COCO's twelve numbers, between 0 and 1; None where no ground truth counts (pycocotools says -1).
+class AveragePrecision:
+    """What COCO and LVIS both measure, between 0 and 1; None where no ground truth counts (pycocotools says -1).
 
     Sizes are those of COCO: small below 32^2 pixels, large from 96^2 on (an object of exactly 32^2 or 96^2 counts in
     both, as in pycocotools).
@@ -33,6 +35,21 @@ class CocoScores:
         ap_small: of small objects.
         ap_medium: of medium objects.
         ap_large: of large objects.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+
+
+@dataclass(frozen=True)
+class CocoScores(AveragePrecision):
+    """COCO's twelve numbers.
+
+    Attributes:
         ar1: average recall with the first of `max_detections` an image and category, 1.
         ar10: with the second, 10.
         ar100: with the third, 100.
@@ -43,12 +60,6 @@ class CocoScores:
             categories were ignored.
     """
 
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
     ar1: float | None
     ar10: float | None
     ar100: float | None
@@ -59,8 +70,8 @@ class CocoScores:
 
 
 def coco_scores(
-    ground_truth: Mapping[str, Any] | str | Path,
-    results: Sequence[dict[str, Any]] | str | Path,
+    ground_truth: Document,
+    results: Results,
     *,
     iou_type: IoUType = "segm",
     max_detections: tuple[int, int, int] = (1, 10, 100),
@@ -94,17 +105,10 @@ def coco_scores(
     recall, precision = recall_and_precision(
         truth, detections, iou_type, max_detections, class_agnostic=class_agnostic, backend=backend
     )
-    # pycocotools' areas are all, small, medium, large.
-    ap, ap_small, ap_medium, ap_large = (measured(precision[:, :, :, area, -1]) for area in range(4))
-    ar100, ar_small, ar_medium, ar_large = (measured(recall[:, :, area, -1]) for area in range(4))
+    ar100, ar_small, ar_medium, ar_large = measured_by_area(recall)
     names = [] if class_agnostic else [_name(truth.categories, number) for number in sorted(truth.categories)]
     return CocoScores(
-        ap=ap,
-        ap50=measured(precision[_AT_50, :, :, 0, -1]),
-        ap75=measured(precision[_AT_75, :, :, 0, -1]),
-        ap_small=ap_small,
-        ap_medium=ap_medium,
-        ap_large=ap_large,
+        **precision_scores(precision),
         ar1=measured(recall[:, :, 0, 0]),
         ar10=measured(recall[:, :, 0, 1]),
         ar100=ar100,
@@ -113,6 +117,14 @@ def coco_scores(
         ar_large=ar_large,
         per_category={name: measured(precision[:, :, index, 0, -1]) for index, name in enumerate(names)},
     )
+
+
+def precision_scores(precision: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return the fields of `AveragePrecision` of a precision (T, R, K, A, M)."""
+    ap, ap_small, ap_medium, ap_large = measured_by_area(precision)
+    ap50, ap75 = (measured(precision[threshold, :, :, 0, -1]) for threshold in (_AT_50, _AT_75))
+    sizes = {"ap_small": ap_small, "ap_medium": ap_medium, "ap_large": ap_large}
+    return {"ap": ap, "ap50": ap50, "ap75": ap75, **sizes}
 
 
 def _name(categories: Mapping[int, str], number: int) -> str:

@@ -6,24 +6,31 @@ takes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, NotRequired, TypedDict, get_args
 
 from pycocotools import mask as coco_mask
 
 from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.dataset import categories_of, checked_lists, image_id_of, object_of
-from refinesam.evaluation.json_fields import ById, Damaged, bbox_of, field_of, is_number, read_json
+from refinesam.evaluation.json_fields import ById, Damaged, bbox_of, field_of, is_number, object_at, read_json
 from refinesam.evaluation.lvis_fields import check_listed, frequencies_of
+from refinesam.files import JsonObject
 from refinesam.masks import decode_segmentation
 from refinesam.rle import Rle, encode_rle, runs_from_compressed, shown
 
 __all__ = [
+    "CocoEntry",
+    "CocoResult",
+    "Document",
     "GroundTruth",
     "IoUType",
+    "Results",
     "checked_ground_truth",
+    "coco_result",
     "compressed",
     "load_document",
     "read_ground_truth",
@@ -33,6 +40,31 @@ __all__ = [
 ]
 
 IoUType = Literal["segm", "bbox"]
+# A COCO document, or COCO results, as callers give them: the content, not yet checked, or the path of its file.
+Document = Mapping[str, object] | str | Path
+Results = Sequence[Mapping[str, object]] | str | Path
+
+
+class CocoResult(TypedDict):
+    """A mask as COCO's results have it."""
+
+    image_id: int
+    category_id: int
+    segmentation: Rle
+    score: float
+
+
+class CocoEntry(TypedDict):
+    """A checked annotation or result, as pycocotools takes it: results have a score, masks or boxes may be left out."""
+
+    id: int
+    image_id: int
+    category_id: int
+    iscrowd: int
+    area: float
+    bbox: NotRequired[list[float]]
+    segmentation: NotRequired[Rle]
+    score: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -49,11 +81,17 @@ class GroundTruth:
 
     images: Mapping[int, tuple[int, int]]
     categories: Mapping[int, str]
-    annotations: Sequence[dict[str, Any]]
+    annotations: Sequence[CocoEntry]
     where: str
 
 
-def read_ground_truth(source: Mapping[str, Any] | str | Path, iou_type: IoUType) -> GroundTruth:
+def coco_result(image_id: int, category_id: int, mask: Rle, score: float) -> CocoResult:
+    """Return a mask as a COCO result; one that a broken model scores NaN, which JSON lacks, has score 0."""
+    score = score if math.isfinite(score) else 0.0
+    return {"image_id": image_id, "category_id": category_id, "segmentation": mask, "score": score}
+
+
+def read_ground_truth(source: Document, iou_type: IoUType) -> GroundTruth:
     """Check a COCO document.
 
     Args:
@@ -67,7 +105,7 @@ def read_ground_truth(source: Mapping[str, Any] | str | Path, iou_type: IoUType)
     return checked_ground_truth(*load_document(source), iou_type)
 
 
-def load_document(source: object) -> tuple[dict[str, Any], str]:
+def load_document(source: object) -> tuple[JsonObject, str]:
     """Return a COCO document's content and what messages call it; only its lists are known to be there.
 
     Args:
@@ -83,7 +121,7 @@ def load_document(source: object) -> tuple[dict[str, Any], str]:
 
 
 def checked_ground_truth(
-    content: dict[str, Any], where: str, iou_type: IoUType, damaged: Damaged | None = None, *, lvis: bool = False
+    content: JsonObject, where: str, iou_type: IoUType, damaged: Damaged | None = None, *, lvis: bool = False
 ) -> GroundTruth:
     """Check what `load_document` returned; see `read_ground_truth`.
 
@@ -101,7 +139,7 @@ def checked_ground_truth(
     """
     if iou_type not in get_args(IoUType):
         raise ConfigError(f"iou_type is {iou_type!r}; choose segm or bbox.")
-    images, broken = ById(), Damaged() if damaged is None else damaged
+    images, broken = ById[tuple[int, int]](), Damaged() if damaged is None else damaged
     categories = categories_of(content.get("categories", []), where, broken)
     if lvis:
         frequencies_of(content, where)
@@ -112,21 +150,22 @@ def checked_ground_truth(
                 check_listed(raw, place, categories)
             height, width = field_of(raw, "height", int, place), field_of(raw, "width", int, place)
             images.add((height, width), field_of(raw, "id", int, place), place)
-    seen, annotations = ById(), []
+    annotations = ById[CocoEntry]()
     for index, raw in enumerate(content["annotations"]):
         place = f"{where}: annotations[{index}]"
         with broken.isolated("annotations", index):
             annotation = _annotation(raw, place, images.values, categories, iou_type)
-            seen.add(annotation, annotation["id"], place)
-            annotations.append(annotation | {"id": index + 1})
+            annotations.add(annotation, annotation["id"], place)
+            annotation["id"] = index + 1
     if damaged is None:
         broken.check_none()
     # COCO's files name their categories; those of other tools may not.
-    named = categories or {annotation["category_id"]: str(annotation["category_id"]) for annotation in annotations}
-    return GroundTruth(images.values, named, annotations, where)
+    entries = list(annotations.values.values())
+    named = categories or {entry["category_id"]: str(entry["category_id"]) for entry in entries}
+    return GroundTruth(images.values, named, entries, where)
 
 
-def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) -> dict[str, Any]:
+def restricted(source: Document, images: Collection[int]) -> JsonObject:
     """Return a COCO document of some images only.
 
     Args:
@@ -138,7 +177,7 @@ def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) 
     """
     content, _ = load_document(source)
 
-    def stays(entry: Any, key: str) -> bool:
+    def stays(entry: object, key: str) -> bool:
         number = entry.get(key) if isinstance(entry, dict) else None
         return not isinstance(number, int) or number in images
 
@@ -149,7 +188,7 @@ def restricted(source: Mapping[str, Any] | str | Path, images: Collection[int]) 
     }
 
 
-def without_damaged(content: dict[str, Any], where: str = "the ground truth", *, lvis: bool = False) -> dict[str, Any]:
+def without_damaged(content: JsonObject, where: str = "the ground truth", *, lvis: bool = False) -> JsonObject:
     """Return a COCO document's content without the records that break the format of masks, and what refers to them.
 
     Raises:
@@ -169,13 +208,13 @@ def without_damaged(content: dict[str, Any], where: str = "the ground truth", *,
 
 
 def read_results(
-    source: Sequence[dict[str, Any]] | str | Path,
+    source: Results,
     truth: GroundTruth,
     iou_type: IoUType,
     *,
     class_agnostic: bool = False,
     damaged: Damaged | None = None,
-) -> list[dict[str, Any]]:
+) -> list[CocoEntry]:
     """Check COCO results and give each an id and an area.
 
     Args:
@@ -195,30 +234,43 @@ def read_results(
     where = f"{source}: results" if from_file else "results"
     if not isinstance(content, Sequence) or isinstance(content, str | bytes):
         raise DatasetError(f"{where} must be a list of COCO results, got {shown(content)}: see COCO's results format.")
-    results: list[dict[str, Any]] = []
+    results: list[CocoEntry] = []
     broken = Damaged() if damaged is None else damaged
     for index, raw in enumerate(content):
         with broken.isolated("results", index):
-            results.append({"id": index + 1, **_result(raw, f"{where}[{index}]", truth, iou_type, class_agnostic)})
+            results.append(_result(raw, index, f"{where}[{index}]", truth, iou_type, class_agnostic))
     if damaged is None or not results:
         broken.check_none()
     return results
 
 
-def _result(raw: Any, place: str, truth: GroundTruth, iou_type: IoUType, class_agnostic: bool) -> dict[str, Any]:
+def _result(
+    raw: object, index: int, place: str, truth: GroundTruth, iou_type: IoUType, class_agnostic: bool
+) -> CocoEntry:
     image_id = field_of(raw, "image_id", int, place)
     if image_id not in truth.images:
         raise DatasetError(
             f"{place}.image_id {image_id} is not the id of any image of {truth.where}: these are results for "
             "other images, or the image has to be added."
         )
-    result = {"image_id": image_id, "iscrowd": 0, "score": _score(raw, place)}
-    result["category_id"] = _category(raw, place, truth, class_agnostic)
+    score = field_of(raw, "score", (int, float), place)
+    if not is_number(score):
+        raise DatasetError(f"{place}.score must be a finite number, got {shown(score)}: leave such results out.")
+    result: CocoEntry = {
+        "id": index + 1,
+        "image_id": image_id,
+        "category_id": _category(raw, place, truth, class_agnostic),
+        "iscrowd": 0,
+        "score": float(score),
+        "area": 0.0,
+    }
     if iou_type == "segm":
-        rle = _mask_of(raw, place, truth.images[image_id])
-        return result | {"segmentation": rle, "area": float(coco_mask.area(rle))}
-    box = bbox_of(raw, place)
-    return result | {"bbox": list(box), "area": box[2] * box[3]}
+        result["segmentation"] = _mask_of(raw, place, truth.images[image_id])
+        result["area"] = float(coco_mask.area(result["segmentation"]))
+    else:
+        result["bbox"] = list(bbox_of(raw, place))
+        result["area"] = result["bbox"][2] * result["bbox"][3]
+    return result
 
 
 def compressed(segmentation: object, height: int, width: int) -> Rle:
@@ -239,12 +291,13 @@ def compressed(segmentation: object, height: int, width: int) -> Rle:
 
 
 def _annotation(
-    raw: Any, place: str, images: Mapping[int, tuple[int, int]], categories: Mapping[int, str], iou_type: IoUType
-) -> dict[str, Any]:
-    image_id = image_id_of(raw, place, images)
+    raw: object, place: str, images: Mapping[int, tuple[int, int]], categories: Mapping[int, str], iou_type: IoUType
+) -> CocoEntry:
+    entry = object_at(raw, place)
+    image_id = image_id_of(entry, place, images)
     # Boxes alone need no segmentation.
-    coco_object = object_of({"segmentation": []} | raw if iou_type == "bbox" else raw, place, categories)
-    annotation = {
+    coco_object = object_of({"segmentation": []} | entry if iou_type == "bbox" else entry, place, categories)
+    annotation: CocoEntry = {
         "id": coco_object.annotation_id,
         "image_id": image_id,
         "category_id": coco_object.category_id,
@@ -253,13 +306,13 @@ def _annotation(
         "iscrowd": int(coco_object.is_crowd),
     }
     if iou_type == "segm":
-        annotation["segmentation"] = _mask_of(raw, place, images[image_id])
-        if "area" not in raw:
+        annotation["segmentation"] = _mask_of(entry, place, images[image_id])
+        if "area" not in entry:
             annotation["area"] = float(coco_mask.area(annotation["segmentation"]))
     return annotation
 
 
-def _mask_of(raw: Any, place: str, image_hw: tuple[int, int]) -> Rle:
+def _mask_of(raw: object, place: str, image_hw: tuple[int, int]) -> Rle:
     segmentation = field_of(raw, "segmentation", (list, dict), place)
     try:
         return compressed(segmentation, *image_hw)
@@ -267,20 +320,14 @@ def _mask_of(raw: Any, place: str, image_hw: tuple[int, int]) -> Rle:
         raise DatasetError(f"{place}.segmentation: {error}") from error
 
 
-def _score(raw: Any, place: str) -> float:
-    score = field_of(raw, "score", (int, float), place)
-    if not is_number(score):
-        raise DatasetError(f"{place}.score must be a finite number, got {shown(score)}: leave such results out.")
-    return float(score)
-
-
-def _category(raw: Any, place: str, truth: GroundTruth, class_agnostic: bool) -> int:
+def _category(raw: object, place: str, truth: GroundTruth, class_agnostic: bool) -> int:
     if class_agnostic:
-        category = raw.get("category_id")
+        category = object_at(raw, place).get("category_id")
         # Known ones are kept: pycocotools breaks ties of the score by category.
-        known = isinstance(category, int) and category in truth.categories
-        return int(category) if known else next(iter(truth.categories), 1)
-    category_id: int = field_of(raw, "category_id", int, place)
+        if isinstance(category, int) and category in truth.categories:
+            return int(category)
+        return next(iter(truth.categories), 1)
+    category_id = field_of(raw, "category_id", int, place)
     if category_id not in truth.categories:
         raise DatasetError(
             f"{place}.category_id {category_id} is not the id of any category of {truth.where}: map the detector's "

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from refinesam.command_options import DeviceOption, FormatOption, ThreadsOption, WeightsOption, print_json
 from refinesam.errors import ConfigError
-from refinesam.files import HTML, JSON, PARQUET, check_outputs, write_json, write_outputs
+from refinesam.files import HTML, JSON, PARQUET, JsonObject, check_outputs, write_json, write_outputs
 from refinesam.threads import settle_threads
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class _Outputs:
 
     def write(
         self,
-        document: Callable[[bool], dict[str, Any]],
+        document: Callable[[bool], JsonObject],
         outcomes: Mapping[str, EvaluationOutcome],
         records: Evaluation | ClickEvaluation | None = None,
     ) -> None:
@@ -227,10 +227,10 @@ def _print(outcome: EvaluationOutcome) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], object]]:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     with Progress(console=errors, transient=True) as progress:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def on_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:

@@ -6,11 +6,20 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from refinesam.errors import DatasetError
-from refinesam.evaluation.json_fields import ById, Damaged, DamagedRecord, bbox_of, field_of, is_number, read_json
+from refinesam.evaluation.json_fields import (
+    ById,
+    Damaged,
+    DamagedRecord,
+    bbox_of,
+    field_of,
+    is_number,
+    object_at,
+    read_json,
+)
 from refinesam.evaluation.lvis_fields import check_listed, frequencies_of
+from refinesam.files import JsonObject
 from refinesam.rle import shown
 
 __all__ = [
@@ -34,7 +43,7 @@ class CocoObject:
 
     annotation_id: int
     category_id: int
-    segmentation: Any
+    segmentation: object
     bbox_xywh: tuple[float, float, float, float]
     area: float
     is_crowd: bool
@@ -96,24 +105,15 @@ def read_coco_folder(
     categories = categories_of(content.get("categories", []), str(annotations), damaged)
     if lvis:
         frequencies_of(content, str(annotations))
-    by_id, root = ById(), folder.resolve()
+    records, root = ById[CocoImage](), folder.resolve()
     for index, raw in enumerate(content["images"]):
         where = f"{annotations}: images[{index}]"
         with damaged.isolated("images", index):
             if lvis:
                 check_listed(raw, where, categories)
-            by_id.add(_image(raw, where, folder, root), field_of(raw, "id", int, where), where)
-    records: dict[int, CocoImage] = by_id.values
-    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in records}
-    annotated = ById()
-    for index, raw in enumerate(content["annotations"]):
-        where = f"{annotations}: annotations[{index}]"
-        with damaged.isolated("annotations", index):
-            image_id = image_id_of(raw, where, objects)
-            coco_object = object_of(raw, where, categories)
-            annotated.add(coco_object, coco_object.annotation_id, where)
-            objects[image_id].append(coco_object)
-    kept = [replace(records[number], objects=tuple(its)) for number, its in objects.items() if its or keep_empty]
+            records.add(_image(raw, where, folder, root), field_of(raw, "id", int, where), where)
+    objects = _objects_by_image(content["annotations"], str(annotations), records.values, categories, damaged)
+    kept = [replace(records.values[number], objects=tuple(its)) for number, its in objects.items() if its or keep_empty]
     if not kept:
         damaged.check_none()
     if damaged.records:
@@ -121,14 +121,29 @@ def read_coco_folder(
     return CocoFolder(tuple(kept), categories, tuple(damaged.records))
 
 
-def checked_lists(content: Any, where: str) -> dict[str, Any]:
+def _objects_by_image(
+    annotations: list[object], where: str, images: Collection[int], categories: Mapping[int, str], damaged: Damaged
+) -> dict[int, list[CocoObject]]:
+    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
+    annotated = ById[CocoObject]()
+    for index, raw in enumerate(annotations):
+        place = f"{where}: annotations[{index}]"
+        with damaged.isolated("annotations", index):
+            image_id = image_id_of(raw, place, objects)
+            coco_object = object_of(raw, place, categories)
+            annotated.add(coco_object, coco_object.annotation_id, place)
+            objects[image_id].append(coco_object)
+    return objects
+
+
+def checked_lists(content: object, where: str) -> JsonObject:
     """Return a COCO document's content, or raise DatasetError unless it holds the lists that every one holds."""
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         raise DatasetError(f"{where} needs the lists 'images' and 'annotations' at its top, as COCO has them.")
     return content
 
 
-def categories_of(raw: Any, where: str, damaged: Damaged | None = None) -> Mapping[int, str]:
+def categories_of(raw: object, where: str, damaged: Damaged | None = None) -> Mapping[int, str]:
     """Read a document's list of categories: names by id, the id itself where there is no name.
 
     Args:
@@ -141,7 +156,7 @@ def categories_of(raw: Any, where: str, damaged: Damaged | None = None) -> Mappi
     """
     if not isinstance(raw, list):
         raise DatasetError(f"{where}: categories must be a list of objects with id and name, got {shown(raw)}.")
-    names, broken = ById(), Damaged() if damaged is None else damaged
+    names, broken = ById[str](), Damaged() if damaged is None else damaged
     for index, category in enumerate(raw):
         place = f"{where}: categories[{index}]"
         with broken.isolated("categories", index):
@@ -153,15 +168,15 @@ def categories_of(raw: Any, where: str, damaged: Damaged | None = None) -> Mappi
     return names.values
 
 
-def image_id_of(raw: Any, where: str, known: Collection[int]) -> int:
+def image_id_of(raw: object, where: str, known: Collection[int]) -> int:
     """Return an annotation's image_id; DatasetError unless it is the id of a known image."""
-    image_id: int = field_of(raw, "image_id", int, where)
+    image_id = field_of(raw, "image_id", int, where)
     if image_id not in known:
         raise DatasetError(f"{where}.image_id {image_id} is not the id of any of 'images': add it or remove this.")
     return image_id
 
 
-def object_of(raw: Any, where: str, categories: Mapping[int, str]) -> CocoObject:
+def object_of(raw: object, where: str, categories: Mapping[int, str]) -> CocoObject:
     """Check one annotation.
 
     Raises:
@@ -169,10 +184,11 @@ def object_of(raw: Any, where: str, categories: Mapping[int, str]) -> CocoObject
     """
     segmentation = field_of(raw, "segmentation", (list, dict), where)
     x, y, w, h = bbox_of(raw, where)
-    area = raw.get("area", w * h)
+    entry = object_at(raw, where)
+    area = entry.get("area", w * h)
     if not is_number(area) or area < 0:
         raise DatasetError(f"{where}.area must be a finite number of pixels, 0 or more, got {shown(area)}.")
-    is_crowd = raw.get("iscrowd", 0)
+    is_crowd = entry.get("iscrowd", 0)
     if not isinstance(is_crowd, int) or is_crowd not in (0, 1):
         raise DatasetError(f"{where}.iscrowd must be 0 or 1, got {shown(is_crowd)}.")
     annotation_id = field_of(raw, "id", int, where)
@@ -184,17 +200,15 @@ def object_of(raw: Any, where: str, categories: Mapping[int, str]) -> CocoObject
     return CocoObject(annotation_id, category_id, segmentation, (x, y, w, h), float(area), bool(is_crowd))
 
 
-def _file_name(raw: Any, where: str, folder: Path) -> str:
-    name: str
+def _file_name(raw: object, where: str, folder: Path) -> str:
     if isinstance(raw, dict) and "file_name" not in raw and isinstance(raw.get("coco_url"), str):
         rest, _, name = raw["coco_url"].rpartition("/")
         split = rest.rpartition("/")[2]
         return f"{split}/{name}" if split and (folder / split).is_dir() else name
-    name = field_of(raw, "file_name", str, where)
-    return name
+    return field_of(raw, "file_name", str, where)
 
 
-def _image(raw: Any, where: str, folder: Path, root: Path) -> CocoImage:
+def _image(raw: object, where: str, folder: Path, root: Path) -> CocoImage:
     """Check one image; `root` is the folder with its symbolic links resolved."""
     name = _file_name(raw, where, folder)
     path = folder / name

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from refinesam.evaluation.calibration import calibration
+from refinesam.evaluation.calibration import Calibration, calibration
 from refinesam.evaluation.charts import bar_chart, curve, histogram, reliability_diagram
 from refinesam.evaluation.click_report import ClickEvaluation
 from refinesam.evaluation.gallery import galleries
@@ -16,7 +15,7 @@ from refinesam.evaluation.mask_ap import MaskAP
 from refinesam.evaluation.proposals import ProposalScores
 from refinesam.evaluation.report import Evaluation, Failure
 from refinesam.evaluation.running import EvaluationOutcome
-from refinesam.files import writing
+from refinesam.files import JsonObject, writing
 
 __all__ = ["write_html"]
 
@@ -77,7 +76,6 @@ def _outcome(outcome: EvaluationOutcome) -> str:
 
 def _evaluation(evaluation: Evaluation) -> Iterable[str]:
     summary = evaluation.summary()
-    refined = [record.refined for record in evaluation.records if record.refined is not None]
     settings = {} if evaluation.refine is None else asdict(evaluation.refine)
     amr = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     yield (
@@ -110,25 +108,22 @@ def _evaluation(evaluation: Evaluation) -> Iterable[str]:
         ],
         "mIoU by category",
     )
-    series = {"first mask": "miou", **({"with AMR": "miou_refined"} if refined else {})}
-    plots = [
-        bar_chart(
-            {size: {name: mean[key] for name, key in series.items()} for size, mean in summary["per_size"].items()},
-            "mIoU by size",
-            "mIoU",
-        ),
-        histogram(evaluation.ious(), "IoU of the first mask", "IoU", limits=(0.0, 1.0)),
-        reliability_diagram(_calibrations(evaluation), "Predicted against true IoU"),
-    ]
-    if refined:
-        changes = [record.refined.iou - record.iou for record in evaluation.records if record.refined is not None]
-        plots.append(
-            histogram(changes, "Change of IoU by AMR", "IoU with AMR - IoU of the first mask", limits=(-1, 1), bins=41)
-        )
-    yield f'<div class="plots">{"".join(plots)}</div>'
+    yield f'<div class="plots">{"".join(_plots(evaluation, summary))}</div>'
 
 
-def _calibrations(evaluation: Evaluation) -> dict[str, Any]:
+def _plots(evaluation: Evaluation, summary: JsonObject) -> Iterable[str]:
+    changes = [record.refined.iou - record.iou for record in evaluation.records if record.refined is not None]
+    series = {"first mask": "miou", **({"with AMR": "miou_refined"} if changes else {})}
+    by_size = {size: {name: mean[key] for name, key in series.items()} for size, mean in summary["per_size"].items()}
+    yield bar_chart(by_size, "mIoU by size", "mIoU")
+    yield histogram(evaluation.ious(), "IoU of the first mask", "IoU", limits=(0.0, 1.0))
+    yield reliability_diagram(_calibrations(evaluation), "Predicted against true IoU")
+    if changes:
+        label = "IoU with AMR - IoU of the first mask"
+        yield histogram(changes, "Change of IoU by AMR", label, limits=(-1, 1), bins=41)
+
+
+def _calibrations(evaluation: Evaluation) -> dict[str, Calibration]:
     calibrations = {"first mask": evaluation.calibration()}
     refined = [record.refined for record in evaluation.records if record.refined is not None]
     if refined:

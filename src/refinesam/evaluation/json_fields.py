@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from refinesam.errors import DatasetError
+from refinesam.files import JsonObject
 from refinesam.rle import shown
 
-__all__ = ["ById", "Damaged", "DamagedRecord", "bbox_of", "field_of", "is_number", "read_json"]
+__all__ = ["ById", "Damaged", "DamagedRecord", "bbox_of", "field_of", "is_number", "object_at", "read_json"]
 
+T = TypeVar("T")
 
 # Damaged records that one error names.
 NAMED = 20
@@ -63,14 +65,14 @@ class Damaged:
         return f"{len(self.records)} damaged records: {'; '.join(named)}"
 
 
-class ById:
+class ById(Generic[T]):
     """Values by their ids, none of which may occur twice."""
 
     def __init__(self) -> None:
-        self.values: dict[int, Any] = {}
+        self.values: dict[int, T] = {}
         self._places: dict[int, str] = {}
 
-    def add(self, value: Any, number: int, where: str) -> None:
+    def add(self, value: T, number: int, where: str) -> None:
         """Keep a value; raise DatasetError if its id was seen before."""
         if number in self.values:
             raise DatasetError(
@@ -97,7 +99,14 @@ def read_json(path: Path) -> Any:
         raise DatasetError(f"{path} is not JSON: {error}. Give a COCO JSON file.") from error
 
 
-def field_of(raw: Any, key: str, kind: type[Any] | tuple[type[Any], ...], where: str) -> Any:
+def object_at(raw: object, where: str) -> JsonObject:
+    """Return a JSON object; DatasetError, which starts with its place, where it is none."""
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{where} must be an object, got {type(raw).__name__}: see COCO's format.")
+    return raw
+
+
+def field_of(raw: object, key: str, kind: type[T] | tuple[type[T], ...], where: str) -> T:
     """Return a field of a JSON object.
 
     Args:
@@ -109,17 +118,16 @@ def field_of(raw: Any, key: str, kind: type[Any] | tuple[type[Any], ...], where:
     Raises:
         DatasetError: no object, no such field, or a value of another kind.
     """
-    if not isinstance(raw, dict):
-        raise DatasetError(f"{where} must be an object, got {type(raw).__name__}: see COCO's format.")
-    value = raw.get(key)
+    entry = object_at(raw, where)
+    value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        got = shown(value) if key in raw else "nothing"
+        got = shown(value) if key in entry else "nothing"
         raise DatasetError(f"{where}.{key} must be {wanted}, got {got}: see COCO's format.")
     return value
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a number that a float can hold; NaN, infinity and booleans are none."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -127,7 +135,7 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def bbox_of(raw: Any, where: str) -> tuple[float, float, float, float]:
+def bbox_of(raw: object, where: str) -> tuple[float, float, float, float]:
     """Return the field `bbox` of a JSON object: x, y, width, height in pixels.
 
     Raises:

@@ -9,37 +9,31 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
 
 from refinesam.errors import ConfigError
+from refinesam.evaluation.coco import AveragePrecision, precision_scores
 from refinesam.evaluation.coco_documents import (
+    CocoEntry,
+    Document,
     GroundTruth,
     IoUType,
+    Results,
     checked_ground_truth,
     load_document,
     read_results,
 )
 from refinesam.evaluation.lvis_fields import FREQUENCIES, ListName, frequencies_of, listed_categories
-from refinesam.evaluation.matching import Backend, measured, recall_and_precision
+from refinesam.evaluation.matching import Backend, measured, measured_by_area, recall_and_precision
+from refinesam.files import JsonObject
 
 __all__ = ["LvisScores", "lvis_scores"]
 
-_AT_50: Final = 0
-_AT_75: Final = 5
-
 
 @dataclass(frozen=True)
-class LvisScores:
-    """LVIS' numbers, between 0 and 1; None where no ground truth counts.
+class LvisScores(AveragePrecision):
+    """LVIS' numbers.
 
     Attributes:
-        ap: average precision, mean over IoU 0.50, 0.55, ..., 0.95 and categories.
-        ap50: at IoU 0.50.
-        ap75: at IoU 0.75.
-        ap_small: of small objects, below 32^2 pixels.
-        ap_medium: of medium objects.
-        ap_large: of large objects, from 96^2 pixels on.
         ap_rare: of categories shown by fewer than 10 training images.
         ap_common: of categories shown by 10 to 99 training images.
         ap_frequent: of categories shown by 100 training images or more.
@@ -50,12 +44,6 @@ class LvisScores:
         per_category: `ap` by the category's id.
     """
 
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
     ap_rare: float | None
     ap_common: float | None
     ap_frequent: float | None
@@ -67,8 +55,8 @@ class LvisScores:
 
 
 def lvis_scores(
-    ground_truth: Mapping[str, Any] | str | Path,
-    results: Sequence[dict[str, Any]] | str | Path,
+    ground_truth: Document,
+    results: Results,
     *,
     iou_type: IoUType = "segm",
     max_detections: int = 300,
@@ -103,21 +91,13 @@ def lvis_scores(
     recall, precision = recall_and_precision(
         truth, detections, iou_type, [max_detections], not_exhaustive=not_exhaustive, backend=backend
     )
-    ap, ap_small, ap_medium, ap_large = (measured(precision[:, :, :, area, 0]) for area in range(4))
-    ar, ar_small, ar_medium, ar_large = (measured(recall[:, :, area, 0]) for area in range(4))
+    ar, ar_small, ar_medium, ar_large = measured_by_area(recall)
     numbers = sorted(truth.categories)
     groups = [[k for k, number in enumerate(numbers) if frequency_of[number] == letter] for letter in FREQUENCIES]
-    ap_rare, ap_common, ap_frequent = (measured(precision[:, :, group, 0, 0]) for group in groups)
+    by_frequency = (measured(precision[:, :, group, 0, 0]) for group in groups)
     return LvisScores(
-        ap=ap,
-        ap50=measured(precision[_AT_50, :, :, 0, 0]),
-        ap75=measured(precision[_AT_75, :, :, 0, 0]),
-        ap_small=ap_small,
-        ap_medium=ap_medium,
-        ap_large=ap_large,
-        ap_rare=ap_rare,
-        ap_common=ap_common,
-        ap_frequent=ap_frequent,
+        **precision_scores(precision),
+        **dict(zip(("ap_rare", "ap_common", "ap_frequent"), by_frequency, strict=True)),
         ar=ar,
         ar_small=ar_small,
         ar_medium=ar_medium,
@@ -126,9 +106,7 @@ def lvis_scores(
     )
 
 
-def _listed(
-    content: Mapping[str, Any], where: str, categories: Mapping[int, str], key: ListName
-) -> dict[int, frozenset[int]]:
+def _listed(content: JsonObject, where: str, categories: Mapping[int, str], key: ListName) -> dict[int, frozenset[int]]:
     """Return by image id the categories that LVIS lists under a key of each image."""
     return {
         image["id"]: listed_categories(image, key, f"{where}: images[{index}]", categories)
@@ -137,10 +115,10 @@ def _listed(
 
 
 def _counting(
-    detections: Sequence[dict[str, Any]], truth: GroundTruth, absent: Mapping[int, frozenset[int]], most: int
-) -> list[dict[str, Any]]:
+    detections: Sequence[CocoEntry], truth: GroundTruth, absent: Mapping[int, frozenset[int]], most: int
+) -> list[CocoEntry]:
     """Return the detections that count: the best of each image, then those of categories known for it."""
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    by_image: dict[int, list[CocoEntry]] = defaultdict(list)
     for detection in detections:
         by_image[detection["image_id"]].append(detection)
     shown_in: dict[int, set[int]] = defaultdict(set)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Final, Literal
+from collections.abc import Collection
+from typing import Final, Literal
 
 from refinesam.errors import DatasetError
 from refinesam.evaluation.json_fields import field_of
+from refinesam.files import JsonObject
 from refinesam.rle import shown
 
 __all__ = ["FREQUENCIES", "ListName", "check_listed", "frequencies_of", "listed_categories"]
@@ -18,7 +19,7 @@ FREQUENCIES: Final = ("r", "c", "f")
 ListName = Literal["neg_category_ids", "not_exhaustive_category_ids"]
 
 
-def frequencies_of(content: Mapping[str, Any], where: str) -> dict[int, str]:
+def frequencies_of(content: JsonObject, where: str) -> dict[int, str]:
     """Return the frequencies of a document's categories by id, each one of `FREQUENCIES`.
 
     Raises:
@@ -36,7 +37,7 @@ def frequencies_of(content: Mapping[str, Any], where: str) -> dict[int, str]:
     return frequencies
 
 
-def listed_categories(image: Any, key: ListName, where: str, categories: Collection[int]) -> frozenset[int]:
+def listed_categories(image: object, key: ListName, where: str, categories: Collection[int]) -> frozenset[int]:
     """Return the category ids that an image record lists under a key.
 
     Args:
@@ -55,7 +56,7 @@ def listed_categories(image: Any, key: ListName, where: str, categories: Collect
     return frozenset(numbers)
 
 
-def check_listed(image: Any, where: str, categories: Collection[int]) -> None:
+def check_listed(image: object, where: str, categories: Collection[int]) -> None:
     """Raise DatasetError unless both lists of an image record are sound."""
     listed_categories(image, "neg_category_ids", where, categories)
     listed_categories(image, "not_exhaustive_category_ids", where, categories)

@@ -7,24 +7,32 @@ model turns each box into a mask that keeps the detector's class and score.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError, DatasetError
-from refinesam.evaluation.coco import CocoScores, coco_scores
-from refinesam.evaluation.coco_documents import GroundTruth, read_results, restricted
+from refinesam.evaluation.coco import AveragePrecision, coco_scores
+from refinesam.evaluation.coco_documents import (
+    CocoEntry,
+    CocoResult,
+    Document,
+    GroundTruth,
+    Results,
+    coco_result,
+    read_results,
+    restricted,
+)
 from refinesam.evaluation.dataset import CocoFolder
 from refinesam.evaluation.image_run import ImageRun, OnImage, PromptableImage, PromptableSession, is_whole, limited
 from refinesam.evaluation.json_fields import Damaged
-from refinesam.evaluation.lvis import LvisScores, lvis_scores
+from refinesam.evaluation.lvis import lvis_scores
 from refinesam.evaluation.matching import Backend
 from refinesam.evaluation.protocols import Choice, check_choice, chosen, only
 from refinesam.evaluation.report import Evaluation, Failure
+from refinesam.files import JsonObject
 from refinesam.masks import encode_rle
-from refinesam.rle import Rle
 from refinesam.types import Prompt
 
 __all__ = ["MaskAP", "SegmentedDetections", "evaluation_ap", "mask_ap", "segment_detections"]
@@ -42,8 +50,8 @@ class SegmentedDetections:
         encode_milliseconds: one per image.
     """
 
-    first: tuple[dict[str, Any], ...]
-    refined: tuple[dict[str, Any], ...] | None
+    first: tuple[CocoResult, ...]
+    refined: tuple[CocoResult, ...] | None
     images: frozenset[int]
     failures: tuple[Failure, ...]
     encode_milliseconds: tuple[float, ...] = field(compare=False)
@@ -63,11 +71,11 @@ class MaskAP:
 
     prompts: str
     images: int
-    first: CocoScores | LvisScores
-    refined: CocoScores | LvisScores | None
+    first: AveragePrecision
+    refined: AveragePrecision | None
     failures: tuple[Failure, ...] = ()
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return plain Python values for JSON."""
         return asdict(self)
 
@@ -75,7 +83,7 @@ class MaskAP:
 def segment_detections(
     session: PromptableSession,
     folder: CocoFolder,
-    detections: Sequence[dict[str, Any]] | str | Path,
+    detections: Results,
     *,
     refine: AMRConfig | None = None,
     choose: Choice = "box",
@@ -103,24 +111,18 @@ def segment_detections(
     check_choice(choose, has_box=True)
     if not is_whole(most_boxes, at_least=1):
         raise ConfigError(f"most_boxes is {most_boxes!r}; give a whole number of at least 1.")
-    known = {image.image_id: (image.height, image.width) for image in folder.images}
-    truth = GroundTruth(known, folder.categories, (), "the annotations")
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     damaged = Damaged()
-    for detection in read_results(detections, truth, "bbox", damaged=damaged):
-        by_image[detection["image_id"]].append(detection)
+    by_image = _best_by_image(detections, folder, most_boxes, damaged)
     images = limited(folder.images, limit_images)
     run = ImageRun(session, [*folder.damaged, *damaged.records])
-    first: list[dict[str, Any]] = []
-    refined: list[dict[str, Any]] = []
+    first: list[CocoResult] = []
+    refined: list[CocoResult] = []
     for image, encoded in run.encoded(images, on_image):
-        best = sorted(by_image[image.image_id], key=lambda detection: detection["score"], reverse=True)[:most_boxes]
-        for detection in best:
+        for detection in by_image.get(image.image_id, ()):
             with run.isolated(image, what=f"results[{detection['id'] - 1}]"):
-                mask, after = _masks(encoded, detection["bbox"], refine, choose)
-                first.append(_result(detection, mask))
-                if after is not None:
-                    refined.append(_result(detection, after))
+                before, after = _masks(encoded, detection, refine, choose)
+                first.append(before)
+                refined += [] if after is None else [after]
     return SegmentedDetections(
         tuple(first),
         tuple(refined) if refine is not None else None,
@@ -130,9 +132,22 @@ def segment_detections(
     )
 
 
+def _best_by_image(detections: Results, folder: CocoFolder, most: int, damaged: Damaged) -> dict[int, list[CocoEntry]]:
+    """Return each image's boxes with the best scores, best first."""
+    known = {image.image_id: (image.height, image.width) for image in folder.images}
+    truth = GroundTruth(known, folder.categories, (), "the annotations")
+    by_image: dict[int, list[CocoEntry]] = defaultdict(list)
+    for detection in read_results(detections, truth, "bbox", damaged=damaged):
+        by_image[detection["image_id"]].append(detection)
+    return {
+        image_id: sorted(of_image, key=lambda detection: detection["score"], reverse=True)[:most]
+        for image_id, of_image in by_image.items()
+    }
+
+
 def mask_ap(
     segmented: SegmentedDetections,
-    annotations: Mapping[str, Any] | str | Path,
+    annotations: Document,
     *,
     prompts: str = "detections",
     lvis: bool = False,
@@ -159,7 +174,7 @@ def mask_ap(
 
 def evaluation_ap(
     evaluation: Evaluation,
-    annotations: Mapping[str, Any] | str | Path,
+    annotations: Document,
     *,
     lvis: bool = False,
     backend: Backend = "pycocotools",
@@ -197,21 +212,15 @@ def evaluation_ap(
 
 
 def _masks(
-    encoded: PromptableImage, bbox: Sequence[float], refine: AMRConfig | None, choose: Choice
-) -> tuple[Rle, Rle | None]:
-    x, y, width, height = bbox
+    encoded: PromptableImage, detection: CocoEntry, refine: AMRConfig | None, choose: Choice
+) -> tuple[CocoResult, CocoResult | None]:
+    x, y, width, height = detection["bbox"]
     prediction = encoded.predict(Prompt(box=[x, y, x + width, y + height]))
     index = chosen(prediction, choose)
-    after = None if refine is None else encode_rle(encoded.refine(only(prediction, index), refine).mask)
-    return encode_rle(prediction.masks[index]), after
+    after = None if refine is None else encoded.refine(only(prediction, index), refine).mask
+    result = partial(coco_result, detection["image_id"], detection["category_id"], score=detection["score"])
+    return result(encode_rle(prediction.masks[index])), None if after is None else result(encode_rle(after))
 
 
-def _result(detection: Mapping[str, Any], mask: Rle) -> dict[str, Any]:
-    kept = {key: detection[key] for key in ("image_id", "category_id", "score")}
-    return {**kept, "segmentation": dict(mask)}
-
-
-def _scores(
-    document: Mapping[str, Any], results: Sequence[dict[str, Any]], lvis: bool, backend: Backend
-) -> CocoScores | LvisScores:
+def _scores(document: JsonObject, results: Sequence[CocoResult], lvis: bool, backend: Backend) -> AveragePrecision:
     return (lvis_scores if lvis else coco_scores)(document, results, backend=backend)

@@ -7,6 +7,7 @@ import io
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,9 +16,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from refinesam.errors import ConfigError, MissingExtraError
-from refinesam.evaluation.coco_documents import GroundTruth, IoUType
+from refinesam.evaluation.coco_documents import CocoEntry, GroundTruth, IoUType
+from refinesam.files import JsonObject
 
-__all__ = ["Backend", "check_backend", "measured", "recall_and_precision"]
+__all__ = ["Backend", "check_backend", "measured", "measured_by_area", "recall_and_precision"]
 
 Backend = Literal["pycocotools", "faster"]
 # By image, the categories of which not every object is annotated.
@@ -29,7 +31,7 @@ _quiet_lock = threading.Lock()
 
 def recall_and_precision(
     truth: GroundTruth,
-    detections: Sequence[dict[str, Any]],
+    detections: Sequence[CocoEntry],
     iou_type: IoUType,
     max_detections: Sequence[int],
     *,
@@ -70,7 +72,7 @@ def recall_and_precision(
     return evaluation.eval["recall"], evaluation.eval["precision"]
 
 
-def check_backend(backend: str) -> Any:
+def check_backend(backend: str) -> ModuleType:
     """Return the module that counts; ConfigError for an unknown one, MissingExtraError for one not installed."""
     if backend not in get_args(Backend):
         raise ConfigError(f"backend is {backend!r}; choose one of {', '.join(get_args(Backend))}.")
@@ -88,6 +90,14 @@ def measured(values: NDArray[np.float64]) -> float | None:
     return float(known.mean()) if known.size else None
 
 
+def measured_by_area(values: NDArray[np.float64]) -> list[float | None]:
+    """Return the means for all, small, medium and large objects of recall (T, K, A, M) or precision (T, R, K, A, M).
+
+    Those count that were made with most detections.
+    """
+    return [measured(values[..., area, -1]) for area in range(4)]
+
+
 class _FederatedEval(COCOeval):  # type: ignore[misc]  # pycocotools has no types
     """COCO's evaluation with LVIS' rule on categories that were not annotated exhaustively (Gupta et al. 2019)."""
 
@@ -102,8 +112,8 @@ class _FederatedEval(COCOeval):  # type: ignore[misc]  # pycocotools has no type
 
 
 def _with_pycocotools(
-    truth: GroundTruth, detections: Sequence[dict[str, Any]], iou_type: IoUType, not_exhaustive: NotExhaustive
-) -> Any:
+    truth: GroundTruth, detections: Sequence[CocoEntry], iou_type: IoUType, not_exhaustive: NotExhaustive
+) -> COCOeval:
     indexed = []
     for entries in (truth.annotations, detections):
         coco = COCO()
@@ -116,8 +126,8 @@ def _with_pycocotools(
 
 
 def _with_faster(
-    truth: GroundTruth, detections: Sequence[dict[str, Any]], iou_type: IoUType, not_exhaustive: NotExhaustive
-) -> Any:
+    truth: GroundTruth, detections: Sequence[CocoEntry], iou_type: IoUType, not_exhaustive: NotExhaustive
+) -> COCOeval:
     faster_coco_eval = check_backend("faster")
     document = _document(truth, truth.annotations)
     if not_exhaustive:
@@ -136,7 +146,7 @@ def _with_faster(
     return faster_coco_eval.COCOeval_faster(*indexed, iou_type, lvis_style=bool(not_exhaustive))
 
 
-def _document(truth: GroundTruth, annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _document(truth: GroundTruth, annotations: Sequence[CocoEntry]) -> JsonObject:
     return {
         "images": [{"id": number, "height": hw[0], "width": hw[1]} for number, hw in truth.images.items()],
         "categories": [{"id": number, "name": name} for number, name in truth.categories.items()],

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from rich.table import Table
 
 from refinesam.amr import AMRConfig
 from refinesam.errors import DatasetError, WeightsError
-from refinesam.evaluation.coco import CocoScores
+from refinesam.evaluation.coco import AveragePrecision
 from refinesam.evaluation.dataset import read_coco_folder
-from refinesam.evaluation.lvis import LvisScores
 from refinesam.evaluation.protocols import PromptProtocol
 from refinesam.evaluation.running import EvaluableSession, EvaluationOutcome, EvaluationRequest, OnProgress, run_request
+from refinesam.files import JsonObject
 from refinesam.registry import entry_named, find_entry, status
 
 __all__ = [
@@ -159,15 +159,7 @@ def measure_paper_table(
     Raises:
         DatasetError: nothing can be run, the message names everything that is missing; or the evaluation's own.
     """
-    lacking = missing_weights(paper)
-    missing = [f"{model}: {what}" for model, what in lacking.items()]
-    able = [model for model in paper.weights if model not in lacking]
-    if not annotations.is_file() or not images.is_dir():
-        able = []
-        missing.append(
-            "COCO val2017: give --annotations instances_val2017.json and --images val2017, unpacked from "
-            f"annotations_trainval2017.zip and val2017.zip (got {annotations} and {images})."
-        )
+    able, missing = _able(paper, annotations, images)
     if not able:
         raise DatasetError("Nothing of the table can be run. " + " ".join(missing))
     for sentence in missing:
@@ -189,6 +181,19 @@ def measure_paper_table(
     return measured
 
 
+def _able(paper: PaperTable, annotations: Path, images: Path) -> tuple[list[str], list[str]]:
+    """Return the models that can be measured, and what is missing, a sentence each."""
+    lacking = missing_weights(paper)
+    missing = [f"{model}: {what}" for model, what in lacking.items()]
+    if annotations.is_file() and images.is_dir():
+        return [model for model in paper.weights if model not in lacking], missing
+    missing.append(
+        "COCO val2017: give --annotations instances_val2017.json and --images val2017, unpacked from "
+        f"annotations_trainval2017.zip and val2017.zip (got {annotations} and {images})."
+    )
+    return [], missing
+
+
 def printed_paper_table(paper: PaperTable, measured: Sequence[Measured]) -> Table:
     """Return a table of what was published and what was measured, in percent."""
     table = Table(title=paper.title, title_justify="left")
@@ -207,7 +212,7 @@ def printed_paper_table(paper: PaperTable, measured: Sequence[Measured]) -> Tabl
     return table
 
 
-def paper_table_document(paper: PaperTable, measured: Sequence[Measured]) -> dict[str, Any]:
+def paper_table_document(paper: PaperTable, measured: Sequence[Measured]) -> JsonObject:
     """Return plain Python values for JSON: the table, and what is behind each of its measured rows."""
     models = [
         {
@@ -227,13 +232,13 @@ def paper_table_document(paper: PaperTable, measured: Sequence[Measured]) -> dic
 
 def _rows(outcome: EvaluationOutcome) -> dict[str, tuple[float | None, ...]]:
     assert outcome.evaluation is not None and outcome.ap is not None, "the request asks for both"
-    summary: dict[str, Any] = outcome.evaluation.summary()
+    summary = outcome.evaluation.summary()
     rows = {"measured": _row(summary["miou"], outcome.ap.first)}
     if outcome.ap.refined is not None:
         rows["measured with AMR"] = _row(summary["miou_refined"], outcome.ap.refined)
     return rows
 
 
-def _row(miou: float | None, scores: CocoScores | LvisScores) -> tuple[float | None, ...]:
+def _row(miou: float | None, scores: AveragePrecision) -> tuple[float | None, ...]:
     numbers = (miou, scores.ap, scores.ap_large, scores.ap_medium, scores.ap_small)
     return tuple(None if number is None else 100 * number for number in numbers)

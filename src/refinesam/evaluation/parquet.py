@@ -10,7 +10,7 @@ from typing import Any, Final
 from refinesam.errors import DatasetError, MissingExtraError
 from refinesam.evaluation.click_report import ClickEvaluation
 from refinesam.evaluation.report import Evaluation, without_nan
-from refinesam.files import writing
+from refinesam.files import JsonObject, writing
 
 __all__ = ["arrow_modules", "write_parquet"]
 
@@ -93,10 +93,10 @@ def write_parquet(evaluation: Evaluation | ClickEvaluation, path: str | Path) ->
         parquet.write_table(table, temporary, compression="zstd")
 
 
-def _prompted(evaluation: Evaluation) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def _prompted(evaluation: Evaluation) -> tuple[dict[str, str], list[JsonObject]]:
     rows = []
     for record in evaluation.records:
-        row: dict[str, Any] = {name: getattr(record, name) for name in _PROMPTED if hasattr(record, name)}
+        row: JsonObject = {name: getattr(record, name) for name in _PROMPTED if hasattr(record, name)}
         row |= {
             "protocol": evaluation.protocol,
             "seed": evaluation.seed,
@@ -119,11 +119,11 @@ def _prompted(evaluation: Evaluation) -> tuple[dict[str, str], list[dict[str, An
     return _PROMPTED, rows
 
 
-def _clicked(evaluation: ClickEvaluation) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def _clicked(evaluation: ClickEvaluation) -> tuple[dict[str, str], list[JsonObject]]:
     reached = {f"clicks_to_{threshold:g}": threshold for threshold in evaluation.thresholds}
     rows = []
     for record in evaluation.records:
-        row: dict[str, Any] = {name: getattr(record, name) for name in _CLICKED if hasattr(record, name)}
+        row: JsonObject = {name: getattr(record, name) for name in _CLICKED if hasattr(record, name)}
         row |= {
             "protocol": "noc",
             "category": evaluation.categories.get(record.category_id),

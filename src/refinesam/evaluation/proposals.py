@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-from refinesam.evaluation.coco_documents import IoUType, read_ground_truth, read_results
+from refinesam.evaluation.coco_documents import (
+    CocoResult,
+    Document,
+    IoUType,
+    Results,
+    coco_result,
+    read_ground_truth,
+    read_results,
+)
 from refinesam.evaluation.dataset import CocoFolder
 from refinesam.evaluation.image_run import ImageRun, OnImage, PromptableSession, limited
 from refinesam.evaluation.matching import Backend, measured, recall_and_precision
 from refinesam.evaluation.report import Failure
+from refinesam.files import JsonObject
 from refinesam.masks import encode_rle
 from refinesam.types import Prediction
 
@@ -52,7 +58,7 @@ class ProposalScores:
     ar1000_medium: float | None
     ar1000_large: float | None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return plain Python values for JSON."""
         return asdict(self)
 
@@ -68,15 +74,15 @@ class Proposals:
         encode_milliseconds: one per image.
     """
 
-    results: tuple[dict[str, Any], ...]
+    results: tuple[CocoResult, ...]
     images: frozenset[int]
     failures: tuple[Failure, ...]
     encode_milliseconds: tuple[float, ...] = field(compare=False)
 
 
 def proposal_scores(
-    ground_truth: Mapping[str, Any] | str | Path,
-    results: Sequence[dict[str, Any]] | str | Path,
+    ground_truth: Document,
+    results: Results,
     *,
     iou_type: IoUType = "segm",
     backend: Backend = "pycocotools",
@@ -108,7 +114,7 @@ def propose(
     *,
     limit_images: int | None = None,
     on_image: OnImage | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Proposals:
     """Segment everything in every image of a folder.
 
@@ -125,25 +131,15 @@ def propose(
     """
     images = limited(folder.images, limit_images)
     run = ImageRun(session, folder.damaged)
-    results: list[dict[str, Any]] = []
+    results: list[CocoResult] = []
     settings = RECALL_SETTINGS | settings
     for image, encoded in run.encoded(images, on_image):
         with run.isolated(image):
-            predictions = session.segment_everything(encoded, **settings)
-            results += [_result(image.image_id, prediction) for prediction in predictions]
+            for prediction in session.segment_everything(encoded, **settings):
+                results.append(coco_result(image.image_id, 1, encode_rle(prediction.mask), prediction.score))
     return Proposals(
         tuple(results),
         frozenset(image.image_id for image in images) - run.unread,
         tuple(run.failures),
         tuple(run.encode_ms),
     )
-
-
-def _result(image_id: int, prediction: Prediction) -> dict[str, Any]:
-    score = prediction.score if math.isfinite(prediction.score) else 0.0
-    return {
-        "image_id": image_id,
-        "category_id": 1,
-        "segmentation": dict(encode_rle(prediction.mask)),
-        "score": score,
-    }

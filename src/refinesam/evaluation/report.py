@@ -12,6 +12,7 @@ from typing import Any
 from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError, DatasetError
 from refinesam.evaluation.calibration import Calibration, calibration
+from refinesam.evaluation.coco_documents import CocoResult, coco_result
 from refinesam.evaluation.metrics import (
     SIZES,
     MeanIoU,
@@ -21,6 +22,7 @@ from refinesam.evaluation.metrics import (
     paired_change,
     size_of,
 )
+from refinesam.files import JsonObject
 from refinesam.rle import Rle
 
 __all__ = ["Evaluation", "Failure", "ObjectRecord", "RefinedRecord", "mean_over_sources"]
@@ -142,7 +144,7 @@ class Evaluation:
     failures: tuple[Failure, ...]
     encode_milliseconds: tuple[float, ...] = field(compare=False)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return plain Python values for JSON, None where there is nothing to average.
 
         Means run over objects. Intervals are 95 % bootstrap intervals over images. `change` is refined - baseline of
@@ -188,7 +190,7 @@ class Evaluation:
         """Return the chosen masks' IoUs."""
         return [record.iou for record in self.records]
 
-    def _per_category(self) -> list[dict[str, Any]]:
+    def _per_category(self) -> list[JsonObject]:
         groups: dict[int, list[ObjectRecord]] = defaultdict(list)
         for record in self.records:
             groups[record.category_id].append(record)
@@ -197,7 +199,7 @@ class Evaluation:
             for number in sorted(groups)
         ]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return the records as plain Python values, without the masks."""
         rows = []
         for record in self.records:
@@ -207,7 +209,7 @@ class Evaluation:
             rows.append(row)
         return rows
 
-    def coco_results(self, *, refined: bool = False) -> list[dict[str, Any]]:
+    def coco_results(self, *, refined: bool = False) -> list[CocoResult]:
         """Return the kept masks as COCO results, scored by predicted IoU (0 where a broken model predicts NaN).
 
         Args:
@@ -223,18 +225,11 @@ class Evaluation:
                 mask, score = (record.refined.mask, record.refined.predicted_iou) if record.refined else (None, 0.0)
             if mask is None:
                 raise ConfigError("There are no masks to make results of: evaluate with keep_masks (and with refine).")
-            results.append(
-                {
-                    "image_id": record.image_id,
-                    "category_id": record.category_id,
-                    "segmentation": dict(mask),
-                    "score": score if math.isfinite(score) else 0.0,
-                }
-            )
+            results.append(coco_result(record.image_id, record.category_id, mask, score))
         return results
 
 
-def mean_over_sources(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def mean_over_sources(evaluations: Mapping[str, Evaluation]) -> JsonObject:
     """Return means over sources, every source counting the same however many objects it has.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from refinesam.amr import AMRConfig
 from refinesam.errors import ConfigError
@@ -20,6 +20,7 @@ from refinesam.evaluation.matching import Backend, check_backend
 from refinesam.evaluation.proposals import ProposalScores, ProposingSession, proposal_scores, propose
 from refinesam.evaluation.protocols import Choice, PromptProtocol, evaluate
 from refinesam.evaluation.report import Evaluation, without_nan
+from refinesam.files import JsonObject
 
 __all__ = ["EvaluableSession", "EvaluationOutcome", "EvaluationRequest", "run_request"]
 
@@ -95,13 +96,13 @@ class EvaluationOutcome:
     ap: MaskAP | None = None
     proposals: ProposalScores | None = None
 
-    def document(self, *, records: bool = True) -> dict[str, Any]:
+    def document(self, *, records: bool = True) -> JsonObject:
         """Return plain Python values for JSON: {"summary", "records"}, and "ap" and "proposals" where measured.
 
         Args:
             records: with one entry an object.
         """
-        content: dict[str, Any] = {}
+        content: JsonObject = {}
         for measured in (self.evaluation, self.clicks):
             if measured is not None:
                 content |= {"summary": measured.summary()} | ({"records": measured.rows()} if records else {})
@@ -156,7 +157,7 @@ class _Run:
     on_progress: OnProgress | None
 
     @cached_property
-    def truth(self) -> dict[str, Any]:
+    def truth(self) -> JsonObject:
         """The ground truth that can be scored."""
         return without_damaged(*load_document(self.request.annotations), lvis=self.request.lvis)
 

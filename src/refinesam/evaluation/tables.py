@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Any
 
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from refinesam.evaluation.lvis import LvisScores
 from refinesam.evaluation.mask_ap import MaskAP
 from refinesam.evaluation.proposals import ProposalScores
 from refinesam.evaluation.report import Evaluation, Failure
+from refinesam.files import JsonObject
 
 __all__ = ["ap_table", "click_table", "failure_tables", "proposal_table", "summary_tables"]
 
@@ -26,7 +26,7 @@ def summary_tables(evaluation: Evaluation) -> Iterable[Table]:
     overall = Table(title=f"mIoU, protocol {summary['protocol']}", title_justify="left")
     for heading in ("", "objects", "first mask", *(("with AMR",) if refined else ()), "best of the masks"):
         overall.add_column(heading, justify="right" if heading else "left")
-    rows: list[tuple[str, Mapping[str, Any]]] = [("all", summary), *summary["per_size"].items()]
+    rows: list[tuple[str, JsonObject]] = [("all", summary), *summary["per_size"].items()]
     for name, values in rows:
         cells = [values["miou"], *((values["miou_refined"],) if refined else ()), values["miou_oracle"]]
         overall.add_row(name, str(values["objects"]), *map(_number, cells))
