@@ -256,6 +256,18 @@ def test_encode_refuses_what_is_no_image(image: object) -> None:
         Session(FloodModel()).encode(image)
 
 
+def test_a_refined_prediction_keeps_the_masks_to_choose_between() -> None:
+    encoded = Session(FloodModel(mask_prompt=True)).encode(patches())
+    first = encoded.predict(Prompt(points=[[3, 4]]))
+    kept = encoded.refine(first)
+    assert kept.first is None and len(kept.candidates) == len(first.candidates)
+    better = dataclasses.replace(first, iou_predictions=first.iou_predictions / 2)
+    refined = encoded.refine(better, AMRConfig.named("paper"))
+    assert refined.refinement is not None and refined.refinement.kept == "refined"
+    assert refined.first is better
+    assert {one.mask.sum() for one in first.candidates} <= {one.mask.sum() for one in refined.candidates}
+
+
 def test_refine_reports_and_never_lowers_the_score() -> None:
     encoded = Session(FloodModel()).encode(patches())
     prediction = encoded.predict(Prompt(points=[[3, 4]]))

@@ -120,3 +120,50 @@ def test_predicted_ious_are_ious_and_keep_their_order() -> None:
     assert prediction(iou_predictions=np.array([0.5, 1, 0], np.float32)).iou_predictions.tolist() == [0.5, 1, 0]
     broken = prediction(iou_predictions=np.array([np.inf, 1.5, np.nan], np.float32)).iou_predictions
     assert np.isnan(broken[[0, 2]]).all() and broken[1] == 1
+
+
+def squares(*sides: int, size: int = 20) -> np.ndarray:
+    masks = np.zeros((len(sides), size, size), bool)
+    for mask, side in zip(masks, sides, strict=True):
+        mask[:side, :side] = True
+    return masks
+
+
+def nested(*sides: int, scores: tuple[float, ...], **changes: object) -> Prediction:
+    logits = np.arange(len(sides), dtype=np.float32)[:, None, None].repeat(2, 1).repeat(2, 2)
+    return prediction(
+        masks=squares(*sides), iou_predictions=np.array(scores, np.float32), low_res_logits=logits, **changes
+    )
+
+
+def shown(made: Prediction) -> list[tuple[int, float]]:
+    return [(int(one.mask.sum()), pytest.approx(one.score)) for one in made.candidates]
+
+
+def test_candidates_are_ordered_by_area_with_their_own_scores_and_logits() -> None:
+    made = nested(16, 4, 8, scores=(0.3, 0.5, 0.9))
+    assert shown(made) == [(16, 0.5), (64, 0.9), (256, 0.3)]
+    assert [one.logits[0, 0] for one in made.candidates] == [1, 2, 0]
+    assert all(one.masks.shape == (1, 20, 20) and one.prompt is made.prompt for one in made.candidates)
+
+
+def test_candidates_leave_out_what_is_empty_and_of_near_duplicates_the_lower_score() -> None:
+    # 19 squared is 0.9025 of 20 squared, 18 squared 0.8975 of 19 squared.
+    assert shown(nested(20, 19, 0, scores=(0.5, 0.6, 0.9))) == [(361, 0.6)]
+    assert shown(nested(19, 18, scores=(0.5, 0.6))) == [(324, 0.6), (361, 0.5)]
+    assert nested(0, 0, scores=(0.5, 0.6)).candidates == ()
+
+
+@pytest.mark.parametrize("scores", [(0.5, 0.5), (np.nan, 0.5), (0.5, np.nan)])
+def test_the_mask_itself_is_a_candidate_whatever_the_scores(scores: tuple[float, float]) -> None:
+    made = nested(20, 19, scores=scores)
+    assert [one.mask.sum() for one in made.candidates] == [made.mask.sum()]
+
+
+def test_the_first_answers_other_masks_stay_candidates_of_what_was_refined() -> None:
+    first = nested(4, 8, 16, scores=(0.5, 0.6, 0.4))
+    refined = nested(9, scores=(0.7,), first=first).with_refinement(report())
+    assert shown(refined) == [(16, 0.5), (64, 0.6), (81, 0.7), (256, 0.4)]
+    assert [one.refinement is not None for one in refined.candidates] == [False, False, True, False]
+    twice = nested(9, scores=(0.8,), first=refined)
+    assert shown(twice) == [(16, 0.5), (64, 0.6), (81, 0.8), (256, 0.4)]

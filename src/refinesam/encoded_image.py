@@ -6,7 +6,7 @@ Numpy only: the model is known as a protocol, so a server or a test can bring it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -180,7 +180,8 @@ class EncodedImage:
             config: how; None means the default.
 
         Returns:
-            The better of the first mask and the refined one; `.refinement` says what was seen and done.
+            The better of the first mask and the refined one; `.refinement` says what was seen and done, and
+            `.candidates` still has the first answer's other masks.
 
         Raises:
             PromptError: the prediction is of another image.
@@ -190,7 +191,7 @@ class EncodedImage:
         if max_points is not None and not self.model.capabilities.negative_points:
             # Negative clicks are decoded apart and take none of the model's slots.
             max_points += len(prediction.prompt.negative_points)
-        return amr.refine(
+        refined = amr.refine(
             prediction,
             self.predict,
             config,
@@ -198,6 +199,7 @@ class EncodedImage:
             mask_prompt=self.model.capabilities.mask_prompt,
             zoom=None if self.pixels is None else self._zoomed,
         )
+        return refined if refined.masks is prediction.masks else replace(refined, first=prediction)
 
     def _check_own(self, prediction: Prediction) -> None:
         if not isinstance(prediction, Prediction):

@@ -25,6 +25,7 @@ from refinesam.arrays import (
     points_and_labels,
     read_only,
 )
+from refinesam.candidates import distinct
 from refinesam.errors import PromptError
 
 __all__ = ["BoolArray", "Capabilities", "FloatArray", "OnProgress", "Prediction", "Prompt", "RefinementReport"]
@@ -236,6 +237,8 @@ class Prediction:
             decoded as objects of their own and taken away in logit space: all of them by a model that was not
             trained on them, else those that the model ignored.
         image_key: of the image that it was made on, "" where that is not known.
+        first: the prediction that was refined, where refinement replaced its masks; its other masks are still
+            `candidates`.
     """
 
     masks: BoolArray
@@ -245,6 +248,7 @@ class Prediction:
     refinement: RefinementReport | None = None
     negatives: NegativeAnswer = "none"
     image_key: str = ""
+    first: Prediction | None = None
 
     def __post_init__(self) -> None:
         """Keep arrays that nothing can be written to, and IoUs that are some."""
@@ -274,6 +278,34 @@ class Prediction:
     def logits(self) -> FloatArray:
         """(h, w) float32, low-resolution logits of `mask`."""
         return np.asarray(self.low_res_logits[self.best])
+
+    @property
+    def candidates(self) -> tuple[Prediction, ...]:
+        """What the prompt may mean, the smallest area first: a part, the object, a group of objects.
+
+        Each is a prediction of one mask, of this prediction or of the `first` one, to be used in place of this one.
+        Masks without a pixel are left out, and of masks that agree by an IoU above 0.9 the one with the higher
+        predicted IoU stays. `mask` is among them, unless it is empty.
+        """
+        others: list[Prediction] = []
+        source: Prediction | None = self
+        while source is not None:
+            others += [source._only(index) for index in range(len(source.masks))]
+            source = source.first
+        others.sort(key=lambda one: -np.nan_to_num(one.score, nan=-1))
+        found = [self._only(self.best), *others]  # a second time it is a duplicate
+        return tuple(found[index] for index in distinct([one.mask for one in found]))
+
+    def _only(self, index: int) -> Prediction:
+        """Return one of the masks as a prediction of its own."""
+        chosen = slice(index, index + 1)
+        return replace(
+            self,
+            masks=self.masks[chosen],
+            iou_predictions=self.iou_predictions[chosen],
+            low_res_logits=self.low_res_logits[chosen],
+            first=None,
+        )
 
     def with_refinement(self, report: RefinementReport) -> Prediction:
         """Return the same masks with a refinement report attached."""
