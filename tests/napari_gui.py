@@ -90,7 +90,7 @@ class Gui:
         QApplication.processEvents()
 
     def key(self, text: str, modifiers: str = "") -> None:
-        key = getattr(Qt.Key, f"Key_{text.upper()}")
+        key = getattr(Qt.Key, f"Key_{text.upper() if len(text) == 1 else text}")
         QTest.keyClick(self.canvas.native, key, MODIFIERS[modifiers])
         QApplication.processEvents()
 

@@ -112,11 +112,11 @@ class Controller(QObject):
                 if found is None:
                     late.append(replace(request, prompts=prompts[plane], refine=refined))
                 else:
-                    masks[plane] = found.mask if refined else found.first
-                    scores.append(found.score if refined else found.first_score)
+                    masks[plane], score = found.shown(before=not refined)
+                    scores.append(score)
             object_id = workspace.document.editing or workspace.next_id()
-            score = scores[-1] if scores else None
-            change = workspace.commit(object_id, MappingProxyType(prompts), masks, options.overwrite, score)
+            last = scores[-1] if scores else None
+            change = workspace.commit(object_id, MappingProxyType(prompts), masks, options.overwrite, last)
         except Exception as error:
             self.tasks.tell_error(error)
             return False
@@ -154,6 +154,22 @@ class Controller(QObject):
                 self.tasks.tell(f"Object {object_id} was not added. {reason} Undo brings its prompts back.")
 
         self.tasks.enqueue(run, deliver)
+
+    def step_candidate(self, step: int) -> None:
+        """Take the next larger (+1) or smaller (-1) of the masks that the prompts in view may mean, round and round."""
+        workspace, plane, found = self.workspace, self.view.plane, self.predictions.current
+        if workspace is None or plane is None or found is None:
+            self.tasks.tell("Nothing to choose from: click on an object, or draw a box around it, first.")
+            return
+        offered = found.offered(self.predictions.options.show_first)
+        index, count = offered.index(found.request.prompts.candidate), len(offered.masks)
+        if not count or (count == 1 and index is not None):
+            self.tasks.tell("There is nothing else that these prompts may mean: add a click.")
+            return
+        index = (0 if step > 0 else count - 1) if index is None else (index + step) % count
+        workspace.choose(plane, index, f"choose mask {index + 1} of {count}")
+        self.predictions.after_step()
+        self.tasks.tell(f"Candidate {index + 1} of {count} by size, predicted IoU {offered.scores[index]:.2f}.")
 
     def discard(self) -> None:
         """Drop the prompts in hand."""

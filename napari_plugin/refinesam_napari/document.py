@@ -38,12 +38,15 @@ class PlanePrompts:
         crop: what the model saw when it answered, None until it did. Kept, because the same prompts on another crop
             can give another mask.
         refine: whether the answer went through Adaptive Mask Refinement.
+        candidate: which of the masks that the answer offers was chosen, from 0, the smallest; None for the model's own
+            choice.
     """
 
     points: tuple[Point, ...] = ()
     box: tuple[float, float, float, float] | None = None
     crop: Crop | None = None
     refine: bool = False
+    candidate: int | None = None
 
     @property
     def names_an_object(self) -> bool:
@@ -52,6 +55,12 @@ class PlanePrompts:
 
     def __bool__(self) -> bool:
         return bool(self.points) or self.box is not None
+
+    def after(self, before: PlanePrompts) -> PlanePrompts:
+        """Return new prompts with what stays of those before: what the model saw, and a choice if they are the same."""
+        same = (self.points, self.box) == (before.points, before.box)
+        candidate = before.candidate if same else self.candidate
+        return replace(self, crop=before.crop, refine=before.refine, candidate=candidate)
 
 
 PromptsByPlane = Mapping[Plane, PlanePrompts]

@@ -43,15 +43,17 @@ class Editing:
     def edit_draft(self, name: str, prompts: Mapping[Plane, PlanePrompts]) -> bool:
         """Replace the draft's prompts; False if they are the same."""
         old = self.document.draft
-        # What the model saw stays with the prompts of an object that is edited.
-        merged = {
-            plane: replace(new, crop=old[plane].crop, refine=old[plane].refine) if plane in old else new
-            for plane, new in prompts.items()
-        }
+        merged = {plane: new.after(old[plane]) if plane in old else new for plane, new in prompts.items()}
         if merged == dict(old):
             return False
         self.history.do(name, replace(self.document, draft=MappingProxyType(merged)))
         return True
+
+    def choose(self, plane: Plane, candidate: int, name: str) -> None:
+        """Choose one of the masks that the draft's prompts in a plane may mean."""
+        draft = self.document.draft
+        chosen = MappingProxyType({**draft, plane: replace(draft[plane], candidate=candidate)})
+        self.history.do(name, replace(self.document, draft=chosen))
 
     def next_id(self) -> int:
         """Return the next id that no object has."""

@@ -19,6 +19,7 @@ from refinesam_napari.geometry import Crop, Plane, PlaneMask
 from refinesam_napari.images import CropReader, ImageSnapshot
 
 __all__ = [
+    "Candidates",
     "Model",
     "PlanePrediction",
     "PredictionRequest",
@@ -107,6 +108,33 @@ class PredictionRequest:
 
 
 @dataclass(frozen=True, eq=False)
+class Candidates:
+    """What prompts may mean: masks of different extent, the smallest first.
+
+    Attributes:
+        masks: in the plane, none of them empty.
+        scores: predicted IoU of each.
+        own: index of the one that the model chooses, None where that is empty.
+    """
+
+    masks: tuple[PlaneMask, ...] = ()
+    scores: tuple[float, ...] = ()
+    own: int | None = None
+
+    @classmethod
+    def of(cls, prediction: Prediction, crop: Crop) -> Candidates:
+        """Return the candidates of a prediction for a crop."""
+        found = prediction.candidates
+        own = [index for index, one in enumerate(found) if np.array_equal(one.mask, prediction.mask)]
+        masks = tuple(mask_from_prediction(one, crop) for one in found)
+        return cls(masks, tuple(one.score for one in found), own[0] if own else None)
+
+    def index(self, choice: int | None) -> int | None:
+        """Return which one a choice means: None is the model's own, one beyond the largest is that."""
+        return self.own if choice is None or not self.masks else min(choice, len(self.masks) - 1)
+
+
+@dataclass(frozen=True, eq=False)
 class PlanePrediction:
     """The masks for a request.
 
@@ -117,6 +145,8 @@ class PlanePrediction:
         refined, refined_score: with refinement; the same as the first where that was kept; None without it.
         report: of the refinement; its points are the crop's pixels, `report_points` has them in the plane.
         negatives: how negative clicks were met, see `refinesam.Prediction`.
+        candidates, first_candidates: what to choose from, with refinement and before it; the request's prompts say
+            which was chosen.
     """
 
     request: PredictionRequest
@@ -127,16 +157,42 @@ class PlanePrediction:
     refined_score: float | None = None
     report: RefinementReport | None = None
     negatives: str = "none"
+    candidates: Candidates = Candidates()
+    first_candidates: Candidates = Candidates()
 
     @property
     def mask(self) -> PlaneMask:
-        """The refined mask where there is one, else the first."""
-        return self.refined or self.first
+        """The chosen mask, by default the refined one where there is one, else the first."""
+        return self.shown()[0]
 
     @property
     def score(self) -> float:
         """Predicted IoU of `mask`."""
-        return self.first_score if self.refined_score is None else self.refined_score
+        return self.shown()[1]
+
+    def shown(self, before: bool = False) -> tuple[PlaneMask, float]:
+        """Return the chosen mask, with refinement or before it, and its predicted IoU."""
+        offered, choice = self.offered(before), self.request.prompts.candidate
+        if choice is not None and (index := offered.index(choice)) is not None:
+            return offered.masks[index], offered.scores[index]
+        if before or self.refined is None:
+            return self.first, self.first_score
+        return self.refined, self.first_score if self.refined_score is None else self.refined_score
+
+    def offered(self, before: bool = False) -> Candidates:
+        """Return what there is to choose from, with refinement or before it."""
+        return self.first_candidates if before or self.refined is None else self.candidates
+
+    def is_refined(self, before: bool = False) -> bool:
+        """Whether what is shown went through refinement: what the model did not choose itself did not."""
+        offered = self.offered(before)
+        return not before and self.report is not None and offered.index(self.request.prompts.candidate) == offered.own
+
+    def choosing(self, candidate: int | None) -> PlanePrediction:
+        """Return it with another choice."""
+        if candidate == self.request.prompts.candidate:
+            return self
+        return replace(self, request=replace(self.request, prompts=replace(self.request.prompts, candidate=candidate)))
 
     def told(self) -> str:
         """Return what refinement came to, in plain words; "" without it."""
@@ -218,7 +274,15 @@ def predict(
     if overtaken():
         return None
     first = encoded.predict(prompt_from_plane(request.prompts, crop))
-    plain = PlanePrediction(request, crop, mask_from_prediction(first, crop), first.score, negatives=first.negatives)
+    offered = Candidates.of(first, crop)
+    plain = PlanePrediction(
+        request,
+        crop,
+        mask_from_prediction(first, crop),
+        first.score,
+        negatives=first.negatives,
+        first_candidates=offered,
+    )
     if not request.refine or overtaken():
         return plain
     # Every click waits for this, so nothing is encoded again. A decode more goes unnoticed, so it is asked always:
@@ -229,4 +293,5 @@ def predict(
         refined=mask_from_prediction(refined, crop),
         refined_score=refined.score,
         report=refined.refinement,
+        candidates=offered if refined.masks is first.masks else Candidates.of(refined, crop),
     )

@@ -42,6 +42,8 @@ KEYS: dict[str, tuple[str, Callable[[Controller], object]]] = {
     "U": ("draw a box; again: back to points", _use_boxes),
     "G": ("refinement of the outline on or off", _toggle_refine),
     "H": ("look at the mask before refinement, and back", _toggle_first),
+    ".": ("the next larger mask that the prompts may mean", lambda controller: controller.step_candidate(+1)),
+    ",": ("the next smaller one", lambda controller: controller.step_candidate(-1)),
     "J": ("edit the previous object", lambda controller: controller.step_object(-1)),
     "K": ("edit the next object", lambda controller: controller.step_object(+1)),
     "Control-Z": ("undo", Controller.undo),

@@ -16,7 +16,7 @@ from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, combo, confidence, form, row, show, words
 from refinesam_napari.crops import CROP_MODES
 from refinesam_napari.images import INTENSITIES
-from refinesam_napari.inference import Model
+from refinesam_napari.inference import Candidates, Model
 from refinesam_napari.predictions import EMBEDDINGS_FOLDER
 
 if TYPE_CHECKING:
@@ -162,12 +162,16 @@ class PromptPanel(Panel):
         self.refine = CheckBox(value=predictions.options.refine, text="refine the outline  [G]")
         self.first = CheckBox(text="before refinement  [H]")
         tip = "What refinement measured and decided: κ counts the parts, Q says how compact it is"
+        tip = (
+            "A part, the object, a group: take the next larger mask that the prompts may mean (comma: the next smaller)"
+        )
+        self.other = self.button("Other candidate  [.]", tip, lambda: controller.step_candidate(+1))
         self.details = CheckBox(text="details", tooltip=tip)
         self.told = words()
         self.told.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self._tools = row(self.positive, self.negative, self.box)
         self._masks = row(self.refine, self.first)
-        self.fill(self._tools, self._masks, self.told, self.details)
+        self.fill(self._tools, self._masks, self.other, self.told, self.details)
         self.on_change(lambda on: predictions.use_options(refine=on), self.refine)
         self.on_change(lambda on: predictions.use_options(show_first=on), self.first)
         self.on_change(lambda on: self.update_shown(), self.details)
@@ -179,19 +183,29 @@ class PromptPanel(Panel):
         show(self.first, options.show_first)
         self.first.enabled = options.refine
         self.setEnabled(self.controller.view.plane is not None)
+        self.other.enabled = found is not None and len(found.offered(options.show_first).masks) > 1
         if found is None:
             self.told.value = "Click on an object, or draw a box around it."
             return
-        mask = found.first if options.show_first else found.mask
-        score = found.first_score if options.show_first else found.score
+        mask, score = found.shown(options.show_first)
         lines = [f"{mask.area:,} pixels, {confidence(score)}"]
-        if found.told() and not options.show_first:
+        if candidates := _candidates(found.offered(options.show_first), found.request.prompts.candidate):
+            lines.append(candidates)
+        if found.is_refined(options.show_first):
             lines.append(found.told())
         if found.negatives == "subtracted":
             lines.append("What lies under the clicks off the object was taken away.")
         if self.details.value:
             lines.append(found.details())
         self.told.value = "\n".join(lines)
+
+
+def _candidates(offered: Candidates, choice: int | None) -> str:
+    """Say which mask of how many is shown, and the scores of all, by size; "" where there is no choice."""
+    if len(offered.masks) < 2 or (index := offered.index(choice)) is None:
+        return ""
+    scores = (f"{'▸' if at == index else ''}{score:.2f}" for at, score in enumerate(offered.scores))
+    return f"Candidate {index + 1} of {len(offered.masks)} by size, predicted IoU {' · '.join(scores)}"
 
 
 class ObjectsPanel(Panel):

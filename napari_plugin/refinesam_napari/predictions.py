@@ -168,10 +168,10 @@ class Predictions(QObject):
         if workspace is None or plane is None or prompts is None or not prompts.names_an_object:
             preview.hide()
         elif (found := self.current) is not None:
-            first = self.options.show_first or found.report is None
-            mask = workspace.previewed(plane, found.first if first else found.mask)
-            points = [] if first else found.report_points
-            preview.show(workspace.image, plane, mask, "first" if first else "refined", points, self._view.channel)
+            mask = workspace.previewed(plane, found.shown(self.options.show_first)[0])
+            refined = found.is_refined(self.options.show_first)
+            points = found.report_points if refined else []
+            preview.show(workspace.image, plane, mask, "refined" if refined else "first", points, self._view.channel)
         else:
             self._ask(workspace, self.request_for(plane, prompts))
         self._workspaces.changed.emit()
@@ -211,7 +211,7 @@ class Predictions(QObject):
             if found is not None and generation == workspace.generation:
                 workspace.keep(found)
                 self.arrived.emit()
-                if self._workspaces.current is workspace and self.current is found:
+                if self._workspaces.current is workspace and self.current is not None:
                     self.refresh()
         self._tasks.finished.emit()
 

@@ -2,7 +2,7 @@
 
 ::
 
-    {"format": "refinesam-napari", "version": 2, "image": {...}, "settings": {...}, "editing": 3,
+    {"format": "refinesam-napari", "version": 3, "image": {...}, "settings": {...}, "editing": 3,
      "draft":   [{"plane": {...}, "prompts": {...}}, ...],
      "objects": [{"id": 3, "origin": "prompts", "score": 0.9, "planes": [...],
                   "corrections": [{"plane": {...}, "added": {"y0": 10, "x0": 20, "rle": ...}, "erased": {...}}, ...],
@@ -32,9 +32,9 @@ from refinesam_napari.geometry import FREE, Plane, PlaneMask
 
 __all__ = ["SavedSession", "read_image_description", "read_session", "write_session"]
 
-FORMAT, VERSION = "refinesam-napari", 2
-# Before version 2 nothing was known of what was painted by hand.
-READ_VERSIONS = (1, 2)
+FORMAT, VERSION = "refinesam-napari", 3
+# Before version 2 nothing was known of what was painted by hand, before 3 nothing of a choice between masks.
+READ_VERSIONS = (1, 2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,6 +313,9 @@ def _prompts(
         crop = entry.prompts.crop
         if crop is not None and (crop.step < 1 or crop.x0 >= crop.x1 or crop.y0 >= crop.y1):
             raise DatasetError(f"prompts: {crop} is empty; it needs x0 < x1, y0 < y1 and a step of 1 or more")
+        candidate = entry.prompts.candidate
+        if candidate is not None and candidate < 0:
+            raise DatasetError(f"prompts: candidate is {candidate}; masks to choose from are counted from 0")
         prompts[entry.plane] = entry.prompts
     return prompts
 

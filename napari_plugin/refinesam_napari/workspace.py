@@ -47,7 +47,9 @@ class Workspace(Editing):
     def prediction_for(self, plane: Plane, refine: bool) -> PlanePrediction | None:
         """Return the prediction for the draft's prompts in a plane, None if there is none yet."""
         prompts = self.document.draft.get(plane)
-        return None if prompts is None else self._predictions.get(_question(plane, prompts, refine))
+        if prompts is None or (found := self._predictions.get(_question(plane, prompts, refine))) is None:
+            return None
+        return found.choosing(prompts.candidate)
 
     def keep(self, prediction: PlanePrediction) -> None:
         """Remember a prediction, and what the model saw for it."""
