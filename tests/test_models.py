@@ -23,6 +23,7 @@ from refinesam.models.sam_image_encoder import (
     attend_with_wide_queries,
     resize_rel_pos,
 )
+from refinesam.models.transformer import CrossAttention
 
 PARITY = Path(__file__).parent / "parity"
 RELEASED = ["efficientsam_ti", "efficientsam_s", "mobile_sam", "sam_vit_b"]
@@ -474,3 +475,18 @@ def test_drawn_affinity_is_the_cosine() -> None:
     for found, (x, y) in zip(fine, ((16, 0), (3, 9)), strict=True):
         expected = F.cosine_similarity(keys, keys[:, y, x, None, None], dim=0)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("many_first", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_without_projecting_the_many_is_the_same(many_first: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    attend = CrossAttention(64, heads=4, downsample_rate=2).double()
+    few, many, values = torch.randn(2, 3, 5, 64), torch.randn(2, 3, 30, 64), torch.randn(2, 3, 30, 64)
+    q, k, v = (many, few, few + 1) if many_first else (few, many, values)
+    valid = torch.rand(2, 3, k.shape[2]) > 0.3 if masked else None
+    with torch.no_grad():
+        expected = attend.train()(q.double(), k.double(), v.double(), valid)
+        found = attend.eval()(q.double(), k.double(), v.double(), valid)
+    assert not torch.equal(expected, found)  # another order of the same sums
+    torch.testing.assert_close(found, expected)

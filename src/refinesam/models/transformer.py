@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,6 +40,13 @@ class CrossAttention(nn.Module):
         Returns:
             (B, max(P, P'), N, C).
         """
+        if not self.training and q.shape[1] == k.shape[1]:
+            # A map of one image for each prompt: its projections would cost most of the decoder.
+            few = self.q_proj.out_features // self.heads
+            if q.shape[2] < few <= k.shape[2]:
+                return self._tokens_to_image(q, k, v, valid)
+            if k.shape[2] < few <= q.shape[2]:
+                return self._image_to_tokens(q, k, v, valid)
         q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v))
         prompts = max(q.shape[1], k.shape[1])
         # Flat batches take the fused kernel; five dimensions would not.
@@ -48,6 +56,32 @@ class CrossAttention(nn.Module):
         batch = out.shape[0] // prompts
         out = out.transpose(1, 2).reshape(batch, prompts, out.shape[2], -1)
         return self.out_proj(out)
+
+    def _tokens_to_image(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Attend from few to many, exactly, without projecting the many: q (W k) = (q W) k, and W sums = sum W.
+
+        The keys' bias adds the same to all scores of a query, which softmax leaves out.
+        """
+        queries = self._split(self.q_proj(q)) * (self.q_proj.out_features // self.heads) ** -0.5
+        queries = queries @ self.k_proj.weight.unflatten(0, (self.heads, -1))
+        scores = queries.flatten(2, 3) @ k.mT
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, :, None], -torch.inf)
+        attended = (scores.softmax(dim=-1).to(v.dtype) @ v).unflatten(2, queries.shape[2:4])
+        out = attended @ self.v_proj.weight.unflatten(0, (self.heads, -1)).mT
+        return self.out_proj(out.transpose(2, 3).flatten(3) + self.v_proj.bias)
+
+    def _image_to_tokens(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Attend from many to few, exactly, without projecting the many before or after."""
+        keys = self._split(self.k_proj(k)) * (self.q_proj.out_features // self.heads) ** -0.5
+        bias = keys @ self.q_proj.bias.unflatten(0, (self.heads, -1, 1))
+        keys = keys @ self.q_proj.weight.unflatten(0, (self.heads, -1))
+        # Tokens before pixels: softmax over so few is several times as fast with the pixels innermost.
+        scores = (keys.flatten(2, 3) @ q.mT).unflatten(2, keys.shape[2:4]) + bias
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, :, None, :, None], -torch.inf)
+        values = self._split(self.v_proj(v)) @ self.out_proj.weight.T.unflatten(0, (self.heads, -1))
+        return scores.softmax(dim=3).flatten(2, 3).mT.to(values.dtype) @ values.flatten(2, 3) + self.out_proj.bias
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(2, 3)
