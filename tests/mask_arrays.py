@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from refinesam.amr import Rule
 
-# Those that place points; the consensus has tests of its own.
-POINT_RULES = [rule for rule in get_args(Rule) if rule != "consensus"]
+# Those that place points; the closer look has tests of its own.
+POINT_RULES = [rule for rule in get_args(Rule) if rule != "closer_look"]
 
 
 def square(top: int, left: int, side: int, shape: tuple[int, int] = (200, 300)) -> np.ndarray:

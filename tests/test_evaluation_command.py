@@ -494,7 +494,7 @@ def test_a_curve_leaves_out_what_is_missing_and_text_is_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [("full", "consensus"), ("fast", "consensus"), ("paper", "paper_equation"), ("paper-prose", "paper_prose")],
+    [("full", "closer_look"), ("fast", "closer_look"), ("paper", "paper_equation"), ("paper-prose", "paper_prose")],
 )
 def test_the_refinement_can_be_chosen(
     monkeypatch: pytest.MonkeyPatch, data: Path, weights: Path, tmp_path: Path, name: str, rule: str
@@ -503,4 +503,4 @@ def test_the_refinement_can_be_chosen(
     asked = ["--refine", "--amr", name, "--limit", 1, "--weights", weights, "--json", report]
     assert run(monkeypatch, *given(data), *asked) == 0
     refine = json.loads(report.read_text())["summary"]["refine"]
-    assert refine["rule"] == rule and (name != "fast" or refine["zooms"] == [])
+    assert refine["rule"] == rule and (name != "fast" or refine["crop_factor"] is None)

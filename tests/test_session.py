@@ -278,13 +278,19 @@ def test_refine_reports_and_never_lowers_the_score() -> None:
 
 
 def test_refine_leaves_room_for_the_models_point_limit() -> None:
-    encoded = Session(FloodModel()).encode(patches())
+    encoded = Session(FloodModel()).encode(patches(height=240, width=320))
     six = encoded.predict(Prompt(points=SIX))
     assert encoded.refine(six, AMRConfig.paper()).refinement.strategy == "none"
-    # Points that stand for the clicks need no room beside them.
-    assert encoded.refine(six).refinement.strategy == "centre"
-    with_negative = Prompt(points=[*SIX[:5], [30, 20]], labels=[1] * 5 + [0])
-    assert encoded.refine(encoded.predict(with_negative)).refinement.iterations == 1
+    full = Prompt(points=SIX[:4], box=[0, 0, 160, 120])
+    for asked, placed in ((full, 0), (Prompt(points=SIX[:3], box=[0, 0, 160, 120]), 1)):
+        report = encoded.refine(encoded.predict(asked)).refinement
+        assert report is not None
+        assert (report.iterations, len(report.points)) == (1, placed), report.reason
+    # A negative click is decoded apart and takes no room.
+    with_negative = Prompt(points=[*SIX[:3], [300, 200]], labels=[1] * 3 + [0], box=[0, 0, 160, 120])
+    report = encoded.refine(encoded.predict(with_negative)).refinement
+    assert report is not None
+    assert (report.iterations, len(report.points)) == (1, 1), report.reason
 
 
 def test_refine_refuses_a_prediction_of_another_image() -> None:

@@ -14,7 +14,7 @@ from refinesam.evaluation.commands import RefinementOption
 def test_the_papers_configuration() -> None:
     expected = AMRConfig("paper_equation", 0.6, 0.7, point_count=2, append=True, iterations=1, min_gain=None)
     assert AMRConfig.paper() == expected
-    assert AMRConfig().rule == "consensus"
+    assert AMRConfig().rule == "closer_look"
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,9 @@ def test_the_papers_configuration() -> None:
         ("depth", 1.0, "below 1"),
         ("depth", -0.5, "below 1"),
         ("depth", True, "a number"),
-        ("early_exit", 1.5, "from 0 to 1"),
-        ("early_exit", None, "a number"),
+        ("least_agreement", 1.5, "from 0 to 1"),
+        ("least_agreement", None, "a number"),
+        ("least_agreement_with_clicks", -1, "from 0 to 1"),
         ("point_count", 0, "at least 1"),
         ("point_count", 2.0, "whole number"),
         ("point_count", True, "whole number"),
@@ -40,10 +41,9 @@ def test_the_papers_configuration() -> None:
         ("min_gain", -0.01, "at least 0"),
         ("min_gain", float("inf"), "a number"),
         ("append", 1, "True or False"),
-        ("zooms", 4, "give at most 8 numbers"),
-        ("zooms", (2.0,) * 9, "give at most 8 numbers"),
-        ("zooms", (2.0, 0.9), "at least 1 each"),
-        ("zooms", ("2",), "at least 1 each"),
+        ("crop_factor", 0.9, "at least 1"),
+        ("crop_factor", "2", "at least 1"),
+        ("crop_factor", (2.0,), "at least 1"),
     ],
 )
 def test_bad_settings_are_named(name: str, value: object, words: str) -> None:
@@ -58,13 +58,17 @@ def test_bad_settings_are_named(name: str, value: object, words: str) -> None:
         ({"iterations": 2}, "iterations is 2", "paper_equation or paper_prose or centre or boundary"),
         ({"compactness_threshold": 0.5}, "compactness_threshold is 0.5", "paper_equation or paper_prose as"),
         ({"rule": "centre", "compactness_threshold": 0.5}, "compactness_threshold is 0.5", "paper_prose as"),
-        ({"rule": "boundary", "depth": 0.5}, "depth is 0.5", "consensus or paper_equation or paper_prose or centre as"),
-        ({"rule": "paper_prose", "zooms": ()}, r"zooms is \(\)", "consensus as the rule"),
-        ({"rule": "paper_equation", "early_exit": 0.5}, "early_exit is 0.5", "consensus as the rule"),
+        (
+            {"rule": "boundary", "depth": 0.5},
+            "depth is 0.5",
+            "closer_look or paper_equation or paper_prose or centre as",
+        ),
+        ({"rule": "paper_prose", "crop_factor": 2}, "crop_factor is 2", "closer_look as the rule"),
+        ({"rule": "centre", "least_agreement": 0.5}, "least_agreement is 0.5", "closer_look as the rule"),
     ],
 )
 def test_settings_that_the_rule_would_ignore_are_refused(settings: dict[str, Any], ignored: str, rules: str) -> None:
-    rule = settings.get("rule", "consensus")
+    rule = settings.get("rule", "closer_look")
     with pytest.raises(ConfigError, match=f"^{ignored}, which the rule '{rule}' has no use for: leave it out.*{rules}"):
         AMRConfig(**settings)
 
@@ -72,7 +76,7 @@ def test_settings_that_the_rule_would_ignore_are_refused(settings: dict[str, Any
 def test_presets_by_name() -> None:
     assert [AMRConfig.named(name) for name in get_args(Preset)] == [
         AMRConfig(),
-        AMRConfig(zooms=(), early_exit=0.75),
+        AMRConfig(crop_factor=None),
         AMRConfig(rule="paper_equation"),
         AMRConfig(rule="paper_prose"),
     ]

@@ -76,7 +76,7 @@ def test_every_named_rule_exists() -> None:
     for rule in POINT_RULES:
         assert choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule=rule)) in ("centre", "boundary")
     with pytest.raises(ConfigError, match="places no points by strategy"):
-        choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule="consensus"))
+        choose_strategy(MaskQuality(1, 0.5), AMRConfig(rule="closer_look"))
 
 
 def test_the_threshold_is_the_configured_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
@@ -14,23 +14,18 @@ from refinesam.errors import ConfigError
 
 __all__ = ["AMRConfig", "Preset", "Rule", "check_count", "check_number"]
 
-Rule = Literal["consensus", "paper_equation", "paper_prose", "centre", "boundary"]
+Rule = Literal["closer_look", "paper_equation", "paper_prose", "centre", "boundary"]
 Preset = Literal["full", "fast", "paper", "paper-prose"]
 
-# Each zoom re-encodes a part of the image.
-MOST_ZOOMS: Final = 8
-# So that another pass costs at most a twentieth of encoding and decoding, on average over objects.
-FAST_EXIT: Final = 0.75
-
-_CONSENSUS_ALONE: Final = ("zooms", "early_exit")
+_CLOSER_LOOK_ALONE: Final = ("crop_factor", "least_agreement", "least_agreement_with_clicks")
 # What each rule has no use for.
 _UNUSED: Final[Mapping[Rule, tuple[str, ...]]] = MappingProxyType(
     {
-        "consensus": ("compactness_threshold", "append", "iterations"),
-        "paper_equation": _CONSENSUS_ALONE,
-        "paper_prose": _CONSENSUS_ALONE,
-        "centre": ("compactness_threshold", *_CONSENSUS_ALONE),
-        "boundary": ("compactness_threshold", "depth", *_CONSENSUS_ALONE),
+        "closer_look": ("compactness_threshold", "append", "iterations"),
+        "paper_equation": _CLOSER_LOOK_ALONE,
+        "paper_prose": _CLOSER_LOOK_ALONE,
+        "centre": ("compactness_threshold", *_CLOSER_LOOK_ALONE),
+        "boundary": ("compactness_threshold", "depth", *_CLOSER_LOOK_ALONE),
     }
 )
 
@@ -40,32 +35,37 @@ class AMRConfig:
     """Settings of `refinesam.amr.refine`; a setting that the rule has no use for keeps its default.
 
     Attributes:
-        rule: "consensus"; "paper_equation" or "paper_prose"; or the same points for every mask: "centre" or "boundary".
+        rule: "closer_look"; "paper_equation" or "paper_prose"; or the same points for every mask: "centre" or
+            "boundary".
         compactness_threshold: Q below it counts as irregular, in [0, 1]; for the paper's rules.
         depth: centre points lie deeper than this share of the greatest depth, in [0, 1); not for "boundary".
         point_count: points generated per pass, at least 1.
-        append: add the points to the user's prompt; False: prompt with the generated points alone; not for "consensus".
-        iterations: greatest number of passes, at least 1; not for "consensus".
-        min_gain: a refined mask is kept when its score is higher by more than this, at least 0. None means 0.01 for
-            "consensus", whose score is the expected IoU, and 0 for the others, whose score is the predicted IoU.
-        zooms: for "consensus", one crop of the image after the other: the side of each over the longer side of the
-            object, at least 1, as far as it is at most half of the image. Only for models that take masks as prompts.
-        early_exit: for "consensus", in [0, 1]: the first mask is kept without another pass where the first masks agree
-            by more than this, in expected IoU. 1 always makes another pass.
+        append: add the points to the user's prompt; False: prompt with the generated points alone; not for
+            "closer_look", which adds them.
+        iterations: greatest number of passes, at least 1; not for "closer_look", which takes one.
+        min_gain: a refined mask is kept when its predicted IoU is higher by more than this, at least 0. None means 0,
+            and for "closer_look", which goes by agreement, that it may even be lower: predicted IoUs in a crop and in
+            the whole image are not quite alike.
+        crop_factor: for "closer_look", the crop's side over the longer side of the object, at least 1, as far as the
+            crop is at most half of the image. None encodes no crop and asks again on the whole image.
+        least_agreement: for "closer_look", in [0, 1]: after a prompt with a box or a mask, the refined mask is kept
+            when its IoU with the first one is at least this.
+        least_agreement_with_clicks: the same after clicks alone, which say less about how large the object is.
 
     Raises:
         ConfigError: a value that is of the wrong kind or out of range, or that the rule would ignore.
     """
 
-    rule: Rule = "consensus"
+    rule: Rule = "closer_look"
     compactness_threshold: float = 0.6
     depth: float = 0.7
     point_count: int = 2
     append: bool = True
     iterations: int = 1
     min_gain: float | None = None
-    zooms: Sequence[float] = (6.0,)
-    early_exit: float = 1.0
+    crop_factor: float | None = 6.0
+    least_agreement: float = 0.8
+    least_agreement_with_clicks: float = 0.3
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -73,19 +73,16 @@ class AMRConfig:
             raise ConfigError(f"rule is {self.rule!r}; choose one of {', '.join(get_args(Rule))}.")
         check_number("compactness_threshold", self.compactness_threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
         check_number("depth", self.depth, "from 0 to below 1", lambda value: 0 <= value < 1)
-        check_number("early_exit", self.early_exit, "from 0 to 1", lambda value: 0 <= value <= 1)
+        for name in ("least_agreement", "least_agreement_with_clicks"):
+            check_number(name, getattr(self, name), "from 0 to 1", lambda value: 0 <= value <= 1)
+        if self.crop_factor is not None:
+            check_number("crop_factor", self.crop_factor, "of at least 1", lambda value: value >= 1)
         if self.min_gain is not None:
             check_number("min_gain", self.min_gain, "of at least 0", lambda value: value >= 0)
         check_count("point_count", self.point_count)
         check_count("iterations", self.iterations)
         if not isinstance(self.append, bool):
             raise ConfigError(f"append is {self.append!r}; give True or False.")
-        if not isinstance(self.zooms, tuple | list) or len(self.zooms) > MOST_ZOOMS:
-            raise ConfigError(f"zooms is {self.zooms!r}; give at most {MOST_ZOOMS} numbers, such as (6, 3), or ().")
-        for factor in self.zooms:
-            check_number("zooms", factor, "of at least 1 each", lambda value: value >= 1)
-        # JSON knows lists alone.
-        object.__setattr__(self, "zooms", tuple(self.zooms))
         self._check_used()
 
     def _check_used(self) -> None:
@@ -117,16 +114,13 @@ class AMRConfig:
 
     @classmethod
     def full(cls) -> AMRConfig:
-        """Return the default: a pass in a crop, which costs an encode; for clicks a pass on the whole image before."""
+        """Return the default: a closer look at the object, which costs an encode and a decode."""
         return cls()
 
     @classmethod
     def fast(cls) -> AMRConfig:
-        """Return a consensus without crops: at most one more decode, nothing is encoded.
-
-        The second pass has points in the first mask's middle, and is made where the first masks disagree.
-        """
-        return cls(zooms=(), early_exit=FAST_EXIT)
+        """Return a second look at the whole image: one decode after a box, nothing is encoded, nothing after clicks."""
+        return cls(crop_factor=None)
 
     @classmethod
     def paper(cls) -> AMRConfig:

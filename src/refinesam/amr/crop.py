@@ -58,8 +58,8 @@ def window_around(mask: BoolArray, prompt: Prompt, factor: float) -> Window | No
     return x0, y0, x0 + int(size[0]), y0 + int(size[1])
 
 
-def prompt_in_window(prompt: Prompt, window: Window, mask: BoolArray) -> Prompt:
-    """Return a prompt in a window's frame, with a mask of the image as its mask prompt.
+def prompt_in_window(prompt: Prompt, window: Window, mask: BoolArray | None) -> Prompt:
+    """Return a prompt in a window's frame, with a mask of the image as its mask prompt, or with none.
 
     Points outside the window are left out, a box is cut to it, and the prompt's own mask is replaced.
     """
@@ -72,5 +72,5 @@ def prompt_in_window(prompt: Prompt, window: Window, mask: BoolArray) -> Prompt:
         points=points[inside],
         labels=prompt.labels[inside],
         box=box,
-        mask=mask[y0:y1, x0:x1],
+        mask=None if mask is None else mask[y0:y1, x0:x1],
     )

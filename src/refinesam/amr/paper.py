@@ -46,7 +46,7 @@ def choose_strategy(quality: MaskQuality, config: AMRConfig) -> Strategy:
     """Apply the configured rule to a mask's quality (source paper, section XI-A, "Strategy selection", and XI-B).
 
     Raises:
-        ConfigError: the rule is "consensus", which places no points by strategy.
+        ConfigError: the rule is "closer_look", which places no points by strategy.
     """
     if config.rule not in _STRATEGIES:
         raise ConfigError(f"The rule {config.rule!r} places no points by strategy; choose {' or '.join(_STRATEGIES)}.")
@@ -65,7 +65,7 @@ def refine_by_paper(
 
     The mask kept is never below the first in predicted IoU, and never empty where the first is not.
 
-    The arguments are those of `refinesam.amr.refine`, and the rule is any but "consensus".
+    The arguments are those of `refinesam.amr.refine`, and the rule is any but "closer_look".
 
     Returns:
         The prediction with the higher predicted IoU. Its `refinement` gives kappa and Q of the first mask, and the
