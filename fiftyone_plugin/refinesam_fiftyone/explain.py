@@ -31,7 +31,7 @@ _STRATEGIES: Final = {
     "centre": "two points in the middle of the mask",
     "boundary": "two points on its boundary",
     "feedback": "a second look at the whole image",
-    "zoom": "closer looks at the object",
+    "zoom": "a closer look at the object, in a crop of its own",
     "none": "nothing",
 }
 

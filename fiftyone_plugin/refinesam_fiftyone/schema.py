@@ -212,8 +212,8 @@ class Settings:
         prompt_field: the Detections or Keypoints field; None for the other two.
         truth_field: Detections with masks to compare with; None without ground truth. "random-2" needs it.
         weights: a name that `refinesam.load` knows, or a file.
-        amr: "full" looks closer at each object, an encoding for each prompt; "fast" looks again with what was encoded
-            before, where the first masks disagree; "paper" places points by the source paper's equation.
+        amr: "full" looks closer at each object, an encoding for each prompt; "fast" looks again, after a box, at what
+            was encoded before; "paper" places points by the source paper's equation.
         masks: kept in the "database", or as PNG "files" named by mask_path.
         masks_dir: folder of those files.
         seed: of the random clicks.

@@ -35,7 +35,7 @@ _STRATEGIES = {
     "centre": "points in the centre",
     "boundary": "points on the boundary",
     "feedback": "a second look",
-    "zoom": "closer looks",
+    "zoom": "a closer look",
     "none": "nothing to try",
 }
 

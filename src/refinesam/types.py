@@ -176,8 +176,8 @@ class RefinementReport:
     Attributes:
         kappa: number of connected components of the first mask.
         compactness: Q = 4 pi Area / Perimeter^2 of the first mask, 0 when it is empty.
-        strategy: "centre" or "boundary" points; "zoom", a closer look in a crop around the object; of the last pass
-            that was made, or "none" when nothing could be tried.
+        strategy: "centre" or "boundary" points; "feedback", a second look at the whole image; "zoom", a closer look in
+            a crop around the object; of the last pass that was made, or "none" when nothing could be tried.
         rule: name of the rule that chose the strategy.
         points: (N, 2) float32, the generated points of the last iteration, pixel (x, y).
         score_before: predicted IoU of the first mask.
@@ -190,7 +190,7 @@ class RefinementReport:
 
     kappa: int
     compactness: float
-    strategy: Literal["centre", "boundary", "zoom", "none"]
+    strategy: Literal["centre", "boundary", "feedback", "zoom", "none"]
     rule: str
     points: FloatArray
     score_before: float

@@ -169,6 +169,7 @@ def test_the_fast_preset_asks_again_on_the_whole_image_after_a_box() -> None:
     np.testing.assert_array_equal(asked.points, np.concatenate([prompt.points, centre_points(FIRST[0])]))
     np.testing.assert_array_equal(result.mask, nearly[0])
     assert result.refinement is not None
+    assert result.refinement.strategy == "feedback"
     assert result.refinement.reason.startswith("A second look changed 84 pixels of a mask of 400 (")
     assert world.windows == []
     kept_first(look(World([]), first_prediction(), AMRConfig.fast()), "without a box")

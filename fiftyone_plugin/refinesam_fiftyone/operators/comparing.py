@@ -202,7 +202,7 @@ def _ask_model(ctx: ExecutionContext, inputs: types.Object) -> None:
     )
     choices = (
         ("full", "Full: a closer look at each object, which takes an encoding for each"),
-        ("fast", "Fast: a second look at what was encoded, where the first masks disagree"),
+        ("fast", "Fast: after a box, a second look at what was encoded"),
         ("paper", "As in the paper: two more points"),
     )
     choose(inputs, "amr", choices, label="Refinement", default="full")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from refinesam.masks import mask_iou
 from refinesam.types import BoolArray, FloatArray, Prediction, Prompt, RefinementReport
 
 __all__ = ["objection", "refine_by_closer_look"]
+
+Strategy = Literal["feedback", "zoom", "none"]
 
 NO_POINTS: Final = np.zeros((0, 2), np.float32)
 
@@ -141,11 +143,12 @@ def _better(
     side = f"{window[2] - window[0]} x {window[3] - window[1]}"
     changed = int(np.count_nonzero(mask != first))
     look = "A second look" if config.crop_factor is None else f"A closer look, in a crop of {side} pixels,"
+    strategy: Strategy = "feedback" if config.crop_factor is None else "zoom"
     looked = f"{look} changed {changed} pixels of a mask of {np.count_nonzero(first)}"
     scores = f"predicted IoU {prediction.score:.2f} before, {score:.2f} after"
     if against:
         reason = f"{looked} ({scores}). The first mask was kept, because {against}."
-        report = _report(prediction, reason, points, score, rejected=mask)
+        report = _report(prediction, reason, strategy, points, score, rejected=mask)
         return prediction.with_refinement(report)
     reason = f"{looked} (IoU of the two masks {mask_iou(first, mask):.2f}; {scores}). Its mask was kept."
     refined = replace(
@@ -154,7 +157,7 @@ def _better(
         iou_predictions=np.array([score], np.float32),
         low_res_logits=_nearest_logits(prediction, mask)[None],
     )
-    return refined.with_refinement(_report(prediction, reason, points, score))
+    return refined.with_refinement(_report(prediction, reason, strategy, points, score))
 
 
 def _nearest_logits(prediction: Prediction, mask: BoolArray) -> FloatArray:
@@ -164,23 +167,22 @@ def _nearest_logits(prediction: Prediction, mask: BoolArray) -> FloatArray:
 
 
 def _kept_first(prediction: Prediction, reason: str) -> Prediction:
-    return prediction.with_refinement(_report(prediction, reason, NO_POINTS, math.nan, looked=False))
+    return prediction.with_refinement(_report(prediction, reason, "none", NO_POINTS, math.nan))
 
 
 def _report(
     prediction: Prediction,
     reason: str,
+    strategy: Strategy,
     points: FloatArray,
     score: float,
-    *,
-    looked: bool = True,
     rejected: BoolArray | None = None,
 ) -> RefinementReport:
-    quality = mask_quality(prediction.mask)
+    quality, looked = mask_quality(prediction.mask), strategy != "none"
     return RefinementReport(
         kappa=quality.kappa,
         compactness=quality.compactness,
-        strategy="zoom" if looked else "none",
+        strategy=strategy,
         rule="closer_look",
         points=points,
         score_before=prediction.score,
