@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refinesam.errors import ConfigError, DatasetError
+from refinesam.errors import ConfigError
 from refinesam.evaluation import metrics
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change, size_of
-from refinesam.evaluation.report import Evaluation, ObjectRecord, mean_over_sources
 
 # ---------------------------------------------------------------- metrics
 
@@ -77,25 +76,3 @@ def test_paired_change_counts_helped_hurt_and_unchanged() -> None:
     assert change.interval == bootstrap_interval([[0.5, 0.0, -0.005], [-0.25, 0.01], [0.02, 0.0, 0.125]])
     assert paired_change({}) is None
     assert paired_change({1: []}) is None
-
-
-# ---------------------------------------------------------------- several sources
-
-
-def results(ious: list[float], protocol: Any = "box") -> Evaluation:
-    records = tuple(ObjectRecord(1, i, 1, 50, (iou, 1.0), (0.9, 0.1), 0, None, 1.0) for i, iou in enumerate(ious))
-    return Evaluation(protocol, 0, None, {}, records, (), (1.0,))
-
-
-def test_sources_count_the_same_whatever_their_objects() -> None:
-    mean = mean_over_sources({"many": results([0.5] * 9), "few": results([1.0])})
-    assert mean == {"protocol": "box", "sources": 2, "miou": 0.75, "miou_oracle": 1.0, "miou_refined": None}
-
-
-def test_a_mean_over_sources_hides_nothing() -> None:
-    with pytest.raises(DatasetError, match="'none'"):
-        mean_over_sources({"some": results([0.5]), "none": results([])})
-    with pytest.raises(ConfigError, match="box.*points-1"):
-        mean_over_sources({"a": results([0.5]), "b": results([0.5], "points-1")})
-    with pytest.raises(ConfigError, match="none"):
-        mean_over_sources({})

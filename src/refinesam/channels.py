@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from refinesam.errors import ConfigError, ImageError
 
@@ -20,8 +19,7 @@ def chosen_channels(channel: Channel, count: int) -> list[int]:
         ConfigError: neither one nor three whole numbers.
         ImageError: there is no such channel among so many.
     """
-    given: object = channel
-    indices: list[Any] = list(given) if isinstance(given, Iterable) else [given]
+    indices = list(channel) if isinstance(channel, Iterable) else [channel]
     if len(indices) not in (1, 3) or not all(type(index) is int for index in indices):
         raise ConfigError(f"channel is {channel!r}; give one number, or three for red, green and blue.")
     if bad := [index for index in indices if not 0 <= index < count]:

@@ -24,6 +24,9 @@ from refinesam.threads import settle_threads, wait_passively
 from refinesam.training.commands import app as training_app
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from refinesam.types import Prompt
 
 __all__ = ["app", "main"]
@@ -50,9 +53,10 @@ class _Commands(TyperGroup):
         return name, command, rest
 
 
-def _loaded(command: EntryPoint) -> Any:
+def _loaded(command: EntryPoint) -> typer.Typer:
     try:
-        return command.load()
+        adapter: typer.Typer = command.load()
+        return adapter
     except ModuleNotFoundError as error:
         # The extra has the command's name.
         raise MissingExtraError(error.name or command.module, command.name) from error
@@ -169,7 +173,7 @@ def segment(
     else:
         print_predictions([result], console)
 
-    def picture() -> Any:
+    def picture() -> NDArray[np.uint8]:
         from refinesam.overlay import draw_comparison, draw_mask, draw_prompt
 
         if refine:
@@ -291,7 +295,9 @@ def verify_weights(name: Annotated[str, typer.Argument(help="Name of `refinesam 
     console.print(f"{verify(name)}: unchanged", soft_wrap=True)
 
 
-def _read(image: Path, intensity: str, page: int | None, channel: str | None, megapixels: float | None) -> Any:
+def _read(
+    image: Path, intensity: str, page: int | None, channel: str | None, megapixels: float | None
+) -> NDArray[np.uint8]:
     from refinesam.images import read_image
 
     return read_image(

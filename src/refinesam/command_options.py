@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,6 @@ FormatOption = Annotated[
 ]
 
 
-def print_json(content: Any) -> None:
+def print_json(content: object) -> None:
     """Print for programs: JSON on standard output, which has no NaN and no infinity."""
     typer.echo(json.dumps(content, indent=1, allow_nan=False))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from refinesam.files import write_json, write_outputs
+from refinesam.files import JsonObject, write_json, write_outputs
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from refinesam.types import Prediction
 
 __all__ = ["prediction_document", "print_predictions", "write_predictions"]
 
 
-def prediction_document(name: str, image_hw: tuple[int, int], predictions: list[Prediction]) -> dict[str, Any]:
+def prediction_document(name: str, image_hw: tuple[int, int], predictions: list[Prediction]) -> JsonObject:
     """Return what a program may want to know of the predictions; masks as COCO's compressed RLE."""
     from refinesam.masks import box_from_mask, encode_rle
 
@@ -59,7 +62,7 @@ def print_predictions(predictions: list[Prediction], console: Console) -> None:
 
 def write_predictions(
     overlay: Path | None,
-    picture: Callable[[], Any],
+    picture: Callable[[], NDArray[np.uint8]],
     coco: Path | None,
     name: str,
     image_hw: tuple[int, int],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from numpy.typing import ArrayLike
 from rich.box import SIMPLE
@@ -104,7 +104,7 @@ def _refinement_cells(refined: Prediction) -> tuple[str, ...]:
     )
 
 
-def _skimage_data() -> Any:
+def _skimage_data() -> ModuleType:
     try:
         from skimage import data
     except ImportError as error:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco_mask
 
 from refinesam.errors import ConfigError, DatasetError, ImageError
+from refinesam.files import JsonObject
 from refinesam.rle import Rle, checked_mask, checked_size, decode_rle, encode_rle, runs_from_compressed, shown
 from refinesam.types import BoolArray, FloatArray
 
@@ -305,7 +306,7 @@ def _boxes(boxes: ArrayLike) -> NDArray[np.float64]:
 
 def coco_annotation(
     mask: ArrayLike, image_id: int, category_id: int, annotation_id: int, score: float | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return a mask as a COCO annotation (with a score, as a COCO result) of plain Python values.
 
     The box is COCO's [x, y, width, height] in pixels, all 0 for an empty mask.
@@ -316,7 +317,7 @@ def coco_annotation(
     array = checked_mask(mask)
     box = box_from_mask(array)
     x0, y0, x1, y1 = [0.0] * 4 if box is None else box.tolist()
-    annotation: dict[str, Any] = {
+    annotation: JsonObject = {
         "id": int(annotation_id),
         "image_id": int(image_id),
         "category_id": int(category_id),
@@ -332,13 +333,13 @@ def coco_annotation(
 
 def coco_document(
     images: Mapping[str, tuple[tuple[int, int], Iterable[tuple[ArrayLike, float | None]]]],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return masks of several images as a COCO document with one category, "object".
 
     Args:
         images: file name -> ((height, width), masks with their scores).
     """
-    annotations: list[dict[str, Any]] = []
+    annotations: list[JsonObject] = []
     listed = []
     for image_id, (name, ((height, width), masks)) in enumerate(images.items(), start=1):
         listed.append({"id": image_id, "file_name": name, "height": int(height), "width": int(width)})

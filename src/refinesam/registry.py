@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from refinesam.download import Progress, download, file_digest, remove_leftovers
 from refinesam.errors import WeightsError
@@ -94,7 +94,7 @@ WeightsSource = str | os.PathLike[str] | WeightsEntry
 
 def _packaged_entry(name: str) -> WeightsEntry:
     """Read {"sha256": ..., "size": ..., "variant": ...} beside the file, so that new weights need no new code."""
-    described: Any = None
+    described: object = None
     with suppress(OSError, ValueError):
         described = json.loads((ASSETS / f"{name}.json").read_text(encoding="utf-8"))
     if not isinstance(described, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,7 +41,7 @@ def encode_rle(mask: ArrayLike) -> Rle:
     return {"size": [array.shape[0], array.shape[1]], "counts": encoded["counts"].decode("ascii")}
 
 
-def decode_rle(rle: Mapping[str, Any]) -> BoolArray:
+def decode_rle(rle: Mapping[str, object]) -> BoolArray:
     """Decode COCO RLE, compressed (str or bytes) or not (list of run lengths), to (H, W) bool.
 
     The run lengths are checked here and expanded by numpy: the C library reads beyond its memory on damaged ones.

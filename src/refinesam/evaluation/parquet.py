@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import Final
 
 from refinesam.errors import DatasetError, MissingExtraError
 from refinesam.evaluation.click_report import ClickEvaluation
 from refinesam.evaluation.report import Evaluation, without_nan
 from refinesam.files import JsonObject, writing
 
-__all__ = ["arrow_modules", "write_parquet"]
+__all__ = ["arrow_modules", "write_parquet", "write_rows"]
 
 # Names and Arrow types of the columns, in their order.
 _OBJECT: Final = {
@@ -54,12 +56,38 @@ _CLICKED: Final = _OBJECT | {
 }
 
 
-def arrow_modules(extra: str = "eval") -> tuple[Any, Any]:
+def arrow_modules(extra: str = "eval") -> tuple[ModuleType, ModuleType]:
     """Return the modules that write Parquet; MissingExtraError, with the extra, where they are not installed."""
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
         raise MissingExtraError("pyarrow", extra) from error
+
+
+def write_rows(
+    path: str | Path, rows: Sequence[JsonObject], columns: Mapping[str, str], about: tuple[str, object], extra: str
+) -> None:
+    """Write rows; the file appears whole or not at all.
+
+    Args:
+        path: of the file.
+        rows: values by the names of the columns.
+        columns: Arrow types by name, in the file's order; also "floats" and "flags", lists of such.
+        about: a name, and what stands under it as JSON in the file's metadata.
+        extra: that brings pyarrow.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        OverflowError: a number that its column does not hold.
+        OutputError: the file cannot be written.
+    """
+    arrow, parquet = arrow_modules(extra)
+    lists = {"floats": arrow.list_(arrow.float64()), "flags": arrow.list_(arrow.bool_())}
+    fields = [(name, lists.get(kind) or getattr(arrow, kind)()) for name, kind in columns.items()]
+    schema = arrow.schema(fields, metadata={about[0]: json.dumps(about[1])})
+    table = arrow.Table.from_pylist(list(rows), schema=schema)
+    with writing(path) as temporary:
+        parquet.write_table(table, temporary, compression="zstd")
 
 
 def write_parquet(evaluation: Evaluation | ClickEvaluation, path: str | Path) -> None:
@@ -78,19 +106,11 @@ def write_parquet(evaluation: Evaluation | ClickEvaluation, path: str | Path) ->
         DatasetError: an id that no 64-bit integer holds.
         OutputError: the file cannot be written.
     """
-    arrow, parquet = arrow_modules()
     columns, rows = _clicked(evaluation) if isinstance(evaluation, ClickEvaluation) else _prompted(evaluation)
-    lists = {"floats": arrow.list_(arrow.float64()), "flags": arrow.list_(arrow.bool_())}
-    schema = arrow.schema(
-        [(name, lists.get(kind) or getattr(arrow, kind)()) for name, kind in columns.items()],
-        metadata={"summary": json.dumps(without_nan(evaluation.summary()))},
-    )
     try:
-        table = arrow.Table.from_pylist(without_nan(rows), schema=schema)
+        write_rows(path, without_nan(rows), columns, ("summary", without_nan(evaluation.summary())), "eval")
     except OverflowError as error:
         raise DatasetError(f"An id exceeds 64 bits ({error}): number the annotations anew, or write JSON.") from error
-    with writing(path) as temporary:
-        parquet.write_table(table, temporary, compression="zstd")
 
 
 def _prompted(evaluation: Evaluation) -> tuple[dict[str, str], list[JsonObject]]:

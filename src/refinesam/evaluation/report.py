@@ -6,11 +6,11 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from refinesam.amr import AMRConfig
-from refinesam.errors import ConfigError, DatasetError
+from refinesam.errors import ConfigError
 from refinesam.evaluation.calibration import Calibration, calibration
 from refinesam.evaluation.coco_documents import CocoResult, coco_result
 from refinesam.evaluation.metrics import (
@@ -25,7 +25,7 @@ from refinesam.evaluation.metrics import (
 from refinesam.files import JsonObject
 from refinesam.rle import Rle
 
-__all__ = ["Evaluation", "Failure", "ObjectRecord", "RefinedRecord", "mean_over_sources"]
+__all__ = ["Evaluation", "Failure", "ObjectRecord", "RefinedRecord"]
 
 
 @dataclass(frozen=True)
@@ -227,37 +227,6 @@ class Evaluation:
                 raise ConfigError("There are no masks to make results of: evaluate with keep_masks (and with refine).")
             results.append(coco_result(record.image_id, record.category_id, mask, score))
         return results
-
-
-def mean_over_sources(evaluations: Mapping[str, Evaluation]) -> JsonObject:
-    """Return means over sources, every source counting the same however many objects it has.
-
-    Args:
-        evaluations: by the source's name, all of one protocol.
-
-    Returns:
-        Plain Python values for JSON: `protocol`, `sources` (how many), and the means of `miou`, `miou_oracle` and
-        `miou_refined` (None unless every source was refined).
-
-    Raises:
-        ConfigError: no evaluation, or different protocols.
-        DatasetError: a source without results, which a mean must not hide.
-    """
-    protocols = sorted({evaluation.protocol for evaluation in evaluations.values()})
-    if len(protocols) != 1:
-        raise ConfigError(f"A mean over sources needs evaluations of one protocol, got {protocols or 'none'}.")
-    means = {source: _mean_iou(evaluation.records) for source, evaluation in evaluations.items()}
-    for source, mean in means.items():
-        if mean.miou is None:
-            raise DatasetError(f"Source {source!r} has no result: see the failures of its evaluation, or leave it out.")
-    values = {
-        name: [getattr(mean, name) for mean in means.values()] for name in ("miou", "miou_oracle", "miou_refined")
-    }
-    return {
-        "protocol": protocols[0],
-        "sources": len(means),
-        **{name: None if None in column else fmean(column) for name, column in values.items()},
-    }
 
 
 def _mean_iou(records: Sequence[ObjectRecord]) -> MeanIoU:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from refinesam.command_options import DeviceOption, ThreadsOption, WeightsOption
 from refinesam.errors import ConfigError
-from refinesam.files import JSON, check_outputs
+from refinesam.files import JSON, JsonObject, check_outputs
 from refinesam.threads import settle_threads
 
 if TYPE_CHECKING:
-    from refinesam.jobs.rows import Task
+    from refinesam.jobs.rows import Row, Task
     from refinesam.jobs.worker import Asked
 
 __all__ = ["batch", "convert"]
@@ -128,7 +128,7 @@ def _tasks(images: str, column: str | None, prompts: Path | None, document: Path
     return [Task(index, source, tuple(by_name.get(source.name, ()))) for index, source in enumerate(sources)]
 
 
-def _settings(asked: Asked) -> dict[str, Any]:
+def _settings(asked: Asked) -> JsonObject:
     """Return what decides on the answers; weights by their content."""
     from dataclasses import asdict
 
@@ -140,7 +140,7 @@ def _settings(asked: Asked) -> dict[str, Any]:
     return settings | {"weights_sha256": file_digest(weights_path(asked.weights), "sha256")}
 
 
-def _engine(name: str) -> Any:
+def _engine(name: str) -> Callable[..., Iterator[tuple[Task, list[Row]]]]:
     if name == "local":
         from refinesam.jobs.local import run_local
 

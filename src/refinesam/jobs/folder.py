@@ -15,11 +15,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from refinesam.errors import DatasetError, OutputError
-from refinesam.files import write_json, writing
-from refinesam.jobs.rows import Row, Task, read_rows, write_rows
+from refinesam.evaluation.parquet import write_rows
+from refinesam.files import JsonObject, write_json, writing
+from refinesam.jobs.rows import COLUMNS, Row, Task, read_rows
 
 __all__ = ["JobFolder", "Totals", "result_rows"]
 
@@ -46,7 +46,9 @@ class Totals:
 class JobFolder:
     """A job's results, and what is still to be done."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], tasks: Sequence[Task], images_per_shard: int) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, object], tasks: Sequence[Task], images_per_shard: int
+    ) -> None:
         """Open a folder of results, or make one.
 
         Args:
@@ -94,7 +96,8 @@ class JobFolder:
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
         """Write a shard."""
-        write_rows(self.shard(number), rows, {"version": VERSION, "images": len(self.tasks_of(number))})
+        about = {"version": VERSION, "images": len(self.tasks_of(number))}
+        write_rows(self.shard(number), rows, COLUMNS, ("refinesam", about), "batch")
 
     def write_failures(self) -> Totals:
         """List what failed in failures.csv; return the totals of all shards that are there."""
@@ -138,7 +141,7 @@ def result_rows(path: Path) -> Iterator[Row]:
         yield from read_rows(shard)
 
 
-def _read_job(job: Path) -> dict[str, Any]:
+def _read_job(job: Path) -> JsonObject:
     try:
         content = json.loads(job.read_text("utf-8"))
         if not isinstance(content["images"], int) or not content["images_per_shard"] >= 1:
@@ -148,7 +151,7 @@ def _read_job(job: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _check_same(job: Path, described: Mapping[str, Any]) -> None:
+def _check_same(job: Path, described: Mapping[str, object]) -> None:
     before = _read_job(job)
     names = sorted(described.keys() | before.keys())
     changed = [

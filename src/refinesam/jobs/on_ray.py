@@ -10,9 +10,10 @@ import logging
 import pickle
 from collections.abc import Iterable, Iterator
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refinesam.errors import ConfigError, MissingExtraError, RefineSAMError
 from refinesam.jobs.rows import Row, Task
@@ -81,7 +82,7 @@ class _Actor:
     def __init__(self) -> None:
         self.worker: Worker | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, NDArray[np.object_]]) -> dict[str, NDArray[np.object_]]:
         return {"answer": np.array([pickle.dumps(self._answer(*pickle.loads(task))) for task in batch["task"]], object)}
 
     def _answer(self, asked: Asked, machine: Machine, task: Task) -> tuple[Task, list[Row] | RefineSAMError]:
@@ -93,14 +94,14 @@ class _Actor:
         return task, self.worker.rows(task)
 
 
-def _ray_modules() -> tuple[Any, Any]:
+def _ray_modules() -> tuple[ModuleType, ModuleType]:
     try:
         return import_module("ray"), import_module("ray.data")
     except ModuleNotFoundError as error:
         raise MissingExtraError("ray", "ray") from error
 
 
-def _gpus(device: str, ray: Any) -> int:
+def _gpus(device: str, ray: ModuleType) -> int:
     """Return the GPUs of each actor: Ray gives it one of its own, which it sees as the only one."""
     there = ray.cluster_resources().get("GPU", 0)
     if device.startswith("cuda") and not there:

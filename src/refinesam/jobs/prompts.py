@@ -12,11 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from refinesam.errors import DatasetError, PromptError
 from refinesam.evaluation.dataset import categories_of, checked_lists
 from refinesam.evaluation.json_fields import bbox_of, field_of, is_number, read_json
+from refinesam.files import JsonObject
 from refinesam.jobs.tables import read_table
 from refinesam.rle import shown
 from refinesam.types import Prompt
@@ -147,10 +147,10 @@ def _from_coco(path: Path, document: Path | None) -> Iterable[tuple[str, ObjectP
         yield str(files.get(image_id) or raw.get("file_name") or image_id), _coco_prompt(raw, place, categories)
 
 
-def _coco_prompt(raw: dict[str, Any], place: str, categories: Mapping[int, str]) -> ObjectPrompt:
+def _coco_prompt(raw: JsonObject, place: str, categories: Mapping[int, str]) -> ObjectPrompt:
     category, score, number = raw.get("category_id"), raw.get("score"), raw.get("id")
     named = category if isinstance(category, int) and not isinstance(category, bool) else None
-    known: dict[str, Any] = {
+    known: JsonObject = {
         "class_id": named,
         "class_name": raw.get("category_name") or (None if named is None else categories.get(named, str(named))),
         "score": float(score) if score is not None and is_number(score) else None,
@@ -166,7 +166,7 @@ def _coco_prompt(raw: dict[str, Any], place: str, categories: Mapping[int, str])
     return ObjectPrompt(box=(x, y, x + width, y + height), **known)
 
 
-def _visible(keypoints: list[Any], place: str) -> tuple[tuple[float, float], ...]:
+def _visible(keypoints: list[float], place: str) -> tuple[tuple[float, float], ...]:
     """Return COCO's keypoints [x, y, v, ...] that are visible, v = 2."""
     if len(keypoints) % 3 or not all(is_number(value) for value in keypoints):
         raise DatasetError(f"{place}.keypoints must be x, y, v for each, got {shown(keypoints)}.")
@@ -184,7 +184,7 @@ def _from_table(path: Path) -> Iterable[tuple[str, ObjectPrompt]]:
             f"{path} has the columns {', '.join(table.columns)}; prompts need image, and x0, y0, x1, y1 (a box) or x, "
             "y and label (points), in pixels."
         )
-    grouped: dict[tuple[str, Any], list[tuple[int, dict[str, Any]]]] = {}
+    grouped: dict[tuple[str, int | str], list[tuple[int, JsonObject]]] = {}
     for index, row in enumerate(table.rows):
         key = (str(row[image]), index if row.get("object") is None else str(row["object"]))
         grouped.setdefault(key, []).append((index, row))
@@ -192,11 +192,11 @@ def _from_table(path: Path) -> Iterable[tuple[str, ObjectPrompt]]:
         yield name, _table_prompt(path, rows)
 
 
-def _table_prompt(path: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> ObjectPrompt:
+def _table_prompt(path: Path, rows: Sequence[tuple[int, JsonObject]]) -> ObjectPrompt:
     index, first = rows[0]
     place, class_id = f"{path}, row {index + 1}", first.get("class_id")
     name = first.get("class_name") or first.get("class")
-    known: dict[str, Any] = {
+    known: JsonObject = {
         "class_name": None if name is None and class_id is None else str(class_id if name is None else name),
         "prompt_id": str(first.get("id") or first.get("object") or index + 1),
     }
@@ -215,7 +215,7 @@ def _table_prompt(path: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> Obj
     return ObjectPrompt(box, points, labels, **known)
 
 
-def _number(row: Mapping[str, Any], column: str, place: str) -> float:
+def _number(row: JsonObject, column: str, place: str) -> float:
     try:
         value = float(row[column])
     except (TypeError, ValueError):

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from refinesam.errors import DatasetError
 from refinesam.evaluation.parquet import arrow_modules
-from refinesam.files import writing
+from refinesam.files import JsonObject
 from refinesam.jobs.inputs import Source
 from refinesam.jobs.prompts import ObjectPrompt
 from refinesam.masks import box_from_mask
 from refinesam.rle import encode_rle
 from refinesam.types import Prediction
 
-__all__ = ["COLUMNS", "Row", "Task", "failed_rows", "object_row", "read_rows", "write_rows"]
+__all__ = ["COLUMNS", "Row", "Task", "failed_rows", "object_row", "read_rows"]
 
-Row = dict[str, Any]
+# A value for each of `COLUMNS`.
+Row = JsonObject
 
 # Names and Arrow types of the columns, in their order.
 COLUMNS: Final = {
@@ -52,13 +52,13 @@ class Task:
     prompts: tuple[ObjectPrompt, ...] | None
 
 
-def image_row(task: Task, **values: Any) -> Row:
+def image_row(task: Task, **values: object) -> Row:
     """Return a row of an image, with null for what is not given."""
     return dict.fromkeys(COLUMNS) | {"image": task.source.name, "location": task.source.location} | values
 
 
 def object_row(
-    task: Task, number: int, asked: ObjectPrompt, prediction: Prediction | None, error: str | None, **values: Any
+    task: Task, number: int, asked: ObjectPrompt, prediction: Prediction | None, error: str | None, **values: object
 ) -> Row:
     """Return the row of one object.
 
@@ -86,31 +86,11 @@ def object_row(
     }
 
 
-def failed_rows(task: Task, error: str, **values: Any) -> list[Row]:
+def failed_rows(task: Task, error: str, **values: object) -> list[Row]:
     """Return the rows of an image that failed as a whole: one for each prompt, or one."""
     if not task.prompts:
         return [image_row(task, error=error, **values)]
     return [object_row(task, number, prompt, None, error, **values) for number, prompt in enumerate(task.prompts)]
-
-
-def write_rows(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Write rows as Parquet; the file appears whole or not at all.
-
-    Args:
-        path: of the file.
-        rows: with the columns of `COLUMNS`.
-        about: stored as JSON in the file's metadata, under "refinesam".
-
-    Raises:
-        MissingExtraError: pyarrow is not installed.
-        OutputError: the file cannot be written.
-    """
-    arrow, parquet = arrow_modules("batch")
-    kinds = {"floats": arrow.list_(arrow.float64())}
-    fields = [(name, kinds.get(kind) or getattr(arrow, kind)()) for name, kind in COLUMNS.items()]
-    schema = arrow.schema(fields, metadata={"refinesam": json.dumps(about)})
-    with writing(path) as temporary:
-        parquet.write_table(arrow.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:

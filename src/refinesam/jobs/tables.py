@@ -6,10 +6,10 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from refinesam.errors import DatasetError
 from refinesam.evaluation.parquet import arrow_modules
+from refinesam.files import JsonObject
 
 __all__ = ["Table", "read_table"]
 
@@ -19,7 +19,7 @@ class Table:
     """Column names, and rows by them; a value that is missing is None."""
 
     columns: Sequence[str]
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[JsonObject]
 
 
 def read_table(path: Path) -> Table:

@@ -33,18 +33,7 @@ class Sam(PromptableModel):
         mask_logits: Tensor | None = None,
         multimask_output: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Decode prompts.
-
-        Args:
-            features: of B images.
-            points: (B, P, T, 2) in pixels of the model's input; T may be 0 beside a mask prompt.
-            labels: (B, P, T); 1 on, 0 not on the object, 2 / 3 box corners, -1 padding.
-            mask_logits: (B, P, S/4, S/4), low-resolution logits of an earlier prediction, or None.
-            multimask_output: three masks, or one.
-
-        Returns:
-            Logits (B, P, C, S/4, S/4) and predicted IoUs (B, P, C).
-        """
+        """Decode prompts as `PromptableModel.decode`; T may be 0 beside a mask prompt."""
         points, labels = _with_padding_point(points, labels)
         side = features.embedding.shape[-1]
         padding = self.prompt_encoder.not_a_point_embed.weight

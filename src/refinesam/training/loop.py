@@ -138,7 +138,7 @@ class WeightAverage:
             self.values[name].copy_(value)
 
 
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, state: Mapping[str, object]) -> None:
     """Write a checkpoint atomically: a killed run leaves the old file or the new one, never half of one.
 
     Raises:

@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon trains matrices alone; give all else to another optimiser.")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take one step; matrices without gradient stay as they are."""
         loss = None
         if closure is not None:

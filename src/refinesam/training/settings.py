@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from refinesam.errors import ConfigError, MissingExtraError
+from refinesam.files import JsonObject
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 except ImportError as error:
     raise MissingExtraError("pydantic", "train") from error
 
@@ -21,6 +23,7 @@ __all__ = [
     "Probability",
     "Section",
     "changed_settings",
+    "one_of",
     "read_settings",
     "read_toml",
     "refuse_changes",
@@ -32,6 +35,17 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def one_of(names: Sequence[str], sentence: str) -> AfterValidator:
+    """Check a name; the error is the sentence and the names that there are."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{sentence} {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
@@ -53,7 +67,7 @@ def read_settings(path: str | Path, kind: type[SectionT]) -> SectionT:
     return validated(path, read_toml(path), kind)
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path) -> JsonObject:
     """Read a TOML file without looking at its keys.
 
     Raises:
@@ -67,7 +81,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}. Mend it at the place named.") from error
 
 
-def validated(path: str | Path, values: dict[str, Any], kind: type[SectionT]) -> SectionT:
+def validated(path: str | Path, values: JsonObject, kind: type[SectionT]) -> SectionT:
     """Check what was read from a file.
 
     Raises:
@@ -98,14 +112,14 @@ def refuse_changes(path: Path, changed: list[str]) -> None:
         )
 
 
-def _by_name(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _by_name(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= _by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
-def _problem(key: str, kind: str, message: str, value: Any) -> str:
+def _problem(key: str, kind: str, message: str, value: object) -> str:
     if kind == "missing":
         return f"{key} is missing"
     if kind == "extra_forbidden":

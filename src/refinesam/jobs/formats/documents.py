@@ -6,15 +6,14 @@ import base64
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from refinesam.files import write_json
+from refinesam.files import JsonObject, write_json
 from refinesam.jobs.formats.geotiff import GeoReference, read_georeference
 from refinesam.jobs.formats.objects import LabeledImage, LabeledObject, NewFolder, Results
-from refinesam.jobs.formats.outlines import coco_polygons, simple_polygons
+from refinesam.jobs.formats.outlines import Ring, coco_polygons, simple_polygons
 from refinesam.training.sources.shards import is_remote
 
 __all__ = ["write_coco", "write_coco_polygons", "write_geojson", "write_labelme"]
@@ -30,8 +29,8 @@ def write_coco(results: Results, output: Path, *, polygons: bool = False) -> Non
         output: the file.
         polygons: masks as polygons, exactly; the few that COCO would fill otherwise stay RLE.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[JsonObject] = []
+    annotations: list[JsonObject] = []
     for image_id, image in enumerate(results.images(), start=1):
         height, width = image.image_hw
         images.append({"id": image_id, "file_name": image.name, "height": height, "width": width})
@@ -46,7 +45,7 @@ def write_coco_polygons(results: Results, output: Path) -> None:
     write_coco(results, output, polygons=True)
 
 
-def _annotation(labeled: LabeledObject, image_id: int, annotation_id: int, polygons: bool) -> dict[str, Any]:
+def _annotation(labeled: LabeledObject, image_id: int, annotation_id: int, polygons: bool) -> JsonObject:
     x0, y0, x1, y1 = labeled.box
     return {
         "id": annotation_id,
@@ -67,7 +66,7 @@ def write_labelme(results: Results, output: Path) -> None:
     for image in results.images():
         place = folder.place(image, "", ".json")
         where = image.location if is_remote(image.location) else os.path.relpath(image.location, place.parent)
-        content: dict[str, Any] = {
+        content: JsonObject = {
             "version": LABELME_VERSION,
             "flags": {},
             "shapes": [_shape(labeled) for labeled in image.objects],
@@ -79,7 +78,7 @@ def write_labelme(results: Results, output: Path) -> None:
         write_json(place, content, indent=1)
 
 
-def _shape(labeled: LabeledObject) -> dict[str, Any]:
+def _shape(labeled: LabeledObject) -> JsonObject:
     x0, y0, x1, y1 = (int(side) for side in labeled.box)
     png = io.BytesIO()
     Image.fromarray(labeled.mask[y0:y1, x0:x1].astype(np.uint8)).save(png, format="PNG")
@@ -103,14 +102,14 @@ def write_geojson(results: Results, output: Path) -> None:
     folder = NewFolder(output)
     for image in results.images():
         reference = read_georeference(image.location)
-        content: dict[str, Any] = {"type": "FeatureCollection"}
+        content: JsonObject = {"type": "FeatureCollection"}
         if reference is not None and reference.epsg is not None:
             content["crs"] = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{reference.epsg}"}}
         content["features"] = [_feature(labeled, image, reference) for labeled in image.objects]
         write_json(folder.place(image, "", ".geojson"), content)
 
 
-def _feature(labeled: LabeledObject, image: LabeledImage, reference: GeoReference | None) -> dict[str, Any]:
+def _feature(labeled: LabeledObject, image: LabeledImage, reference: GeoReference | None) -> JsonObject:
     polygons = [
         [_closed(ring, reference, outer=number == 0) for number, ring in enumerate((polygon.exterior, *polygon.holes))]
         for polygon in simple_polygons(labeled.mask)
@@ -132,7 +131,7 @@ def _feature(labeled: LabeledObject, image: LabeledImage, reference: GeoReferenc
     }
 
 
-def _closed(ring: Any, reference: GeoReference | None, outer: bool) -> list[list[float]]:
+def _closed(ring: Ring, reference: GeoReference | None, outer: bool) -> list[list[float]]:
     """Return a ring as GeoJSON has it: the first vertex again at the end, outer rings counterclockwise (RFC 7946)."""
     points = ring if reference is None else reference.to_map(ring)
     x, y = points.T

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from refinesam.errors import ImageError
+from refinesam.files import JsonObject
 from refinesam.training.sources.shards import is_remote, read_file
 
 __all__ = ["GeoReference", "read_georeference"]
@@ -57,7 +57,7 @@ def read_georeference(location: str) -> GeoReference | None:
 
 def _of_file(path: str) -> GeoReference | None:
     with tifffile.TiffFile(path) as tif:
-        tags: dict[str, Any] = tif.pages[0].aspage().geotiff_tags or {}
+        tags: JsonObject = tif.pages[0].aspage().geotiff_tags or {}
     matrix = _matrix(tags)
     if matrix is None:
         return None
@@ -68,7 +68,7 @@ def _of_file(path: str) -> GeoReference | None:
     return GeoReference(matrix[:2], int(code) if code and int(code) != 32767 else None)
 
 
-def _matrix(tags: dict[str, Any]) -> NDArray[np.float64] | None:
+def _matrix(tags: JsonObject) -> NDArray[np.float64] | None:
     """Return (3, 3), from raster to map coordinates."""
     if "ModelTransformation" in tags:
         return np.asarray(tags["ModelTransformation"], np.float64).reshape(4, 4)[np.ix_([0, 1, 3], [0, 1, 3])]

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from refinesam.errors import OutputError
 from refinesam.jobs.folder import result_rows
+from refinesam.jobs.rows import Row
 from refinesam.rle import Rle, decode_rle
 from refinesam.types import BoolArray
 
@@ -105,7 +105,7 @@ class Results:
             if first["height"] is not None:
                 yield LabeledImage(name, first["location"], (first["height"], first["width"]), tuple(objects))
 
-    def _object(self, row: dict[str, Any]) -> LabeledObject:
+    def _object(self, row: Row) -> LabeledObject:
         return LabeledObject(
             number=row["object"],
             category=self._by_name[row["class_name"] or UNNAMED],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from refinesam.masks import Polygon, mask_from_polygons, polygons_from_mask
 from refinesam.types import BoolArray
 
-__all__ = ["coco_polygons", "simple_polygons", "yolo_outline"]
+__all__ = ["Ring", "coco_polygons", "simple_polygons", "yolo_outline"]
 
 Ring = NDArray[np.float64]
 Pixels = NDArray[np.int32]

@@ -6,7 +6,7 @@ import csv
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import tifffile
@@ -19,6 +19,7 @@ from refinesam.jobs.formats.objects import LabeledImage, LabeledObject, NewFolde
 
 __all__ = ["write_label_png", "write_label_tiff", "write_label_tiff_16", "write_masks", "write_voc"]
 
+Label = TypeVar("Label", np.uint8, np.uint16, np.uint32)
 # Of Pascal VOC's 8-bit PNGs: 0 is the background, 255 void.
 MOST_VOC = 254
 LABEL_COLUMNS = ("image", "file", "label", "class", "class_id", "score", "predicted_iou", "area")
@@ -56,7 +57,7 @@ def write_label_tiff(results: Results, output: Path) -> None:
 
 
 def _write_labels(
-    results: Results, output: Path, suffix: str, dtype: Any, write: Callable[[Path, NDArray[Any]], None]
+    results: Results, output: Path, suffix: str, dtype: type[Label], write: Callable[[Path, NDArray[Label]], None]
 ) -> None:
     folder = NewFolder(output)
     rows = []
@@ -73,7 +74,7 @@ def _write_labels(
         table.writerows(rows)
 
 
-def _painted(image: LabeledImage, value: Callable[[LabeledObject], int], dtype: Any) -> NDArray[Any]:
+def _painted(image: LabeledImage, value: Callable[[LabeledObject], int], dtype: type[Label]) -> NDArray[Label]:
     labels = np.zeros(image.image_hw, dtype)
     most = max((value(labeled) for labeled in image.objects), default=0)
     if most > np.iinfo(dtype).max:
@@ -143,7 +144,7 @@ def _write_lines(path: Path, lines: list[str]) -> None:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _write_png(path: Path, pixels: NDArray[Any], palette: list[int] | None = None) -> None:
+def _write_png(path: Path, pixels: NDArray[Label], palette: list[int] | None = None) -> None:
     image = Image.fromarray(pixels)
     if palette is not None:
         image.putpalette(palette)
@@ -151,6 +152,6 @@ def _write_png(path: Path, pixels: NDArray[Any], palette: list[int] | None = Non
         image.save(temporary, format="PNG")
 
 
-def _write_tiff(path: Path, pixels: NDArray[Any]) -> None:
+def _write_tiff(path: Path, pixels: NDArray[Label]) -> None:
     with writing(path) as temporary:
         tifffile.imwrite(temporary, pixels, compression="zlib")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from refinesam.training.pretrain.config import STUDENTS
-from refinesam.training.settings import Count, Momentum, Name, Positive, Section
+from refinesam.training.settings import Count, Momentum, Name, Positive, Section, one_of
 
 __all__ = ["ClassifyConfig", "EncoderSection", "LabelledSection", "TransferOptim"]
 
@@ -21,16 +21,9 @@ class EncoderSection(Section):
         input_size: side of the square that images are resized to, a multiple of 16.
     """
 
-    variant: str = "efficientsam_ti"
+    variant: Annotated[str, one_of(STUDENTS, "the light encoders are those of")] = "efficientsam_ti"
     init: str = ""
     input_size: Annotated[int, Field(ge=32, multiple_of=16)] = 224
-
-    @field_validator("variant")
-    @classmethod
-    def _check_variant(cls, name: str) -> str:
-        if name not in STUDENTS:
-            raise ValueError(f"the light encoders are those of {', '.join(STUDENTS)}")
-        return name
 
 
 class LabelledSection(Section):

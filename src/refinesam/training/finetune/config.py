@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from refinesam.errors import ConfigError
+from refinesam.files import JsonObject
 from refinesam.models.config import CONFIGS
 from refinesam.training.settings import (
     Count,
@@ -16,6 +17,7 @@ from refinesam.training.settings import (
     Positive,
     Probability,
     Section,
+    one_of,
     read_settings,
     read_toml,
     validated,
@@ -50,18 +52,11 @@ class ModelSection(Section):
             finetuning) or "mask_decoder.iou_prediction_head"; empty trains all.
     """
 
-    variant: str = "hybrid_ti"
+    variant: Annotated[str, one_of(TRAINABLE, "finetuning trains")] = "hybrid_ti"
     input_size: Annotated[int, Field(ge=0, multiple_of=16)] = 0
     init: str = ""
     encoder_init: str = ""
     trainable: str = ""
-
-    @field_validator("variant")
-    @classmethod
-    def _check_variant(cls, name: str) -> str:
-        if name not in TRAINABLE:
-            raise ValueError(f"finetuning trains {', '.join(TRAINABLE)}")
-        return name
 
 
 class DataConfig(Section):
@@ -270,7 +265,7 @@ def read_phases(path: str | Path) -> list[FinetuneConfig]:
     return [validated(path, _changed(values, phase), FinetuneConfig) for phase in phases]
 
 
-def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _changed(values: JsonObject, changes: JsonObject) -> JsonObject:
     """Return nested tables with some of their values replaced."""
     nested = {key: _changed(values.get(key, {}), change) for key, change in changes.items() if isinstance(change, dict)}
     return values | changes | nested

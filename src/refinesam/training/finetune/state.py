@@ -6,7 +6,6 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -133,7 +132,7 @@ class Finetuning:
         Raises:
             RefineSAMError: it cannot be written; the earlier checkpoint is left as it was.
         """
-        state: dict[str, Any] = {
+        state: dict[str, object] = {
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
             "seconds": self.seconds,

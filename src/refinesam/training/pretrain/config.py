@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from refinesam.models.config import CONFIGS
-from refinesam.training.settings import Count, Momentum, Name, Positive, Section
+from refinesam.training.settings import Count, Momentum, Name, Positive, Section, one_of
 
 __all__ = [
     "DecoderSection",
@@ -34,16 +34,9 @@ class StudentSection(Section):
         mask_ratio: share of the patches that it does not see.
     """
 
-    variant: str = "efficientsam_ti"
+    variant: Annotated[str, one_of(STUDENTS, "pretraining trains the encoders of")] = "efficientsam_ti"
     input_size: Annotated[int, Field(ge=32, multiple_of=16)] = 224
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-
-    @field_validator("variant")
-    @classmethod
-    def _check_variant(cls, name: str) -> str:
-        if name not in STUDENTS:
-            raise ValueError(f"pretraining trains the encoders of {', '.join(STUDENTS)}")
-        return name
 
 
 class TeacherSection(Section):

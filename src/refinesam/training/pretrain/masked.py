@@ -6,7 +6,7 @@ After He et al., "Masked autoencoders are scalable vision learners" (CVPR 2022),
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from refinesam.models.image_encoder import PATCH_SIZE, LightEncoder
 
 __all__ = [
     "DecoderShape",
-    "MaskedModel",
     "Masking",
     "encode_visible",
     "gather_tokens",
@@ -39,16 +38,6 @@ class Masking(NamedTuple):
     def to(self, device: torch.device) -> Masking:
         """Return the same on a device."""
         return Masking(self.visible.to(device), self.masked.to(device))
-
-
-class MaskedModel(Protocol):
-    """A method of pretraining: what it reconstructs is the caller's, how and what of it counts is its own."""
-
-    encoder: LightEncoder
-
-    def __call__(self, pixels: Tensor, target: Tensor, masking: Masking) -> Tensor:
-        """Return the scalar loss for normalised pixels (B, 3, S, S) and one target vector a patch (B, N, D)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +176,7 @@ class Pretraining:
         Raises:
             RefineSAMError: it cannot be written; the earlier checkpoint is left as it was.
         """
-        state: dict[str, Any] = {
+        state: dict[str, object] = {
             "config": self.config.model_dump(mode="json"),
             "images": self.images,
             "step": self.step,

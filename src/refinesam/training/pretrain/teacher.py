@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,7 +111,7 @@ def load_teacher(config: TeacherSection, student_input_size: int) -> tuple[Teach
 class CachedTargets:
     """Targets of fixed views in fp16 safetensors shards; each row is bound to the pixels it was made from."""
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], views: Views) -> None:
+    def __init__(self, folder: Path, recipe: Mapping[str, object], views: Views) -> None:
         """Describe the shards; nothing is read before it is needed.
 
         Args:
@@ -192,9 +192,9 @@ class CachedTargets:
             "crop": [*views.config.crop_area, *views.config.crop_ratio],
             "names": names.hexdigest(),
         }
-        return json.dumps(self.recipe | made_from, sort_keys=True)
+        return json.dumps({**self.recipe, **made_from}, sort_keys=True)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Open files stay in their process.
         return self.__dict__ | {"_open": {}}
 

@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refinesam.errors import DatasetError
-from refinesam.evaluation.json_fields import bbox_of, field_of, is_number
+from refinesam.evaluation.json_fields import bbox_of, field_of, is_number, object_at
 from refinesam.images import read_image
 from refinesam.rle import shown
 from refinesam.training.sources.image_files import files_below, read_image_at
@@ -114,20 +113,21 @@ class Sa1bSource:
         """Return an image's container and its name in there, without suffix."""
         return self.pairs.containers[self.pairs.container[index]], os.fsdecode(bytes(self.pairs.stems[index]))
 
-    def _json(self, index: int, container: str, stem: str, where: str) -> Any:
+    def _json(self, index: int, container: str, stem: str, where: str) -> object:
         try:
             if self.pairs.place is None:
                 content = Path(f"{container}/{stem}{ANNOTATIONS}").read_bytes()
             else:
                 content = read_part(container, *self.pairs.place[index, 2:].tolist())
-            return json.loads(content)
+            loaded: object = json.loads(content)
+            return loaded
         except OSError as error:
             raise DatasetError(f"{where} cannot be read: {error}. Copy it again.") from error
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where} is not JSON: {error}. Copy it again.") from error
 
 
-def _annotations(content: Any, where: str, stem: str) -> tuple[int, int, list[AnnotatedObject]]:
+def _annotations(content: object, where: str, stem: str) -> tuple[int, int, list[AnnotatedObject]]:
     """Check one image's annotations; returns its height, width and objects."""
     image = field_of(content, "image", dict, where)
     height, width = (field_of(image, key, int, f"{where}: image") for key in ("height", "width"))
@@ -142,7 +142,7 @@ def _annotations(content: Any, where: str, stem: str) -> tuple[int, int, list[An
     for index, raw in enumerate(field_of(content, "annotations", list, where)):
         place = f"{where}: annotations[{index}]"
         annotated = AnnotatedObject(field_of(raw, "segmentation", dict, place), bbox_of(raw, place))
-        area = raw.get("area")
+        area = object_at(raw, place).get("area")
         if not is_number(area) or area < 0:
             raise DatasetError(f"{place}.area must be a finite number of pixels, 0 or more, got {shown(area)}.")
         if area <= LARGEST_MASK * height * width:

@@ -11,13 +11,13 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refinesam.errors import DatasetError
-from refinesam.evaluation.dataset import CocoFolder, CocoObject
+from refinesam.evaluation.dataset import CocoFolder
 from refinesam.images import read_image
 
 __all__ = ["AnnotatedImage", "AnnotatedObject", "CocoSource", "Source", "check_size"]
@@ -26,7 +26,7 @@ __all__ = ["AnnotatedImage", "AnnotatedObject", "CocoSource", "Source", "check_s
 class AnnotatedObject(NamedTuple):
     """One object: its `segmentation` as polygons or RLE, not yet decoded, and `bbox_xywh` in pixels."""
 
-    segmentation: Any
+    segmentation: object
     bbox_xywh: tuple[float, float, float, float]
 
 
@@ -63,6 +63,10 @@ class Source(Protocol):
         ...
 
 
+# An image's path, height and width, and the segmentation and box of each object.
+Record = tuple[Path, int, int, tuple[tuple[object, tuple[float, float, float, float]], ...]]
+
+
 class CocoSource:
     """The images of one annotation file in COCO's format; crowd regions and images of nothing else are left out."""
 
@@ -78,7 +82,9 @@ class CocoSource:
         # In two large objects: the millions of small ones that annotations are would be copied into every worker
         # process, one touch at a time.
         packed = [
-            pickle.dumps((image.path, image.height, image.width, tuple(_plain(image.objects))))
+            pickle.dumps(
+                (image.path, image.height, image.width, tuple((o.segmentation, o.bbox_xywh) for o in image.objects))
+            )
             for image in folder.without_crowds().images
         ]
         self._records = b"".join(packed)
@@ -103,16 +109,11 @@ class CocoSource:
         check_size(pixels, height, width, str(path))
         return AnnotatedImage(pixels, [AnnotatedObject(*fields) for fields in objects])
 
-    def _record(self, index: int) -> tuple[Path, int, int, tuple[tuple[Any, Any], ...]]:
+    def _record(self, index: int) -> Record:
         """Return an image's path, height, width, and its objects' fields."""
         start = self._ends[index - 1] if index else 0
-        record: tuple[Path, int, int, tuple[tuple[Any, Any], ...]]
-        record = pickle.loads(memoryview(self._records)[start : self._ends[index]])
+        record: Record = pickle.loads(memoryview(self._records)[start : self._ends[index]])
         return record
-
-
-def _plain(objects: Sequence[CocoObject]) -> list[tuple[Any, Any]]:
-    return [(annotated.segmentation, annotated.bbox_xywh) for annotated in objects]
 
 
 def check_size(pixels: NDArray[np.uint8], height: int, width: int, name: str) -> None:
