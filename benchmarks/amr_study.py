@@ -28,9 +28,9 @@ import torch
 import refinesam
 from amr_passes import PROTOCOLS, collect, sampled
 from amr_rules import CHOICES, PAPER, VARIANTS, baseline, by_points, point_rules, stored
+from calibration import Scores
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.files import write_json
-from refinesam.training.finetune.calibration import Scores
 from sources import FIRST_TWELVE, TEN_MORE
 
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from refinesam.errors import ConfigError
+from scripts import script
 
 CPU = {"device": "cpu"}
 STAGE = {"method": "sami", "variant": "efficientsam_ti", "size": 224, "teacher": "sam_vit_b"}
 
 
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cost = _load("training_cost")
+cost = script("benchmarks/training_cost")
 
 
 def test_cost_is_what_is_computed_by_hand() -> None:
@@ -72,7 +62,7 @@ def test_page_keeps_what_is_around_the_markers() -> None:
 
 
 def test_a_trial_runs_on_a_cpu() -> None:
-    result = _load("training_throughput").run(["mae_ti"], 1, 1, "fp32", torch.device("cpu"), 64)
+    result = script("benchmarks/training_throughput").run(["mae_ti"], 1, 1, "fp32", torch.device("cpu"), 64)
     stage = result["stages"]["mae_ti"]
     # The encoder sees 49 of 196 patches and has 5.3 million weights: at least 6 FLOPs a weight and patch.
     assert stage["flops_per_image"] > 6 * 5.3e6 * 49

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import tarfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,18 +17,9 @@ from refinesam.training.finetune.config import DataConfig
 from refinesam.training.finetune.resident import ResidentImages
 from refinesam.training.sources.layouts import load_sources
 from refinesam.weights import load_model
+from scripts import script
 
 CPU = torch.device("cpu")
-
-
-def script(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "training" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"training_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_pack_is_a_folder_of_the_same_objects(
@@ -40,7 +28,7 @@ def test_a_pack_is_a_folder_of_the_same_objects(
     folder = write_source(tmp_path / "data", "shapes", [draw_shapes(1), draw_shapes(2, (300, 200)), draw_shapes(3)])
     (folder / "images" / "train3.png").write_bytes(b"no picture")
     packed = tmp_path / "pack" / "data.tar.xz"
-    script("pack").pack(tmp_path / "data", ("shapes",), 96, 80, packed, "builtin")
+    script("training/pack").pack(tmp_path / "data", ("shapes",), 96, 80, packed, "builtin")
     assert "left out: shapes/train3.png" in capsys.readouterr().out
     with tarfile.open(packed) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
@@ -61,7 +49,7 @@ def test_a_pack_is_a_folder_of_the_same_objects(
 def test_training_ends_by_its_deadline_with_weights_in_parts(
     tiny_config: Any, shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = script("gpu")
+    gpu = script("training/gpu")
     monkeypatch.setattr(gpu, "PART_BYTES", 5 * 2**20)
     recipe = tiny_config(model={"variant": "hybrid_lite0"}, data={"resident": 96, "val_images": 0})
     images = ResidentImages.read(load_sources(shapes_root, recipe.data.sources, "train"), 96, CPU)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,17 +12,12 @@ import numpy as np
 import pytest
 
 from refinesam.masks import coco_document, decode_segmentation, mask_iou
+from scripts import script
 
 
 @pytest.fixture(scope="module")
 def regions() -> ModuleType:
-    path = Path(__file__).parents[2] / "training" / "regions.py"
-    spec = importlib.util.spec_from_file_location("regions", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["regions"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("training/regions")
 
 
 def scene() -> tuple[np.ndarray, dict[str, np.ndarray]]:

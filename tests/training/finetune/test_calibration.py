@@ -13,11 +13,13 @@ from torch import Tensor
 from refinesam.models.config import ModelConfig
 from refinesam.models.image_encoder import ImageFeatures
 from refinesam.models.promptable import PromptableModel
-from refinesam.training.finetune.calibration import SECOND_PROMPTS, Scores, scores_by_prompt
 from refinesam.training.finetune.prompts import self_made_prompt
 from refinesam.training.finetune.validate import PROTOCOLS, WholeImages
 from refinesam.training.sources.layouts import load_sources
+from scripts import script
 
+BENCHMARK = script("benchmarks/calibration")
+SECOND_PROMPTS, Scores, scores_by_prompt = BENCHMARK.SECOND_PROMPTS, BENCHMARK.Scores, BENCHMARK.scores_by_prompt
 CPU = torch.device("cpu")
 CONFIG = ModelConfig("hybrid_ti", "hybrid", width=48, depth=1, heads=3, input_size=64, pos_grid=4)
 SLOTS = {"val_click": [2], "val_3_clicks": [2, 3, 4], "val_box": [0, 1]}
