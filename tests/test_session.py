@@ -151,60 +151,70 @@ def test_a_store_that_cannot_be_used_costs_a_warning_only(tmp_path: Path, caplog
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_negative_click_is_subtracted_where_it_was_not_trained() -> None:
-    image = patches()
-    encoded = Session(FloodModel()).encode(image)
-    prediction = encoded.predict(Prompt(points=[[3, 4]], labels=[1], box=None).with_points([[20, 4]], [0]))
-    assert prediction.negatives == "subtracted"
-    assert (prediction.mask == (image[..., 0] == image[4, 3, 0])).all()
-    boxed = encoded.predict(Prompt(points=[[20, 4]], labels=[0], box=[0, 0, 32, 12]))
-    expected = np.zeros((24, 32), bool)
-    expected[:12, :16] = True
-    assert (boxed.mask == expected).all()
-
-
-def test_negative_click_inside_the_clicked_object_removes_at_least_its_spot() -> None:
-    encoded = Session(FloodModel()).encode(patches())
-    prediction = encoded.predict(Prompt(points=[[3, 4], [5, 5]], labels=[1, 0]))
-    assert prediction.negatives == "subtracted"
-    assert not prediction.mask[5, 5]
-
-
-def test_negative_click_takes_a_part_rather_than_the_whole_object() -> None:
-    # What lies under the click is the boxed object itself, half of it as every other pixel, or everything.
-    encoded = Session(FloodModel()).encode(patches())
-    boxed = encoded.predict(Prompt(points=[[5, 5]], labels=[0], box=[0, 0, 16, 12]))
-    assert boxed.negatives == "subtracted"
-    every_other = np.indices((12, 16)).sum(0) % 2 == 0
-    assert np.array_equal(boxed.mask[:12, :16], ~every_other)
-
-
-def test_negative_click_goes_to_a_model_that_was_trained_on_it() -> None:
-    model = FloodModel(negative_points=True)
-    prompt = Prompt(points=[[3, 4], [20, 4]], labels=[1, 0])
-    assert Session(model).encode(patches()).predict(prompt).negatives == "trained"
-    assert model.decoded == [prompt]
-
-
-def test_negative_click_that_a_trained_model_ignores_is_subtracted() -> None:
-    model = FloodModel(negative_points=True)
-    encoded = Session(model).encode(patches())
-    boxed = encoded.predict(Prompt(points=[[20, 4]], labels=[0], box=[0, 0, 32, 12]))
-    assert boxed.negatives == "subtracted"
-    assert not boxed.mask[4, 20]
-    assert boxed.mask[:12, :16].all()
-
-
-@pytest.mark.parametrize(("click", "reach"), [((5.5, 12.5), 1), ((15.5, 11.5), 4)])
-def test_an_ignored_click_takes_away_its_spot_and_nothing_else(click: tuple[float, float], reach: int) -> None:
-    # To the nearest pixel off the box it is 2 from the one, 8 from the other: half of that goes.
-    model = FloodModel(negative_points=True)
-    boxed = Session(model).encode(patches()).predict(Prompt(points=[click], labels=[0], box=[4, 4, 28, 20]))
+def boxed(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
     rows, columns = np.indices((24, 32))
-    expected = (rows >= 4) & (rows < 20) & (columns >= 4) & (columns < 28)
-    expected &= np.hypot(rows - int(click[1]), columns - int(click[0])) > reach
-    assert np.array_equal(boxed.mask, expected)
-    assert len(model.decoded) == 1, "nothing else is asked"
+    return (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+
+
+def disc(x: float, y: float, radius: float) -> np.ndarray:
+    rows, columns = np.indices((24, 32))
+    return np.hypot(rows - int(y), columns - int(x)) <= radius
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_negative_click_off_the_mask_changes_nothing(trained: bool) -> None:
+    image, prompt = patches(), Prompt(points=[[3, 4], [20, 4]], labels=[1, 0])
+    prediction = Session(FloodModel(negative_points=trained)).encode(image).predict(prompt)
+    assert prediction.negatives == ("trained" if trained else "subtracted")
+    assert (prediction.mask == (image[..., 0] == image[4, 3, 0])).all()
+
+
+# To the nearest pixel off the box it is 2 from the one, 8 from the other: half of that goes.
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("click", "reach"), [((5.5, 12.5), 1), ((15.5, 11.5), 4)])
+def test_an_ignored_click_takes_away_its_spot_and_nothing_else(
+    click: tuple[float, float], reach: int, trained: bool
+) -> None:
+    encoded = Session(FloodModel(negative_points=trained)).encode(patches())
+    found = encoded.predict(Prompt(points=[click], labels=[0], box=[4, 4, 28, 20]))
+    assert found.negatives == "subtracted"
+    assert np.array_equal(found.mask, boxed(4, 4, 28, 20) & ~disc(*click, reach))
+    assert not found.masks[:, int(click[1]), int(click[0])].any(), "it is gone from all candidates"
+
+
+def test_every_negative_click_takes_its_own_spot() -> None:
+    encoded = Session(FloodModel()).encode(patches())
+    found = encoded.predict(Prompt(points=[[8, 12], [24, 12]], labels=[0, 0], box=[4, 4, 28, 20]))
+    assert np.array_equal(found.mask, boxed(4, 4, 28, 20) & ~disc(8, 12, 2.5) & ~disc(24, 12, 2))
+
+
+class GivingUp(FloodModel):
+    """Answers a negative click by giving up all of the box left of column 16."""
+
+    def decode(self, features, image_hw, prompt, multimask_output):
+        logits, ious = super().decode(features, image_hw, prompt, multimask_output)
+        if len(prompt.negative_points):
+            logits[:, :, :16] = -4
+        return logits, ious
+
+
+def test_what_a_trained_model_gives_up_goes_near_the_click_alone() -> None:
+    encoded = Session(GivingUp(negative_points=True)).encode(patches())
+    found = encoded.predict(Prompt(points=[[13, 12]], labels=[0], box=[4, 4, 28, 20]))
+    assert found.negatives == "trained"
+    left = boxed(0, 0, 16, 24)
+    assert np.array_equal(found.mask, boxed(4, 4, 28, 20) & ~disc(13, 12, 4) & ~(left & disc(13, 12, 12)))
+    rim = encoded.predict(Prompt(points=[[4, 12]], labels=[0], box=[4, 4, 28, 20]))
+    assert np.array_equal(rim.mask, boxed(4, 4, 28, 20) & ~disc(4, 12, 1.5))
+
+
+def test_a_small_spot_leaves_the_logits_as_they_are() -> None:
+    encoded = Session(FloodModel()).encode(patches())
+    plain = encoded.predict(Prompt(box=[4, 4, 28, 20]))
+    rim = encoded.predict(Prompt(points=[[4, 12]], labels=[0], box=[4, 4, 28, 20]))
+    assert np.array_equal(rim.logits, plain.logits)
+    inside = encoded.predict(Prompt(points=[[15, 11]], labels=[0], box=[4, 4, 28, 20]))
+    assert (inside.logits <= plain.logits).all() and inside.logits[11, 15] < 0
 
 
 SIX = [[i, i] for i in range(6)]

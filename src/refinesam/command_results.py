@@ -56,7 +56,7 @@ def print_predictions(predictions: list[Prediction], console: Console) -> None:
     console.print(table)
     if predictions and predictions[0].negatives == "subtracted":
         console.print(
-            "Negative clicks were answered training-free, by subtraction: this model was not trained on them."
+            "Spots around negative clicks were cut out: the model was not trained on such clicks, or ignored them."
         )
 
 

@@ -15,14 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from refinesam import amr
 from refinesam.embeddings import Features
 from refinesam.errors import PromptError
+from refinesam.spots import CUT_REACH, without_spot
 from refinesam.types import BoolArray, Capabilities, FloatArray, NegativeAnswer, OnProgress, Prediction, Prompt
 
 __all__ = ["EncodedImage", "SegmentationModel"]
-
-# Of a mask, by a negative click: what takes more is likely the object that the user means.
-MOST_REMOVED = 0.5
-# Of the way from a negative click to the mask's border, see `EncodedImage._without_spot`. Chosen on training images.
-CUT_REACH = 0.5
 
 
 class SegmentationModel(Protocol):
@@ -108,24 +104,22 @@ class EncodedImage:
         if not isinstance(prompt, Prompt):
             raise PromptError(f"predict takes a Prompt, got {type(prompt).__name__}: give Prompt(points=..., box=...).")
         prompt.check_inside(self.image_hw)
+        self._check_capabilities(prompt)
         negatives = prompt.negative_points
-        if self._check_capabilities(prompt):
-            asked = Prompt(points=prompt.positive_points, box=prompt.box)
-            logits, iou = self.model.decode(self.features, self.image_hw, asked, multimask_output)
-            for point in negatives:
-                logits = self._subtracted(logits, int(np.argmax(iou)), point, prompt.positive_points)
-            subtracted = len(negatives) > 0
-            masks = self.model.upsample(logits, self.image_hw)
-        else:
-            logits, iou = self.model.decode(self.features, self.image_hw, prompt, multimask_output)
-            masks = self.model.upsample(logits, self.image_hw)
-            ignored = _covered(masks[int(np.argmax(iou))], negatives)
-            subtracted = len(ignored) > 0
-            if subtracted:
-                for point in ignored:
-                    logits = self._without_spot(logits, int(np.argmax(iou)), point)
-                masks = self.model.upsample(logits, self.image_hw)
-        answered: NegativeAnswer = "subtracted" if subtracted else "trained" if len(negatives) else "none"
+        asked = _without_negatives(prompt) if len(negatives) else prompt
+        logits, iou = self.model.decode(self.features, self.image_hw, asked, multimask_output)
+        masks = self.model.upsample(logits, self.image_hw)
+        given_up: BoolArray | None = None
+        if len(covered := _covered(masks, negatives)):
+            if self.model.capabilities.negative_points:
+                answers, other_iou = self.model.decode(self.features, self.image_hw, prompt, True)
+                given_up = ~self.model.upsample(answers[[int(np.argmax(other_iou))]], self.image_hw)[0]
+            masks = np.stack([_without_spots(mask, covered, given_up) for mask in masks])
+            logits = self._without_spots(logits, covered)
+        answered: NegativeAnswer = "none"
+        if len(negatives):
+            trained = self.model.capabilities.negative_points and (given_up is None or _on(given_up, covered).all())
+            answered = "trained" if trained else "subtracted"
         return self._prediction(prompt, masks, iou, logits, answered)
 
     def predict_boxes(self, boxes: ArrayLike, multimask_output: bool = True) -> list[Prediction]:
@@ -221,63 +215,57 @@ class EncodedImage:
         features = self.model.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
         return EncodedImage((y1 - y0, x1 - x0), f"{self.key}-{x0}-{y0}-{x1}-{y1}", features, self.model).predict
 
-    def _check_capabilities(self, prompt: Prompt) -> bool:
-        """Raise PromptError for what the model can't take; return whether negative clicks have to be subtracted."""
+    def _check_capabilities(self, prompt: Prompt) -> None:
+        """Raise PromptError for what the model can't take."""
         can, name = self.model.capabilities, self.model.name
         has_mask = prompt.mask is not None or prompt.mask_logits is not None
         if has_mask and not can.mask_prompt:
             raise PromptError(f"{name} takes no mask prompt. Leave the mask out, or use 'builtin' or a SAM model.")
         if not len(prompt.positive_points) and prompt.box is None and not has_mask:
             raise PromptError("Negative clicks alone name no object: add a positive click or a box.")
-        subtract = bool(len(prompt.negative_points)) and not can.negative_points
-        count = len(prompt.positive_points if subtract else prompt.points) + 2 * (prompt.box is not None)
+        count = len(prompt.points if can.negative_points else prompt.positive_points) + 2 * (prompt.box is not None)
         if can.max_points is not None and count > can.max_points:
             raise PromptError(
                 f"The prompt has {count} points (a box counts as two); {name} takes at most {can.max_points}. "
                 "Use fewer, or a model without this limit such as 'builtin'."
             )
-        return subtract
 
-    def _values(self, logits: FloatArray, points: FloatArray) -> FloatArray:
-        return self.model.value_at(logits, self.image_hw, points)
+    def _without_spots(self, logits: FloatArray, negatives: FloatArray) -> FloatArray:
+        """Take spots of negative clicks out of logits (C, h, w), where a cell of theirs is no more than the spot.
 
-    def _without_spot(self, logits: FloatArray, best: int, point: FloatArray) -> FloatArray:
-        """Take the spot of a negative click away that a model trained on such clicks still covers, and little else.
-
-        A cone is cut out of all logits: below zero up to half of the way to the nearest pixel off the best mask, as
-        deep as the click was sure to be on it, so that interpolation doesn't fill it again.
+        An object can be as small as a few cells, and the masks are exact: a spot that is smaller stays.
         """
         rows, columns = np.indices(logits.shape[1:], dtype=np.float32)
-        row, column = self._values(np.stack([rows, columns]), point[None])[:, 0]
-        distance = np.hypot(rows - row, columns - column)
-        reach = CUT_REACH * float(distance[logits[best] <= 0].min(initial=distance.max()))
-        steepness = max(1.0, float(self._values(logits[[best]], point[None])[0, 0]))
-        return np.asarray(np.minimum(logits, (distance - reach) * steepness), np.float32)
-
-    def _subtracted(self, logits: FloatArray, best: int, negative: FloatArray, positives: FloatArray) -> FloatArray:
-        """Answer a negative click without training: what it points at is taken away in logit space.
-
-        The masks at the click are decoded as objects of their own. The best of those that cover no positive click and
-        at most half of the best mask is removed: min(mask, -object). If there is none, as when the click lies inside
-        the object that is meant, each pixel goes to the surer of the mask and the object that takes the least of it:
-        min(mask, mask - object).
-        """
-        others, other_iou = self.model.decode(self.features, self.image_hw, Prompt(points=[negative]), True)
-        covered = logits[best] > 0
-        share = ((others > 0) & covered).sum(axis=(1, 2)) / max(1, np.count_nonzero(covered))
-        apart = np.array([not (row > 0).any() for row in self._values(others, positives)]) & (share <= MOST_REMOVED)
-        if apart.any():
-            taken = -others[int(np.argmax(np.where(apart, other_iou, -np.inf)))]
-        else:
-            taken = logits - np.maximum(others[int(np.argmin(share))], 0)
-        return np.asarray(np.minimum(logits, taken), np.float32)
+        cut = np.array(logits)
+        for point in negatives:
+            row, column = self.model.value_at(np.stack([rows, columns]), self.image_hw, point[None])[:, 0]
+            distance = np.hypot(rows - row, columns - column)
+            for before, after in zip(logits, cut, strict=True):
+                reach = CUT_REACH * float(distance[before <= 0].min(initial=distance.max()))
+                if reach >= 1:
+                    np.minimum(after, -np.abs(after), out=after, where=distance < reach)
+        return cut
 
 
-def _covered(mask: BoolArray, points: FloatArray) -> FloatArray:
-    """Those of the points (N, 2) that lie on a mask (H, W)."""
-    height, width = mask.shape
-    x, y = np.clip(points.astype(np.int64), 0, [width - 1, height - 1]).T
-    return np.asarray(points[mask[y, x]], np.float32)
+def _without_negatives(prompt: Prompt) -> Prompt:
+    return Prompt(points=prompt.positive_points, box=prompt.box, mask=prompt.mask, mask_logits=prompt.mask_logits)
+
+
+def _covered(masks: BoolArray, points: FloatArray) -> FloatArray:
+    """Those of the points (N, 2) that lie on any of the masks (C, H, W)."""
+    return np.asarray(points[_on(masks, points).any(axis=0)], np.float32)
+
+
+def _on(masks: BoolArray, points: FloatArray) -> BoolArray:
+    """Whether points (N, 2) lie on masks (..., H, W): (..., N)."""
+    columns, rows = points.astype(np.int64).T
+    return np.asarray(masks[..., rows, columns])
+
+
+def _without_spots(mask: BoolArray, points: FloatArray, given_up: BoolArray | None) -> BoolArray:
+    for point in points:
+        mask = without_spot(mask, point, given_up)
+    return mask
 
 
 def _restored(

@@ -33,7 +33,7 @@ __all__ = ["BoolArray", "Capabilities", "FloatArray", "OnProgress", "Prediction"
 # Called with the steps done so far and their number.
 OnProgress = Callable[[int, int], None]
 
-# How negative clicks were answered: there were none, by a model trained on them, or (some) by subtraction.
+# How negative clicks were answered: there were none, by a model trained on them, or (some) by cutting their spots out.
 NegativeAnswer = Literal["none", "trained", "subtracted"]
 
 
@@ -232,9 +232,9 @@ class Prediction:
         low_res_logits: (C, h, w) float32, in the model's frame; one of them can be a later prompt's mask_logits.
         prompt: the prompt that was answered.
         refinement: the report of Adaptive Mask Refinement, None when it was not asked for.
-        negatives: how negative clicks were answered: "none" were given; by a model "trained" on them; or "subtracted",
-            decoded as objects of their own and taken away in logit space: all of them by a model that was not
-            trained on them, else those that the model ignored.
+        negatives: how negative clicks were answered: "none" were given; "trained", what a model trained on them gives up
+            near the clicks was taken away; or "subtracted", a spot around each was cut out, by a model that was not
+            trained on them, or that ignored one.
         image_key: of the image that it was made on, "" where that is not known.
         first: the prediction that was refined, where refinement replaced its masks; its other masks are still
             `candidates`.
