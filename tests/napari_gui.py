@@ -104,8 +104,8 @@ class Gui:
         QTest.qWait(50)
 
     def answer(self) -> PlanePrediction:
-        """Wait for the answer to the prompts in view."""
-        self.until(lambda: self.controller.predictions.current is not None)
+        """Wait for the answer to the prompts in view, and for its refinement."""
+        self.until(lambda: self.controller.predictions.is_complete)
         found = self.controller.predictions.current
         assert found is not None
         QTest.qWait(50)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refinesam
-from refinesam import AMRConfig, EncodedImage, Prediction, Prompt, RefinementReport, Session
+from refinesam import EncodedImage, Prediction, Prompt, RefinementReport, Session
 from refinesam_napari.crops import CropMode, choose_crop
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.engine import Work
@@ -256,14 +256,27 @@ def encode(
     return session.encode(pixels, on_progress=work.step("Encoding the image"))
 
 
+class _Overtaken(Exception):  # noqa: N818  # No error: a newer request waits.
+    pass
+
+
 def predict(
     request: PredictionRequest,
     session: Session,
     reader: CropReader,
     work: Work,
     overtaken: Callable[[], bool] = lambda: False,
+    on_first: Callable[[PlanePrediction], None] = lambda first: None,
 ) -> PlanePrediction | None:
     """Predict the masks of a request; None if a newer one came while the image was encoded.
+
+    Args:
+        request: what is asked.
+        session: of its model.
+        reader: reads its pixels.
+        work: the job's line to the outside.
+        overtaken: whether a newer request waits; then there is no refinement.
+        on_first: is given the prediction before it is refined, so that no click waits for refinement.
 
     Raises:
         ImageError, PromptError: see `refinesam.EncodedImage`.
@@ -283,11 +296,21 @@ def predict(
         negatives=first.negatives,
         first_candidates=offered,
     )
-    if not request.refine or overtaken():
+    if not request.refine:
         return plain
-    # Every click waits for this, so nothing is encoded again. A decode more goes unnoticed, so it is asked always:
-    # `AMRConfig.fast`, which saves most of them, loses most of what there is to win at a single click.
-    refined = encoded.refine(first, AMRConfig(zooms=()))
+    on_first(plain)
+    if overtaken():
+        return plain
+
+    def on_progress(done: int, total: int) -> None:
+        work.check()
+        if overtaken():
+            raise _Overtaken
+
+    try:
+        refined = encoded.refine(first, on_progress=on_progress)
+    except _Overtaken:
+        return plain
     return replace(
         plain,
         refined=mask_from_prediction(refined, crop),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -157,9 +158,23 @@ class Predictions(QObject):
 
     @property
     def current(self) -> PlanePrediction | None:
-        """The prediction for the draft's prompts in the plane in view, None if there is none (yet)."""
+        """The prediction for the draft's prompts in the plane in view, None if there is none (yet).
+
+        It is not refined as long as its refinement is computed.
+        """
         workspace, plane = self._workspaces.current, self._view.plane
-        return None if workspace is None or plane is None else workspace.prediction_for(plane, self.options.refine)
+        if workspace is None or plane is None:
+            return None
+        found = workspace.prediction_for(plane, self.options.refine)
+        return found if found is not None else workspace.prediction_for(plane, refine=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the prediction in view is there and has been through refinement, where that is on."""
+        workspace, plane = self._workspaces.current, self._view.plane
+        if workspace is None or plane is None:
+            return False
+        return workspace.prediction_for(plane, self.options.refine) is not None
 
     def refresh(self) -> None:
         """Show the prediction for the draft's prompts in view, or ask for it."""
@@ -167,14 +182,21 @@ class Predictions(QObject):
         prompts = None if workspace is None or plane is None else workspace.document.draft.get(plane)
         if workspace is None or plane is None or prompts is None or not prompts.names_an_object:
             preview.hide()
-        elif (found := self.current) is not None:
-            mask = workspace.previewed(plane, found.shown(self.options.show_first)[0])
-            refined = found.is_refined(self.options.show_first)
-            points = found.report_points if refined else []
-            preview.show(workspace.image, plane, mask, "refined" if refined else "first", points, self._view.channel)
         else:
-            self._ask(workspace, self.request_for(plane, prompts))
+            self._show(workspace, plane)
+            if not self.is_complete:
+                self._ask(workspace, self.request_for(plane, prompts))
         self._workspaces.changed.emit()
+
+    def _show(self, workspace: Workspace, plane: Plane) -> None:
+        """Show the prediction for the draft's prompts as far as it is computed."""
+        if (found := self.current) is None:
+            return
+        mask = workspace.previewed(plane, found.shown(self.options.show_first)[0])
+        refined = found.is_refined(self.options.show_first)
+        points = found.report_points if refined else []
+        kind = "refined" if refined else "first"
+        self._view.preview.show(workspace.image, plane, mask, kind, points, self._view.channel)
 
     def _ask(self, workspace: Workspace, request: PredictionRequest) -> None:
         generation = workspace.generation
@@ -182,7 +204,9 @@ class Predictions(QObject):
         def run(work: Work) -> tuple[Workspace, int, PlanePrediction | None]:
             session = sessions.get(request.model)
             work.check()
-            return workspace, generation, predict(request, session, self.reader, work, self.engine.overtaken)
+            on_first = self._tasks.on_gui_thread(partial(self._first_came, workspace, generation))
+            found = predict(request, session, self.reader, work, self.engine.overtaken, on_first)
+            return workspace, generation, found
 
         self.engine.submit(Job(run, subject=_subject(workspace, request)))
 
@@ -202,6 +226,17 @@ class Predictions(QObject):
 
         self.engine.submit(Job(run, subject=_subject(workspace, request), urgent=False))
 
+    def _first_came(self, workspace: Workspace, generation: int, first: PlanePrediction) -> None:
+        """Show a prediction whose refinement is still computed."""
+        if generation != workspace.generation:
+            return
+        workspace.keep(replace(first, request=replace(first.request, refine=False)))
+        self.arrived.emit()
+        plane = self._view.plane
+        if self._workspaces.current is workspace and plane is not None:
+            self._show(workspace, plane)
+            self._workspaces.changed.emit()
+
     def _predicted(self, result: JobResult) -> None:
         if result.error is not None:
             self._tasks.tell_error(result.error)
@@ -211,7 +246,7 @@ class Predictions(QObject):
             if found is not None and generation == workspace.generation:
                 workspace.keep(found)
                 self.arrived.emit()
-                if self._workspaces.current is workspace and self.current is not None:
+                if self._workspaces.current is workspace and self.is_complete:
                     self.refresh()
         self._tasks.finished.emit()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -166,12 +167,16 @@ class EncodedImage:
             image_key=self.key,
         )
 
-    def refine(self, prediction: Prediction, config: amr.AMRConfig | None = None) -> Prediction:
+    def refine(
+        self, prediction: Prediction, config: amr.AMRConfig | None = None, on_progress: OnProgress | None = None
+    ) -> Prediction:
         """Apply Adaptive Mask Refinement to a prediction made on this image.
 
         Args:
             prediction: of this image.
             config: how; None means the default.
+            on_progress: as `Session.encode` takes it, for the crop of a closer look; an exception it raises passes
+                through.
 
         Returns:
             The better of the first mask and the refined one; `.refinement` says what was seen and done, and
@@ -191,7 +196,7 @@ class EncodedImage:
             config,
             max_points=max_points,
             mask_prompt=self.model.capabilities.mask_prompt,
-            zoom=None if self.pixels is None else self._zoomed,
+            zoom=None if self.pixels is None else partial(self._zoomed, on_progress),
         )
         return refined if refined.masks is prediction.masks else replace(refined, first=prediction)
 
@@ -208,11 +213,11 @@ class EncodedImage:
                 "width): refine it with the EncodedImage that predicted it."
             )
 
-    def _zoomed(self, window: amr.Window) -> amr.Decode:
+    def _zoomed(self, on_progress: OnProgress | None, window: amr.Window) -> amr.Decode:
         """Encode a window of the image and return what decodes prompts in it."""
         assert self.pixels is not None
         x0, y0, x1, y1 = window
-        features = self.model.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
+        features = self.model.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]), on_progress)
         return EncodedImage((y1 - y0, x1 - x0), f"{self.key}-{x0}-{y0}-{x1}-{y1}", features, self.model).predict
 
     def _check_capabilities(self, prompt: Prompt) -> None:

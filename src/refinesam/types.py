@@ -232,8 +232,8 @@ class Prediction:
         low_res_logits: (C, h, w) float32, in the model's frame; one of them can be a later prompt's mask_logits.
         prompt: the prompt that was answered.
         refinement: the report of Adaptive Mask Refinement, None when it was not asked for.
-        negatives: how negative clicks were answered: "none" were given; "trained", what a model trained on them gives up
-            near the clicks was taken away; or "subtracted", a spot around each was cut out, by a model that was not
+        negatives: how negative clicks were answered: "none" were given; "trained", what a model trained on them gives
+            up near the clicks was taken away; or "subtracted", a spot around each was cut out, by a model that was not
             trained on them, or that ignored one.
         image_key: of the image that it was made on, "" where that is not known.
         first: the prediction that was refined, where refinement replaced its masks; its other masks are still

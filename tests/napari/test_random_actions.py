@@ -14,7 +14,7 @@ from napari.layers import Image, Labels, Points
 from qtpy.QtWidgets import QApplication
 
 from napari_gui import Gui
-from refinesam import AMRConfig, Prediction, Prompt, RefinementReport
+from refinesam import Prediction, Prompt, RefinementReport
 from refinesam_napari import inference
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.geometry import FREE, Plane
@@ -67,7 +67,7 @@ class FakeImage:
     def predict(self, prompt: Prompt) -> Prediction:
         return self._predict(prompt, FIRST)
 
-    def refine(self, first: Prediction, config: AMRConfig) -> Prediction:
+    def refine(self, first: Prediction, on_progress: Any = None) -> Prediction:
         points = np.float32([[3, 4]])
         report = RefinementReport(1, 0.5, "centre", "rule", points, 0.8, 0.9, "refined", "It is better.")
         return self._predict(first.prompt, REFINED, report)
@@ -278,7 +278,7 @@ class Session:
         def settled() -> bool:
             item = self.image if self.viewer.dims.ndisplay == 2 else None
             asked = item is not None and (item.mask(self.z(item), FIRST) | item.mask(self.z(item), REFINED)).any()
-            return not self.controller.busy and (not asked or self.controller.predictions.current is not None)
+            return not self.controller.busy and (not asked or self.controller.predictions.is_complete)
 
         for _ in range(3):  # what is put off, and what that puts off
             QApplication.processEvents()
@@ -699,7 +699,7 @@ class Session:
         layer, z = self.controller.view.preview.layer, self.z(item)
         edited = item.now.objects.get(item.now.editing)
         expected = item.mask(z, self.reach)
-        if z in item.now.draft and edited is not None and self.controller.predictions.current is not None:
+        if z in item.now.draft and edited is not None and self.controller.predictions.is_complete:
             expected = edited.corrected(z, expected)
         if not expected.any():
             assert layer is None or layer not in self.viewer.layers or not layer.visible

@@ -89,7 +89,7 @@ def assert_answers_all(gui: Gui) -> None:
     assert all(mask[int(point.y), int(point.x)] for point in points)
     encoded = sessions.get(Model()).encode(refinesam.as_rgb(gui.viewer.layers["image"].data))
     first = encoded.predict(refinesam.Prompt(points=[(point.x, point.y) for point in points]))
-    expected = encoded.refine(first, refinesam.AMRConfig(zooms=()))
+    expected = encoded.refine(first)
     assert np.array_equal(mask, expected.mask)
     rows, columns = np.nonzero(mask)
     assert ((rows - CENTRE[0]) ** 2 + (columns - CENTRE[1]) ** 2 < RADIUS**2).mean() > 0.98
@@ -143,7 +143,8 @@ def test_cancel_ends_a_running_encoding(open_gui: Callable[..., Gui], slow: Slow
     slow.may_encode.set()
     gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *CENTRE)
-    assert gui.mask()[CENTRE] and slow.encoded == 1
+    # The image, and the crop of its refinement.
+    assert gui.mask()[CENTRE] and slow.encoded == 2
 
 
 def test_click_during_an_encoding_waits_for_it_and_not_for_another(open_gui: Callable[..., Gui], slow: Slow) -> None:
@@ -157,7 +158,7 @@ def test_click_during_an_encoding_waits_for_it_and_not_for_another(open_gui: Cal
     slow.may_encode.set()
     assert gui.mask()[CENTRE]
     gui.settle()
-    assert slow.begun == slow.encoded == 1
+    assert slow.begun == slow.encoded == 2  # the image, and the crop of its refinement
 
 
 def test_the_window_lives_while_a_large_model_encodes(
