@@ -8,7 +8,9 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -127,6 +129,17 @@ def plant(
     dataset.add_samples(made)
     dataset.add_dynamic_sample_fields(fields=[TRUTH_FIELD])
     return Planted(dataset, run, expected)
+
+
+@contextmanager
+def evaluated_plant(folder: Path) -> Iterator[Planted]:
+    """Make and evaluate a small dataset of an own name; it goes with the block."""
+    from refinesam_fiftyone.evaluation import evaluate
+
+    planted = plant(f"planted-{uuid.uuid4().hex[:8]}", folder, samples=4)
+    evaluate(planted.dataset, run_key=planted.run.key)
+    yield planted
+    planted.dataset.delete()
 
 
 @lru_cache(maxsize=1)

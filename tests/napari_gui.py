@@ -78,6 +78,14 @@ class Gui:
         self.mouse("release", where, modifiers)
         QApplication.processEvents()
 
+    def segment(self, layer: Layer, *data: float) -> NDArray[np.bool_]:
+        """Click on an object, wait for its mask, and add it."""
+        self.controller.view.prompts.use_points(True)
+        self.click(layer, *data)
+        mask = self.mask()
+        self.key("N")
+        return mask
+
     def drag(self, layer: Layer, start: tuple[float, ...], end: tuple[float, ...], steps: int = 10) -> None:
         a, b = self.position(layer, *start), self.position(layer, *end)
         self.mouse("press", a)

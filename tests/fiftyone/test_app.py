@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from fiftyone_planted import Planted, plant
+from fiftyone_planted import Planted, evaluated_plant
 from real_fiftyone import App, app, draw_shapes, draw_videos
-from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.figures import BUCKET_NAMES
 from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.runs import list_runs
@@ -28,10 +27,8 @@ def person() -> Iterator[App]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
-    made = plant(f"planted-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("planted"), samples=4)
-    evaluate(made.dataset, run_key=made.run.key)
-    yield made
-    made.dataset.delete()
+    with evaluated_plant(tmp_path_factory.mktemp("planted")) as made:
+        yield made
 
 
 def database(view: Any, run: Fields) -> tuple[int, list[str]]:

@@ -11,7 +11,7 @@ import pytest
 from fiftyone import ViewField as F
 
 from fiftyone_panel import Shown
-from fiftyone_planted import Planted, plant
+from fiftyone_planted import Planted, evaluated_plant, plant
 from refinesam_fiftyone.evaluation import evaluate
 from refinesam_fiftyone.record import declare
 from refinesam_fiftyone.rows import read_rows
@@ -22,10 +22,8 @@ from refinesam_fiftyone.schema import BUCKETS, Fields, Settings
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
-    made = plant(f"planted-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("planted"), samples=4)
-    evaluate(made.dataset, run_key=made.run.key)
-    yield made
-    made.dataset.delete()
+    with evaluated_plant(tmp_path_factory.mktemp("planted")) as made:
+        yield made
 
 
 @pytest.fixture

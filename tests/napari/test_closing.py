@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from napari.layers import Labels
 from qtpy.QtTest import QTest
 from skimage import data
 
@@ -43,13 +44,17 @@ def names(gui: Gui) -> list[str]:
     return [layer.name for layer in gui.viewer.layers]
 
 
+def erase(gui: Gui, layer: Labels) -> None:
+    """Take some pixels of the coin away by hand."""
+    gui.viewer.layers.selection.active = layer
+    layer.selected_label, layer.brush_size, layer.mode = 0, 9, "erase"
+    gui.click(layer, *COIN)
+
+
 def test_closing_gives_back_keys_and_layers_and_reopening_continues(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.view.prompts.use_points(True)
-    gui.click(image, *COIN)
-    first = gui.mask()
-    gui.key("N")
+    first = gui.segment(image, *COIN)
     gui.click(image, *OTHER_COIN)
     second = gui.mask()
     labels, objects = gui.labels(), gui.controller.workspace.objects.layer
@@ -88,15 +93,10 @@ def test_what_is_done_while_it_is_closed_is_known_afterwards(open_gui: Callable[
     image = gui.viewer.layers["image"]
     other = gui.viewer.add_image(data.coins()[::-1].copy(), name="other")
     gui.controller.view.choose_image(image)
-    gui.controller.view.prompts.use_points(True)
-    gui.click(image, *COIN)
-    gui.mask()
-    gui.key("N")
+    gui.segment(image, *COIN)
     layer = gui.controller.workspace.objects.layer
     close(gui)
-    gui.viewer.layers.selection.active = layer
-    layer.selected_label, layer.brush_size, layer.mode = 0, 9, "erase"
-    gui.click(layer, *COIN)
+    erase(gui, layer)
     corrected = layer.data.copy()
     assert corrected[COIN] == 0
     again = reopen(gui)
@@ -203,14 +203,10 @@ def test_hiding_gives_back_keys_and_layers_and_showing_continues(open_gui: Calla
 def test_what_is_done_while_it_is_hidden_is_known_afterwards(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.click(image, *COIN)
-    gui.mask()
-    gui.key("N")
+    gui.segment(image, *COIN)
     layer = gui.controller.workspace.objects.layer
     hide(gui)
-    gui.viewer.layers.selection.active = layer
-    layer.selected_label, layer.brush_size, layer.mode = 0, 9, "erase"
-    gui.click(layer, *COIN)
+    erase(gui, layer)
     assert layer.data[COIN] == 0
     show(gui)
     gui.key("Z", "control")

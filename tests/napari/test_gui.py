@@ -210,10 +210,7 @@ def test_the_same_coin_twice_is_one_object(open_gui: Callable[..., Gui], at_once
 def test_painting_by_hand_is_in_the_same_history(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.view.prompts.use_points(True)
-    gui.click(image, *COIN)
-    mask = gui.mask()
-    gui.key("N")
+    mask = gui.segment(image, *COIN)
     layer = gui.controller.workspace.objects.layer
     gui.viewer.layers.selection.active = layer
     layer.selected_label, layer.brush_size, layer.mode = 7, 11, "paint"

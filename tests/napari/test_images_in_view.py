@@ -178,10 +178,7 @@ def test_switching_images_keeps_each_ones_work(open_gui: Callable[..., Gui]) -> 
 def test_removing_layers_while_working(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
     image = gui.viewer.layers["image"]
-    gui.controller.view.prompts.use_points(True)
-    gui.click(image, *COIN)
-    mask = gui.mask()
-    gui.key("N")
+    mask = gui.segment(image, *COIN)
     objects = gui.controller.workspace.objects.layer
     gui.viewer.layers.remove(gui.controller.view.prompts.points)
     gui.settle()
