@@ -18,6 +18,7 @@ __all__ = ["OutputKind", "ServiceOptions", "weights_version"]
 OutputKind = Literal["brush", "polygon", "bitmask", "rectangle"]
 EVERYTHING_SETTINGS = ("points_per_side", "iou_threshold", "stability_threshold", "overlap_threshold", "min_area")
 MOST_AMR = 64
+MOST_ALTERNATIVES = 8
 EXAMPLE = '{"amr": true, "output": "polygon"}'
 
 
@@ -34,6 +35,7 @@ class ServiceOptions:
         label: of what segment-everything finds; None means the first label of the output's tag.
         tolerance: how far polygons may lie from the mask's outline, in pixels; None goes by image and mask.
         smallest_part: of a polygon, in pixels; smaller ones and smaller holes are left out. None goes by the mask.
+        alternatives: most other masks that are returned of each prompted object: what else the prompt may mean.
     """
 
     amr: AMRConfig | None = None
@@ -43,6 +45,7 @@ class ServiceOptions:
     label: str | None = None
     tolerance: float | None = None
     smallest_part: int | None = None
+    alternatives: int = 0
 
     def updated(self, extra_params: object) -> ServiceOptions:
         """Return these options with what a project asks for in its extra params.
@@ -51,7 +54,7 @@ class ServiceOptions:
             extra_params: an object, the same as JSON text, or nothing. "amr": true, false, a name of
                 `AMRConfig.named` or the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle";
                 "everything": true, false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label";
-                "tolerance"; "smallest_part".
+                "tolerance"; "smallest_part"; "alternatives".
 
         Raises:
             ConfigError: an unknown name, or a value of the wrong kind or out of range.
@@ -149,9 +152,9 @@ def _everything(value: object) -> Mapping[str, float] | None:
     return MappingProxyType(settings)
 
 
-def _whole(name: str, value: object, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ConfigError(f'"{name}" must be a whole number from 1 to {most}.')
+def _whole(name: str, value: object, most: int, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f'"{name}" must be a whole number from {least} to {most}.')
     return value
 
 
@@ -182,5 +185,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "label": _label,
         "tolerance": _tolerance,
         "smallest_part": lambda value: _whole("smallest_part", value, 2**31),
+        "alternatives": lambda value: _whole("alternatives", value, MOST_ALTERNATIVES, least=0),
     }
 )

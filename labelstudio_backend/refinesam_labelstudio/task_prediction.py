@@ -155,18 +155,39 @@ class TaskPredictor:
 
     def _regions(self, prediction: Prediction, label: str | None, name: str) -> list[JsonObject]:
         tag = self.config.output_for(label, self.options.output, name)
-        mask = prediction.mask
-        regions = regions_from_mask(
-            mask,
-            tag,
-            label,
-            (mask.shape[0], mask.shape[1]),
-            _score(prediction),
-            tolerance=self.options.tolerance,
-            smallest_part=self.options.smallest_part,
-        )
+        regions: list[JsonObject] = []
+        for offered, words in _offered(prediction, self.options.alternatives):
+            mask = offered.mask
+            regions += regions_from_mask(
+                mask,
+                tag,
+                label,
+                (mask.shape[0], mask.shape[1]),
+                _score(offered),
+                {"text": [words]} if words else None,
+                tolerance=self.options.tolerance,
+                smallest_part=self.options.smallest_part,
+            )
         check_regions(regions, self.config)
         return regions
+
+
+def _offered(prediction: Prediction, alternatives: int) -> list[tuple[Prediction, str]]:
+    """Return the model's own choice, then the other masks that the prompt may mean, the smallest first; each in words.
+
+    Without alternatives there are no words.
+    """
+    candidates = prediction.candidates if alternatives else ()
+    if len(candidates) < 2:
+        return [(prediction, "")]
+    words = [
+        f"Candidate {index} of {len(candidates)} by size, predicted IoU {_score(one):.2f}"
+        for index, one in enumerate(candidates, start=1)
+    ]
+    told = list(zip(candidates, words, strict=True))
+    own = [item for item in told if np.array_equal(item[0].mask, prediction.mask)]
+    others = [item for item in told if not np.array_equal(item[0].mask, prediction.mask)]
+    return own + others[:alternatives]
 
 
 def told_of_whole(answers: Sequence[TaskPrediction]) -> str:

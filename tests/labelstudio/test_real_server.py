@@ -240,6 +240,27 @@ def test_refinement_is_asked_for_in_the_extra_params(
     assert [item["model_version"] for item in listed] == [f"{weights_version(reference)}+amr"]
 
 
+@pytest.mark.parametrize("amr", [False, "fast"])
+def test_what_else_a_click_may_mean_is_asked_for_in_the_extra_params(
+    label_studio: LabelStudio, backend: Backend, reference: Session, amr: object
+) -> None:
+    photo = data.astronaut()
+    project = label_studio.project(EXAMPLES["brush"], {"person.png": png(photo)})
+    project.attach(backend.url, extra_params={"alternatives": 3, "amr": amr})
+    encoded = reference.encode(photo)
+    expected = encoded.predict(Prompt(points=[[220, 110]]))
+    if amr:
+        expected = encoded.refine(expected, AMRConfig.named("fast"))
+    candidates = expected.candidates
+    assert len(candidates) >= 2
+    regions = project.ask("person.png", [keypoint((220, 110), photo.shape)])
+    found = [mask_from_region(region) for region in regions]
+    assert np.array_equal(found[0], expected.mask)
+    others = [one.mask for one in candidates if not np.array_equal(one.mask, expected.mask)]
+    assert same(found[1:], others)
+    assert all(f"of {len(candidates)} by size, predicted IoU" in region["meta"]["text"][0] for region in regions)
+
+
 def test_boxes_of_an_annotation_become_the_coins_in_them(
     label_studio: LabelStudio, backend: Backend, reference: Session
 ) -> None:

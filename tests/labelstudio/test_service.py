@@ -577,3 +577,34 @@ def test_real_weights_segment_everything_and_refine(
     (mask,) = masks(clicked)
     assert (mask & disc).sum() / (mask | disc).sum() > 0.9
     assert session.cache.misses == 1
+
+
+@pytest.mark.parametrize("kind", list(EXAMPLES))
+def test_what_else_a_click_may_mean_comes_as_further_regions(make: Callable[..., Service], kind: str) -> None:
+    click = {"result": [keypoint(20, 20, is_positive=True)]}
+    plain = make().predict(request(task(), context=click, kind=kind))["results"][0]
+    assert not any("meta" in region for region in plain["result"])
+    options = ServiceOptions(everything=None).updated({"alternatives": 2, "tolerance": 0})
+    answer = make(options=options).predict(request(task(), context=click, kind=kind))["results"][0]
+    parts = [region for region in answer["result"] if "parentID" not in region and region["type"] != "textarea"]
+    # The model's own choice, every other pixel of it, and the whole image.
+    words = ["2 of 3 by size, predicted IoU 0.90", "1 of 3 by size, predicted IoU 0.50"]
+    words.append("3 of 3 by size, predicted IoU 0.30")
+    assert [region["meta"]["text"] for region in parts] == [[f"Candidate {text}"] for text in words]
+    assert [region["score"] for region in parts] == pytest.approx([0.9, 0.5, 0.3])
+    assert answer["score"] == pytest.approx(plain["score"])
+    own, _, largest = (mask_from_region(region) for region in parts)
+    assert own[:12, :16].all() and own.sum() == 12 * 16 and largest.all()
+
+
+def test_no_more_alternatives_than_were_asked_for(make: Callable[..., Service]) -> None:
+    click = {"result": [keypoint(20, 20, is_positive=True)]}
+    service = make(options=ServiceOptions(everything=None, alternatives=1))
+    found = masks(service.predict(request(task(), context=click))["results"][0])
+    assert [int(mask.sum()) for mask in found] == [192, 96]
+
+
+@pytest.mark.parametrize("value", [-1, 9, True, "2", 1.5])
+def test_a_number_of_alternatives_is_whole(value: object) -> None:
+    with pytest.raises(ConfigError, match='"alternatives" must be a whole number from 0 to 8'):
+        ServiceOptions().updated({"alternatives": value})
