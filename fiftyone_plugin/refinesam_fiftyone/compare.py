@@ -231,6 +231,8 @@ class _Work:
         settings = self.settings.to_dict()
         if self.settings.prompts != "random-2":
             del settings["truth_field"]  # Asked for by the evaluation alone.
+        if not self.settings.candidates:
+            del settings["candidates"]  # What was answered before there was a choice stays answered.
         return sorted(settings.items()), repr(self._config), self.session.model.fingerprint
 
     def _digest_of(self, labels: list[fo.Label] | None) -> str:
@@ -275,7 +277,8 @@ class _Work:
             answers = record.answers
         if asked is None:
             asked = [Asked(f"{sample_id}-{i:04d}", "object", answer.prompt) for i, answer in enumerate(answers)]
-        return sample_result(self.run, self._folder, sample_id, digest, image_hw, asked, answers)
+        candidates = self.settings.candidates
+        return sample_result(self.run, self._folder, sample_id, digest, image_hw, asked, answers, candidates)
 
 
 def _pixels(path: str, labels: list[fo.Label] | None) -> NDArray[np.uint8] | tuple[Failure, str]:

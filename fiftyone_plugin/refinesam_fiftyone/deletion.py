@@ -63,7 +63,7 @@ def contents(dataset: fo.Dataset, run: Fields) -> Contents:
         for path, old in moved(place, run).items()
         if "." not in path
     ]
-    candidates = {*run.written, *run.sums, run.rank}
+    candidates = {*run.may_be_written, *run.sums, run.rank}
     stays += [f"`{name}`: this run did not make it" for name in place.schema() if name in candidates - set(own)]
     stays += [f"the view `{name}`: this run did not save it" for name, state in states.items() if state == "other"]
     if shared:

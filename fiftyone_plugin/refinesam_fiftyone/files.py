@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from .private import id_of
 from .samples import Place
-from .schema import ROLES, Fields, Role
+from .schema import ALL_ROLES, Fields, Role
 
 __all__ = ["file_name", "folder_of", "remove", "split_files"]
 
-_NAME: Final = re.compile(rf"[0-9a-f]{{24}}(-\d{{4}})?-({'|'.join(ROLES)})-[0-9a-f]{{16}}\.png")
+_NAME: Final = re.compile(rf"[0-9a-f]{{24}}(-\d{{4}})?-({'|'.join(ALL_ROLES)})-[0-9a-f]{{16}}\.png")
 _SAMPLE: Final = re.compile(r"[0-9a-f]{24}")
 # Attributes of FiftyOne's labels that name files.
 _PATHS: Final = ("mask_path", "map_path", "filepath")
@@ -66,7 +66,7 @@ def _used_elsewhere(place: Place, run: Fields, pattern: str) -> set[str]:
     used: set[str] = set()
     for name in fo.list_datasets():
         dataset = fo.load_dataset(name)
-        own = {run.masks(role) for role in ROLES} if dataset.name == place.root.name else set()
+        own = {run.masks(role) for role in ALL_ROLES} if dataset.name == place.root.name else set()
         for other in (Place(dataset), *([Place(dataset, True)] if dataset.get_frame_field_schema() else [])):
             kept = own if other.frames == place.frames else set()
             for path in other.schema():

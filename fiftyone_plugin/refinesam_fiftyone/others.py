@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from fiftyone import ViewField
 
 from .samples import Target
-from .schema import ROLES, Fields
+from .schema import ALL_ROLES, Fields
 
 if TYPE_CHECKING:
     import fiftyone as fo
@@ -23,7 +23,7 @@ _OTHERS: Final = ViewField("prompt_id").exists(False)
 
 def _lists(target: Target, run: Fields) -> dict[str, str]:
     """Return field -> the list in it, of the run's fields of masks and points that are there."""
-    names = {run.masks(role): "detections" for role in ROLES} | {run.points: "keypoints"}
+    names = {run.masks(role): "detections" for role in ALL_ROLES} | {run.points: "keypoints"}
     return {name: kind for name, kind in names.items() if target.field(f"{name}.{kind}.prompt_id") is not None}
 
 

@@ -72,7 +72,7 @@ def _marks(schema: Mapping[str, fo.Field], run: Fields) -> dict[str, str]:
 def _container_was_renamed(path: str, mark: str, schema: Mapping[str, fo.Field], run: Fields) -> bool:
     """Whether an attribute is one of the ground truth's labels, whose field has another name by now."""
     old, _, rest = mark.partition(".")
-    return path.partition(".")[2] == rest != "" and old not in schema and old not in run.written
+    return path.partition(".")[2] == rest != "" and old not in schema and old not in run.may_be_written
 
 
 def missing(place: Place, run: Fields, names: Iterable[str]) -> dict[str, str | None]:
@@ -120,7 +120,7 @@ def _not_free(place: Place, run: Fields, kinds: Mapping[str, FieldKind]) -> tupl
     taken = [path for path in kinds if path in schema and path not in own]
     changed = [path for path in kinds if path in own and not _is(schema[path], kinds[path])]
     # FiftyOne's labels may have attributes that the dataset was not told of.
-    on_labels = [path for path in kinds if "." in path and path.partition(".")[0] not in run.written]
+    on_labels = [path for path in kinds if "." in path and path.partition(".")[0] not in run.may_be_written]
     if not taken and not any(path in schema for path in on_labels):
         taken = [path for path in on_labels if place.holds([path])] if place.holds(on_labels) else []
     return taken, changed

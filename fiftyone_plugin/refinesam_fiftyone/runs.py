@@ -150,7 +150,9 @@ def check_run(target: Target, run: Fields, settings: Settings, asked: str | None
                 f"({', '.join(changed.values())}): choose another name for the run, compare all of its samples at "
                 "once, or delete it first."
             )
-    check_free(target, run, run.kinds | (score_kinds(run, settings.truth_field) if settings.truth_field else {}))
+    check_free(
+        target, run, run.kinds_for(settings) | (score_kinds(run, settings.truth_field) if settings.truth_field else {})
+    )
 
 
 def differences(dataset: fo.Dataset, run: Fields, settings: Settings, asked: str | None = None) -> dict[str, str]:
@@ -187,12 +189,12 @@ def begin_run(target: Target, run: Fields, settings: Settings, asked: str) -> No
         forget_scores(target, run)
     if changed.keys() - ({"truth_field"} if settings.prompts != "random-2" else set()):
         _forget_answers(target, run)
-    elif known and missing(target, run, run.written):
+    elif known and missing(target, run, run.written_for(settings)):
         # What was deleted or renamed cannot be told from what was never answered, so all is answered again.
         target.clear([name for name in (run.digest,) if name in made(target, run)])
     elif not known:
         target.delete(stale(target, run))
-    declare(target, run, run.kinds)
+    declare(target, run, run.kinds_for(settings))
     folders = list(config_of(root, run).get("folders") or []) if known else []
     if settings.masks_dir and (folder := str(folder_of(root, run, settings.masks_dir))) not in folders:
         folders.append(folder)
@@ -201,7 +203,7 @@ def begin_run(target: Target, run: Fields, settings: Settings, asked: str) -> No
 
 def _forget_answers(target: Target, run: Fields) -> None:
     own = set(made(target, run))
-    names = [name for name in run.written if name in own]
+    names = [name for name in run.may_be_written if name in own]
     kept = keep_others(target, run, names)
     target.clear([name for name in names if name not in kept])
     for failure in FAILURES:
@@ -213,7 +215,7 @@ def _forget_answers(target: Target, run: Fields) -> None:
 def forget_scores(place: Place, run: Fields) -> None:
     """Delete what evaluation wrote: sums, attributes of both masks, and those on the ground truth's labels."""
     own = made(place, run)
-    comparing = run.kinds.keys() | {run.rank}
+    comparing = run.kinds.keys() | run.candidate_kinds.keys() | {run.rank}
     place.delete([path for path in own if path not in comparing])
 
 

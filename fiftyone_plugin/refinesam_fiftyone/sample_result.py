@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
+import numpy as np
 
 from refinesam import ImageError, Prediction
 
@@ -29,6 +30,7 @@ class SampleResult:
         baseline: one label an answered prompt, in order.
         amr: the same prompts, in the same order.
         rejected: those that have a rejected candidate.
+        candidates: all masks that each prompt may mean, the smallest first; empty where they are not asked for.
         points: those for which AMR placed points.
         failures: one a prompt that was not answered, or one for the whole sample.
     """
@@ -38,6 +40,7 @@ class SampleResult:
     baseline: list[fo.Detection] = field(default_factory=list)
     amr: list[fo.Detection] = field(default_factory=list)
     rejected: list[fo.Detection] = field(default_factory=list)
+    candidates: list[fo.Detection] = field(default_factory=list)
     points: list[fo.Keypoint] = field(default_factory=list)
     failures: list[fo.Classification] = field(default_factory=list)
 
@@ -55,6 +58,7 @@ def sample_result(
     image_hw: tuple[int, int],
     asked: Sequence[Asked],
     answers: Sequence[Any],
+    candidates: bool = False,
 ) -> SampleResult:
     """Return the labels of one sample.
 
@@ -66,6 +70,7 @@ def sample_result(
         image_hw: height and width.
         asked: the prompts and failures, in order.
         answers: `refinesam.batch.Answer`, one for each of `asked` that has a prompt.
+        candidates: whether all candidates are wanted.
     """
     result = SampleResult(sample_id, digest)
     remaining = iter(answers)
@@ -79,20 +84,23 @@ def sample_result(
             continue
         try:
             own_folder = folder and folder / sample_id
-            _add(result, _Labels(run, own_folder, prompted, image_hw, answer.prediction, answer.refined))
+            labels = _Labels(run, own_folder, prompted, image_hw, answer.prediction, answer.refined)
+            _add(result, labels, candidates)
         except OSError as error:
             reason = f"The mask could not be written: {error.strerror}. Make room or choose another folder, run again."
             result.failures.append(_failure(run, prompted.prompt_id, "not_stored", reason))
     return result
 
 
-def _add(result: SampleResult, labels: _Labels) -> None:
+def _add(result: SampleResult, labels: _Labels, with_candidates: bool) -> None:
     # Made before any is added: a mask that cannot be written leaves the prompt out of all fields.
     baseline, amr = labels.detection("baseline"), labels.detection("amr")
     rejected, points = list(labels.rejected()), list(labels.points())
+    candidates = list(labels.candidates()) if with_candidates else []
     result.baseline.append(baseline)
     result.amr.append(amr)
     result.rejected.extend(rejected)
+    result.candidates.extend(candidates)
     result.points.extend(points)
 
 
@@ -139,6 +147,21 @@ class _Labels:
         report = self.refined.refinement
         if report is not None and report.rejected is not None:
             yield self.detection("rejected", report.rejected, report.score_after)
+
+    def candidates(self) -> Iterator[fo.Detection]:
+        for number, one in enumerate(self.refined.candidates, start=1):
+            yield detection_from_mask(
+                one.mask,
+                mask_path=self.folder and self.folder / file_name(self.asked.prompt_id, "candidates", one.mask),
+                id=label_id(self.run.key, self.asked.prompt_id, "candidates", str(number)),
+                label=self.asked.label,
+                confidence=one.score,
+                prompt_id=self.asked.prompt_id,
+                candidate=number,
+                chosen=bool(np.array_equal(one.mask, self.refined.mask)),
+                holes=holes_in(one.mask),
+                predicted_iou=one.score,
+            )
 
     def points(self) -> Iterator[fo.Keypoint]:
         report = self.refined.refinement

@@ -16,6 +16,7 @@ import fiftyone as fo
 from refinesam import ConfigError
 
 __all__ = [
+    "ALL_ROLES",
     "AMR_SETTINGS",
     "BUCKETS",
     "FAILURES",
@@ -51,9 +52,10 @@ Failure = Literal[
     "outdated",
 ]
 FAILURES: Final[tuple[Failure, ...]] = get_args(Failure)
-# The masks of one prompt, each in a field of its own.
-Role = Literal["baseline", "amr", "rejected"]
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
+# The masks of one prompt, each role in a field of its own; candidates only where a run is asked for them.
+Role = Literal["baseline", "amr", "rejected", "candidates"]
+ALL_ROLES: Final[tuple[Role, ...]] = get_args(Role)
+ROLES: Final = ALL_ROLES[:3]
 
 # What a field is declared as: a plain field's class, or that of the labels it holds.
 FieldKind: TypeAlias = "type[fo.Field | fo.Label]"
@@ -68,6 +70,16 @@ LABEL_ATTRIBUTES: Final[Mapping[str, FieldKind]] = {
     "predicted_iou": fo.FloatField,
     "kept": fo.StringField,
     "reason": fo.StringField,
+    "area_px": fo.IntField,
+    "empty": fo.BooleanField,
+}
+# On every candidate.
+CANDIDATE_ATTRIBUTES: Final[Mapping[str, FieldKind]] = {
+    "prompt_id": fo.StringField,
+    "candidate": fo.IntField,
+    "chosen": fo.BooleanField,
+    "holes": fo.IntField,
+    "predicted_iou": fo.FloatField,
     "area_px": fo.IntField,
     "empty": fo.BooleanField,
 }
@@ -132,7 +144,7 @@ class Fields:
             )
 
     def masks(self, role: Role) -> str:
-        """Return the Detections field of one role: the first masks, those after AMR, those that AMR rejected."""
+        """Return the Detections field of one role: first masks, those after AMR, those AMR rejected, all candidates."""
         return f"{self.key}_{role}"
 
     @property
@@ -149,6 +161,11 @@ class Fields:
     def rejected(self) -> str:
         """Detections: the candidates that AMR decoded and did not keep."""
         return self.masks("rejected")
+
+    @property
+    def candidates(self) -> str:
+        """Detections: all masks that a prompt may mean, where the run was asked for them."""
+        return self.masks("candidates")
 
     @property
     def points(self) -> str:
@@ -175,8 +192,17 @@ class Fields:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """The fields that comparing writes."""
+        """The fields that comparing always writes."""
         return (self.baseline, self.amr, self.rejected, self.points, self.failures, self.digest)
+
+    @property
+    def may_be_written(self) -> tuple[str, ...]:
+        """The fields that comparing can write, whatever its settings."""
+        return (*self.written, self.candidates)
+
+    def written_for(self, settings: Settings) -> tuple[str, ...]:
+        """Return the fields that comparing writes with these settings."""
+        return self.may_be_written if settings.candidates else self.written
 
     @property
     def rank(self) -> str:
@@ -190,7 +216,7 @@ class Fields:
 
     @property
     def kinds(self) -> dict[str, FieldKind]:
-        """Field or attribute -> kind, of everything that comparing writes; the fields first."""
+        """Field or attribute -> kind, of everything that comparing always writes; the fields first."""
         return {
             **{self.masks(role): fo.Detections for role in ROLES},
             self.points: fo.Keypoints,
@@ -200,6 +226,16 @@ class Fields:
             **{f"{self.points}.keypoints.{name}": fo.StringField for name in ("prompt_id", "kept")},
             **{f"{self.failures}.classifications.{name}": fo.StringField for name in ("prompt_id", "reason")},
         }
+
+    @property
+    def candidate_kinds(self) -> dict[str, FieldKind]:
+        """Field or attribute -> kind, of what comparing writes where candidates are asked for; the field first."""
+        attributes = {f"{self.candidates}.detections.{name}": kind for name, kind in CANDIDATE_ATTRIBUTES.items()}
+        return {self.candidates: fo.Detections, **attributes}
+
+    def kinds_for(self, settings: Settings) -> dict[str, FieldKind]:
+        """Return field or attribute -> kind, of everything that comparing writes with these settings."""
+        return self.kinds | (self.candidate_kinds if settings.candidates else {})
 
 
 @dataclass(frozen=True)
@@ -218,6 +254,7 @@ class Settings:
         masks_dir: folder of those files.
         seed: of the random clicks.
         points_per_side: of the grid of "everything"; None: as many as suit the model.
+        candidates: store all masks that a prompt may mean, a part, the object, a group, beside the one that is chosen.
 
     Raises:
         ConfigError: an unknown value, or a field that is missing.
@@ -232,6 +269,7 @@ class Settings:
     masks_dir: str | None = None
     seed: int = 0
     points_per_side: int | None = None
+    candidates: bool = False
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -248,6 +286,8 @@ class Settings:
             raise ConfigError("Random clicks are drawn in the ground truth: name its Detections field as truth_field.")
         if self.masks == "files" and not self.masks_dir:
             raise ConfigError("To keep masks as files, give masks_dir, the folder for them.")
+        if not isinstance(self.candidates, bool):
+            raise ConfigError(f"candidates is {self.candidates!r}; give True or False.")
         check_whole("seed", self.seed, at_least=0)
         if self.points_per_side is not None:
             check_whole("points_per_side", self.points_per_side, at_least=1)

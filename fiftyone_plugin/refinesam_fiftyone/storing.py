@@ -19,9 +19,10 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from .others import labels_of_others, tags_of
 from .private import backing_dataset, documents_of
+from .record import made
 from .sample_result import SampleResult, failed_sample
 from .samples import Target
-from .schema import FAILURES, ROLES, Fields, Role
+from .schema import ALL_ROLES, FAILURES, ROLES, Fields, Role
 
 __all__ = ["store", "store_values"]
 
@@ -75,8 +76,10 @@ def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None
         return {sample_id: fo.Detections(detections=labels) for sample_id, labels in by_sample.items()}
 
     points = {result.sample_id: with_others(run.points, result.sample_id, result.points) for result in results}
+    # A field of that name may be the user's.
+    roles = ALL_ROLES if run.candidates in made(target, run) else ROLES
     columns: dict[str, dict[str, Any]] = {
-        **{run.masks(role): masks(role) for role in ROLES},
+        **{run.masks(role): masks(role) for role in roles},
         run.points: {sample_id: fo.Keypoints(keypoints=labels) for sample_id, labels in points.items()},
         run.failures: {result.sample_id: fo.Classifications(classifications=result.failures) for result in results},
     }

@@ -107,7 +107,11 @@ def view_of_rows(samples: SampleCollection, run: Fields, rows: pd.DataFrame) -> 
     ids += [label_id(run.key, prompt, role) for prompt in rows["prompt_id"].dropna() for role in ("rejected", "points")]
     order = rows.sort_values(["delta_iou", "amr_iou", "pred_iou_amr"], na_position="last")["sample_id"]
     view = target.select(list(dict.fromkeys(order)))
-    return view.select_labels(ids=ids, fields=fields, omit_empty=False)
+    view = view.select_labels(ids=ids, fields=fields, omit_empty=False)
+    if target.field(f"{run.candidates}.detections.prompt_id") is None:
+        return view
+    asked = list(dict.fromkeys(rows["prompt_id"].dropna()))
+    return view.filter_labels(run.candidates, ViewField("prompt_id").is_in(asked), only_matches=False)
 
 
 def _check_truth(run: Fields, settings: Settings) -> None:

@@ -140,6 +140,7 @@ def settings_of(params: dict[str, Any]) -> Settings:
         masks=params.get("masks") or "database",
         masks_dir=params.get("masks_dir") or None,
         seed=params.get("seed") or 0,
+        candidates=bool(params.get("candidates")),
     )
 
 
@@ -206,6 +207,8 @@ def _ask_model(ctx: ExecutionContext, inputs: types.Object) -> None:
         ("paper", "As in the paper: two more points"),
     )
     choose(inputs, "amr", choices, label="Refinement", default="full")
+    label = "Keep all candidates: a part, the object, a group, whichever a prompt may mean"
+    inputs.bool("candidates", default=False, label=label, view=types.SwitchView())
 
 
 def _ask_storage(ctx: ExecutionContext, inputs: types.Object) -> None:

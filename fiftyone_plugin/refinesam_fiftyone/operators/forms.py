@@ -56,7 +56,7 @@ class DatasetOperator(foo.Operator):
 def label_fields(samples: SampleCollection, kind: str) -> list[str]:
     """Return the names of the samples' fields of one kind, "Detections" or "Keypoints", without those of runs."""
     target = target_of(samples)
-    runs = {name for key in list_runs(target.root) for name in Fields(key).written}
+    runs = {name for key in list_runs(target.root) for name in Fields(key).may_be_written}
     return [
         name
         for name, field in target.samples.get_field_schema().items()
