@@ -21,7 +21,7 @@ from refinesam.encoded_image import EncodedImage
 from refinesam.evaluation.dataset import CocoImage, read_coco_folder
 from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import replacing
-from refinesam.masks import decode_segmentation, mask_iou, stability_score
+from refinesam.masks import decode_segmentation, mask_iou
 from refinesam.session import Session
 from refinesam.types import Prediction, Prompt
 
@@ -33,52 +33,37 @@ POINT_CONFIGS: dict[str, AMRConfig] = {
     **{f"{strategy}, alone": AMRConfig(rule=strategy, append=False) for strategy in STRATEGIES},
     **{f"equation, {n} passes": AMRConfig(rule="paper_equation", iterations=n) for n in (2, 3)},
 }
-# The presets, and what the variants of `amr_rules.py` are decided from: a smaller crop, the second pass always.
-CONSENSUS_CONFIGS: dict[str, AMRConfig] = {
-    "full": AMRConfig.full(),
-    "fast": AMRConfig.fast(),
-    "closer": AMRConfig(zooms=(*AMRConfig.full().zooms, 3.0)),
-    "whole": AMRConfig(zooms=()),
+# Without a gate, which `amr_rules.py` applies: the presets, and closer looks at other scales and with other points.
+OPEN = {"least_agreement": 0.0, "least_agreement_with_clicks": 0.0}
+LOOKS: dict[str, AMRConfig] = {
+    "closer look": AMRConfig(**OPEN),
+    "second look": AMRConfig(crop_factor=None, **OPEN),
+    "crop of 3 objects": AMRConfig(crop_factor=3, **OPEN),
+    "crop of 4 objects": AMRConfig(crop_factor=4, **OPEN),
+    "crop of 8 objects": AMRConfig(crop_factor=8, **OPEN),
+    "one point": AMRConfig(point_count=1, **OPEN),
 }
+# The closer look at a model that takes no mask prompts.
+MASKS_WITHHELD = "masks withheld"
 
 
 @dataclass
 class Recorder:
-    """Decodes on an image and its windows, and keeps what came out."""
+    """Decodes on an image and its windows; of one object and prompt, each window is encoded once."""
 
     session: Session
     pixels: np.ndarray
     encoded: EncodedImage
-    passes: list[tuple[Prediction, Window | None]] = field(default_factory=list)
-    # Of one object and prompt. The first rule that takes a crop, `full`, pays for the encoding.
     windows: dict[Window, EncodedImage] = field(default_factory=dict)
-
-    def decode(self, prompt: Prompt) -> Prediction:
-        prediction = self.encoded.predict(prompt)
-        self.passes.append((prediction, None))
-        return prediction
 
     def zoom(self, window: Window) -> amr.Decode:
         x0, y0, x1, y1 = window
         if window not in self.windows:
             self.windows[window] = self.session.encode(np.ascontiguousarray(self.pixels[y0:y1, x0:x1]))
-        encoded = self.windows[window]
+        return self.windows[window].predict
 
-        def decode(prompt: Prompt) -> Prediction:
-            prediction = encoded.predict(prompt)
-            self.passes.append((prediction, window))
-            return prediction
-
-        return decode
-
-
-def in_image(mask: np.ndarray, window: Window | None, image_hw: tuple[int, int]) -> np.ndarray:
-    if window is None:
-        return mask
-    x0, y0, x1, y1 = window
-    whole = np.zeros(image_hw, bool)
-    whole[y0:y1, x0:x1] = mask
-    return whole
+    def refine(self, first: Prediction, config: AMRConfig, mask_prompt: bool) -> Prediction:
+        return amr.refine(first, self.encoded.predict, config, mask_prompt=mask_prompt, zoom=self.zoom)
 
 
 def timed(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
@@ -88,7 +73,7 @@ def timed(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
 
 
 def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dict[str, Any]:
-    """Prompt, refine by every rule, and keep all passes: the first, those in crops, `fast`'s on the whole image."""
+    """Prompt, refine by every rule that places points, and take every look; masks are kept in bits."""
     recorder.windows.clear()
     mask_prompt = recorder.session.capabilities.mask_prompt
     first, first_ms = timed(lambda: recorder.encoded.predict(prompt))
@@ -97,15 +82,17 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
         "first_ms": first_ms,
         "hw": truth.shape,
         "truth": np.packbits(truth),
-        "clicks": prompt.points,
-        "labels": prompt.labels,
-        "box": prompt.box,
+        "prompt": (prompt.points, prompt.labels, prompt.box),
         "kappa": quality.kappa,
         "compactness": quality.compactness,
+        "first": np.packbits(first.mask),
+        "score": first.score,
+        "ious": [mask_iou(mask, truth) for mask in first.masks],
+        "best": first.best,
         "points": {},
+        "looks": {},
         "logit_ensemble": logit_ensemble(recorder, first, truth),
     }
-    passes: dict[str, list[dict[str, Any]]] = {}
     for name, config in POINT_CONFIGS.items():
         refined, ms = timed(lambda config=config: recorder.encoded.refine(first, config))
         report = refined.refinement
@@ -115,19 +102,21 @@ def collect_object(recorder: Recorder, truth: np.ndarray, prompt: Prompt) -> dic
             "ms": ms,
             "iterations": report.iterations,
         }
-    for name, config in CONSENSUS_CONFIGS.items():
-        recorder.passes = []
-        refined, ms = timed(
-            lambda config=config: amr.refine(
-                first, recorder.decode, config, mask_prompt=mask_prompt, zoom=recorder.zoom
-            )
-        )
-        row[name] = {"iou": mask_iou(refined.mask, truth), "ms": ms, **refined.refinement.to_dict()}
-        passes[name] = [stored_pass(*one, truth) for one in recorder.passes]
-    row["first"] = stored_pass(first, None, truth)
-    row["windows"] = [one for one in passes["closer"] if one["window"] is not None]
-    row["second"] = passes["whole"]
+    # The first, `closer look`, pays for the encoding.
+    for name, config in LOOKS.items():
+        row["looks"][name] = taken(recorder, first, config, mask_prompt)
+    row["looks"][MASKS_WITHHELD] = taken(recorder, first, LOOKS["closer look"], False)
     return row
+
+
+def taken(recorder: Recorder, first: Prediction, config: AMRConfig, mask_prompt: bool) -> dict[str, Any] | None:
+    """What a look found, None where there is none."""
+    refined, ms = timed(lambda: recorder.refine(first, config, mask_prompt))
+    report = refined.refinement
+    if not report.iterations:
+        return None
+    mask = refined.mask if report.rejected is None else report.rejected
+    return {"mask": np.packbits(mask), "score": report.score_after, "ms": ms}
 
 
 def logit_ensemble(recorder: Recorder, first: Prediction, truth: np.ndarray) -> float:
@@ -139,18 +128,6 @@ def logit_ensemble(recorder: Recorder, first: Prediction, truth: np.ndarray) -> 
             logits.append(recorder.encoded.predict(first.prompt.with_points(points)).logits)
     mean = np.mean(logits, axis=0, dtype=np.float32)[None]
     return mask_iou(recorder.encoded.model.upsample(mean, recorder.encoded.image_hw)[0], truth)
-
-
-def stored_pass(one: Prediction, window: Window | None, truth: np.ndarray) -> dict[str, Any]:
-    return {
-        "scores": one.iou_predictions,
-        "best": one.best,
-        "window": window,
-        "stabilities": stability_score(one.low_res_logits),
-        "ious": [mask_iou(in_image(mask, window, truth.shape), truth) for mask in one.masks],
-        "masks": np.packbits(one.masks),
-        "shape": one.masks.shape,
-    }
 
 
 def sampled(folder: Path, split: str, images: int) -> list[CocoImage]:

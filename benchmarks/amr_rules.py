@@ -4,148 +4,49 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from amr_passes import in_image
+from amr_passes import LOOKS, MASKS_WITHHELD
 from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
-from refinesam.amr.consensus import CROP_WEIGHT, LEAST_GAIN, agreement, decide, objection, voting
-from refinesam.amr.vote import TEMPERATURE, THRESHOLDS, Candidates
-from refinesam.masks import box_from_mask, box_iou, mask_iou
-from refinesam.types import Prediction, Prompt
+from refinesam.amr.closer_look import objection
+from refinesam.masks import mask_iou
+from refinesam.types import Prompt
 
-
-@dataclass(frozen=True)
-class Variant:
-    """A rule of choice over the passes of `AMRConfig.full()`; the default is the shipped one.
-
-    Attributes:
-        windows: how many of the crops vote beside the first masks.
-        crop_weight: of a pass in a crop, beside 1 of every other.
-        second: whether the second pass on the whole image votes; None: where there is no crop.
-        temperature: of the weights within one decode; infinite means that predicted IoU is not used.
-        thresholds: of the vote.
-        min_gain: least gain of expected IoU.
-        early_exit: the first mask stays where the first masks agree by more.
-    """
-
-    windows: int = 1
-    second: bool | None = None
-    crop_weight: float = CROP_WEIGHT
-    temperature: float = TEMPERATURE
-    thresholds: tuple[float, ...] = THRESHOLDS
-    min_gain: float = LEAST_GAIN
-    early_exit: float = 1.0
-
-
-VARIANTS: Mapping[str, Variant] = {
-    "full": Variant(),
-    "fast": Variant(windows=0, early_exit=AMRConfig.fast().early_exit),
-    "fast, always with a second pass": Variant(windows=0),
-    "votes of the first decode alone": Variant(windows=0, second=False),
-    "full, and the second pass has a vote, too": Variant(second=True),
-    "full, every pass of the same weight": Variant(crop_weight=1),
-    "full, a crop counts twice": Variant(crop_weight=2),
-    "full, a crop counts eight times": Variant(crop_weight=8),
-    "full, and a smaller crop": Variant(windows=2),
-    "early exit at 0.98": Variant(early_exit=0.98),
-    "early exit at 0.95": Variant(early_exit=0.95),
-    "early exit at 0.9": Variant(early_exit=0.9),
-    "without predicted IoU (equal weights)": Variant(temperature=1e9),
-    "predicted IoU decides within a decode": Variant(temperature=1e-3),
-    "one threshold, 0.5": Variant(thresholds=(0.5,)),
-    "min_gain 0": Variant(min_gain=0),
-    "min_gain 0.02": Variant(min_gain=0.02),
-    "min_gain 0.05": Variant(min_gain=0.05),
+NO_GATE = AMRConfig(least_agreement=0.0, least_agreement_with_clicks=0.0)
+# Which look is taken, and under which gate its mask is kept.
+VARIANTS: Mapping[str, tuple[str, AMRConfig]] = {
+    "full": ("closer look", AMRConfig.full()),
+    "fast": ("second look", AMRConfig.fast()),
+    "the closer look's mask, always": ("closer look", NO_GATE),
+    "agreement 0.5 after any prompt": ("closer look", AMRConfig(least_agreement=0.5, least_agreement_with_clicks=0.5)),
+    "agreement 0.7 after any prompt": ("closer look", AMRConfig(least_agreement=0.7, least_agreement_with_clicks=0.7)),
+    "agreement 0.9 after any prompt": ("closer look", AMRConfig(least_agreement=0.9, least_agreement_with_clicks=0.9)),
+    "and a higher predicted IoU": ("closer look", AMRConfig(min_gain=0.0)),
+    **{f"full, {name}": (name, AMRConfig.full()) for name in LOOKS if name.startswith("crop") or name == "one point"},
+    MASKS_WITHHELD: (MASKS_WITHHELD, AMRConfig.full()),
 }
 
 
-def unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.unpackbits(bits)[: int(np.prod(shape))].reshape(shape).astype(bool)
-
-
-def voters(row: Mapping[str, Any], variant: Variant) -> list[Candidates]:
-    """Return the passes that vote beside the first.
-
-    In the order in which they were made: votes that lie on a threshold fall by the last digit of their sum.
-    """
-    whole = [Candidates(one["masks"], one["scores"]) for one in row["second"]]
-    crops = [
-        Candidates(one["masks"], one["scores"], one["window"], variant.crop_weight)
-        for one in row["windows"][: variant.windows]
-    ]
-    if variant.second is None:
-        return voting([*whole, *crops])
-    return [*whole, *crops] if variant.second else crops
-
-
-def kept(row: Mapping[str, Any], truth: np.ndarray, variant: Variant) -> tuple[float, float]:
-    """Return the IoU with the truth of what a variant keeps, and its gain of expected IoU, 0 for the first mask."""
-    masks, scores = row["first"]["masks"], row["first"]["scores"]
-    prompt = Prompt(row["clicks"], row["labels"], row["box"])
-    first = Prediction(masks, scores, np.zeros((len(masks), 1, 1), np.float32), prompt)
-    alone = decide(first, [], variant.temperature, variant.thresholds)
-    if agreement(first, alone) <= variant.early_exit:
-        decision = decide(first, voters(row, variant), variant.temperature, variant.thresholds)
-        if decision is not None and not objection(first, decision, variant.min_gain):
-            return mask_iou(decision.mask, truth), decision.gain
-    return baseline(row), 0.0
-
-
-# Instead of a vote: the one mask, of all that the presets decoded, whose product of these signals is highest.
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "choose by predicted IoU": ("predicted",),
-    "choose by predicted IoU x stability": ("predicted", "stability"),
-    "choose by predicted IoU x stability x prompt": ("predicted", "stability", "prompt"),
-    "choose by predicted IoU x stability x prompt x consensus": ("predicted", "stability", "prompt", "consensus"),
-    "choose by consensus": ("consensus",),
-}
-
-
-def chosen(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the IoU with the truth of the mask that each of `CHOICES` takes."""
-    passes = [row["first"], *row["second"], *row["windows"][:1]]
-    masks = [in_image(mask, one["window"], row["hw"]) for one in passes for mask in one["masks"]]
-    cells = np.stack([mask[::2, ::2].ravel() for mask in masks]).astype(np.float32)
-    common = cells @ cells.T
-    areas = cells.sum(axis=1)
-    signals = {
-        "predicted": np.concatenate([one["scores"] for one in passes]).clip(0, 1),
-        "stability": np.concatenate([one["stabilities"] for one in passes]),
-        "prompt": np.array([fits(mask, row) for mask in masks]),
-        "consensus": (common / np.maximum(areas[:, None] + areas[None] - common, 1)).mean(axis=1),
-    }
-    ious = np.concatenate([one["ious"] for one in passes])
-    return {
-        name: float(ious[np.argmax(np.prod([signals[one] for one in names], axis=0))])
-        for name, names in CHOICES.items()
-    }
-
-
-def fits(mask: np.ndarray, row: Mapping[str, Any]) -> float:
-    """How well a mask agrees with its prompt: the IoU of its box with the box, or the share of right clicks."""
-    if row["box"] is None:
-        columns, rows = row["clicks"].astype(int).T
-        return float((mask[rows, columns] == row["labels"]).mean())
-    own = box_from_mask(mask)
-    return 0.0 if own is None else float(box_iou([own], [row["box"]])[0, 0])
+def unpacked(bits: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    return np.unpackbits(bits)[: hw[0] * hw[1]].reshape(hw).astype(bool)
 
 
 def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
-    """Yield what was collected, with what every variant decides in place of the masks."""
+    """Yield what was collected, with what every variant keeps (its IoU, and whether it is the look's mask)."""
     for path in sorted(cache.glob(f"{split}-*.pickle")):
         for row in pickle.loads(path.read_bytes()):
-            truth = unpacked(row.pop("truth"), row["hw"])
-            passes = [row["first"], *row["windows"], *row["second"]]
-            for one in passes:
-                one["masks"] = unpacked(one["masks"], one["shape"])
-            row["kept"] = {name: kept(row, truth, variant) for name, variant in VARIANTS.items()}
-            row["chosen"] = chosen(row)
-            for one in passes:
-                del one["masks"]
+            truth, first = (unpacked(row.pop(name), row["hw"]) for name in ("truth", "first"))
+            prompt = Prompt(*row.pop("prompt"))
+            masks = {name: unpacked(look.pop("mask"), row["hw"]) for name, look in row["looks"].items() if look}
+            row["kept"] = {}
+            for name, (look, gate) in VARIANTS.items():
+                refined = look in masks and not objection(
+                    prompt, first, masks[look], row["looks"][look]["score"] - row["score"], gate
+                )
+                row["kept"][name] = (mask_iou(masks[look], truth) if refined else baseline(row), refined)
             yield row
 
 
@@ -182,4 +83,4 @@ def point_rules() -> dict[str, Callable[[Mapping[str, Any]], float]]:
 
 
 def baseline(row: Mapping[str, Any]) -> float:
-    return float(row["first"]["ious"][row["first"]["best"]])
+    return float(row["ious"][row["best"]])

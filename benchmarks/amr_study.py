@@ -3,12 +3,12 @@
     python benchmarks/amr_study.py collect --data DATA --cache CACHE --images 6 --objects 3
     python benchmarks/amr_study.py report --cache CACHE --data DATA --json benchmarks/results/amr_study.json
 
-`collect` prompts for a sample of the objects of a split, the same for every run, and stores all masks that the passes
-of the presets and of a smaller crop decode, with the results of the rules that only add points; an image that is stored
-is not collected again, so it may be ended and started anew. `report` decides from what is stored: the paper's rule in
-both readings, at other thresholds, with one of its two signals, its points appended or alone, in one to three passes;
-and rules other than the default (ablations). Milliseconds are CPU time of one thread: they don't depend on what else
-the machine does.
+`collect` prompts for a sample of the objects of a split, the same for every run, and stores the masks that closer looks
+find, without a gate and at several scales, with the results of the rules that only add points; an image that is stored
+is not collected again, so it may be ended and started anew. `report` decides from what is stored: the default and the
+same under other gates, from other crops, and with masks withheld; the paper's rule in both readings, at other
+thresholds, with one of its two signals, its points appended or alone, in one to three passes. Milliseconds are CPU time
+of one thread: they don't depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 
 import refinesam
 from amr_passes import PROTOCOLS, collect, sampled
-from amr_rules import CHOICES, PAPER, VARIANTS, baseline, by_points, point_rules, stored
+from amr_rules import PAPER, VARIANTS, baseline, by_points, point_rules, stored
 from calibration import Scores
 from refinesam.evaluation.metrics import bootstrap_interval, paired_change
 from refinesam.files import write_json
@@ -53,20 +53,14 @@ def summary(rows: Iterable[Mapping[str, Any]], after: Callable[[Mapping[str, Any
     }
 
 
-def candidates(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The passes that the presets make, by kind."""
-    window = [("window", one) for one in row["windows"][:1]]
-    return [("first", row["first"]), *window, *(("second", one) for one in row["second"])]
-
-
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     methods: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "baseline": baseline,
         **{name: lambda row, config=config: by_points(row, config)["iou"] for name, config in PAPER.items()},
         "full": lambda row: row["kept"]["full"][0],
         "fast": lambda row: row["kept"]["fast"][0],
-        "oracle_first_three": lambda row: max(row["first"]["ious"]),
-        "oracle_of_all_passes": lambda row: max(max(one["ious"]) for _, one in candidates(row)),
+        "oracle_first_three": lambda row: max(row["ious"]),
+        "oracle_first_or_closer_look": lambda row: max(baseline(row), row["kept"]["the closer look's mask, always"][0]),
     }
     return {name: summary(rows, after) for name, after in methods.items()}
 
@@ -94,13 +88,13 @@ def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
     kinds: dict[str, list[tuple[str, float, float]]] = {}
     for row in rows:
         prompted = "box" if "box" in row["protocol"] else "clicks"
-        for kind, one in candidates(row):
-            pair = (row["source"], float(one["scores"][one["best"]]), one["ious"][one["best"]])
-            kinds.setdefault(f"predicted IoU, {kind}, {prompted}", []).append(pair)
-        iou, gain = row["kept"]["full"]
-        if gain:
-            score = min(1.0, float(row["first"]["scores"].max()) + gain)
-            kinds.setdefault(f"score of the refined mask, {prompted}", []).append((row["source"], score, iou))
+        kinds.setdefault(f"predicted IoU, first mask, {prompted}", []).append(
+            (row["source"], row["score"], baseline(row))
+        )
+        iou, refined = row["kept"]["full"]
+        if refined:
+            pair = (row["source"], row["looks"]["closer look"]["score"], iou)
+            kinds.setdefault(f"predicted IoU, refined mask, {prompted}", []).append(pair)
     return {
         name: {"as it is": calibration([p[1:] for p in pairs]), "with a line per kind": calibration(mapped(pairs))}
         for name, pairs in sorted(kinds.items())
@@ -110,7 +104,16 @@ def calibrations(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def costs(rows: list[dict[str, Any]], encode: float) -> dict[str, Any]:
     """CPU milliseconds and decodes; `share` a rule's mean over that of the first answer, `encode` and a decode."""
     results = {name: [by_points(row, config) for row in rows] for name, config in PAPER.items()}
-    results |= {name: [row[name] for row in rows] for name in ("full", "fast")}
+    for preset in ("full", "fast"):
+        look = VARIANTS[preset][0]
+        results[preset] = [
+            {
+                "ms": row["looks"][look]["ms"] if row["looks"][look] else 0.0,
+                "iterations": int(row["looks"][look] is not None),
+                "kept": "refined" if row["kept"][preset][1] else "first",
+            }
+            for row in rows
+        ]
     once = encode + fmean(row["first_ms"] for row in rows)
     return {
         "first_decode_ms": median(row["first_ms"] for row in rows),
@@ -123,7 +126,6 @@ def costs(rows: list[dict[str, Any]], encode: float) -> dict[str, Any]:
             }
             for name, ones in results.items()
         },
-        "full_windows": fmean(row["full"]["strategy"] == "zoom" for row in rows),
     }
 
 
@@ -162,7 +164,7 @@ def show(protocol: str, result: Mapping[str, Any]) -> None:
             f"helped {one['helped']:.2f} hurt {one['hurt']:.2f}",
             *(f"  {group} {100 * own[group][name]['change']:+.1f}" for group in groups),
         )
-    for name, one in chain(*(result[kind][protocol].items() for kind in ("ablations", "choices", "point_rules"))):
+    for name, one in chain(*(result[kind][protocol].items() for kind in ("ablations", "point_rules"))):
         print(f"    {name:56s} {100 * one['change']:+5.1f} helped {one['helped']:.2f} hurt {one['hurt']:.2f}")
     print("   ", own["cost"])
 
@@ -183,7 +185,6 @@ def report(arguments: argparse.Namespace) -> None:
         "sources_never_trained_on": groups["never_trained_on"],
         "protocols": {},
         "ablations": {},
-        "choices": {},
         "point_rules": {},
         "encode_ms": encode_ms(arguments.data, sources, arguments.weights),
     }
@@ -202,9 +203,6 @@ def report(arguments: argparse.Namespace) -> None:
         }
         result["ablations"][protocol] = {
             name: summary(own, lambda row, name=name: row["kept"][name][0]) for name in VARIANTS
-        }
-        result["choices"][protocol] = {
-            name: summary(own, lambda row, name=name: row["chosen"][name]) for name in CHOICES
         }
         result["point_rules"][protocol] = {name: summary(own, after) for name, after in point_rules().items()}
         show(protocol, result)

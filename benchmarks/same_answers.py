@@ -36,8 +36,7 @@ CONFIGS = {
     "fast": AMRConfig.fast(),
     "paper": AMRConfig.paper(),
     "paper-prose": AMRConfig(rule="paper_prose"),
-    "two zooms": AMRConfig(zooms=(6, 3), min_gain=0),
-    "no zoom": AMRConfig(zooms=()),
+    "a larger gain": AMRConfig(crop_factor=3, min_gain=0),
     "boundary, three passes": AMRConfig(rule="boundary", iterations=3),
     "centre, alone": AMRConfig(rule="centre", append=False, min_gain=0.02),
 }
