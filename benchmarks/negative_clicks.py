@@ -61,7 +61,7 @@ def summary(rows: list[tuple[str, bool, float, float]]) -> dict[str, Any]:
         "removed": fmean(row[1] for row in rows),
         "iou_before": fmean(row[2] for row in rows),
         "iou_after": fmean(row[3] for row in rows),
-        "worst_fall": -min(0.0, *changes),
+        "worst_fall": max(0.0, -min(changes)),
         "fell_by_more_than_0.01": fmean(change < -0.01 for change in changes),
     }
 

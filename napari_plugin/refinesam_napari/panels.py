@@ -194,7 +194,7 @@ class PromptPanel(Panel):
         if found.is_refined(options.show_first):
             lines.append(found.told())
         if found.negatives == "subtracted":
-            lines.append("What lies under the clicks off the object was taken away.")
+            lines.append("The spots of the clicks off the object were cut out.")
         if self.details.value:
             lines.append(found.details())
         self.told.value = "\n".join(lines)

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import fiftyone as fo
+import fiftyone.operators as foo
 import numpy as np
 import pytest
+from fiftyone.operators.executor import ExecutionContext, Executor
 
 from fiftyone_flat import BOXES, HW, documents, fill, session
 from refinesam import ConfigError, read_image
@@ -19,6 +21,7 @@ from refinesam_fiftyone.operators.comparing import settings_of
 from refinesam_fiftyone.schema import Fields, Settings
 
 RUN = Fields("extents")
+COMPARE = "@refinesam/amr/compare"
 ASKED = replace(BOXES, candidates=True)
 
 
@@ -88,7 +91,12 @@ def test_a_field_of_that_name_that_is_the_users_stays(dataset, tmp_path):
     assert [label.label for label in dataset.first()[RUN.candidates].detections] == ["mine"]
 
 
-def test_the_form_asks_for_them(tmp_path: Path) -> None:
+def test_the_form_asks_for_them(dataset, tmp_path: Path) -> None:
+    fill(dataset, tmp_path, 1)
+    request = {"dataset_name": dataset.name, "params": {}}
+    ctx = ExecutionContext(request, executor=Executor(), operator_uri=COMPARE)
+    asked = foo.get_operator(COMPARE).resolve_type(ctx, "inputs").to_json()["type"]["properties"]["candidates"]
+    assert asked["type"]["name"] == "Boolean" and not asked["default"]
     params = {"prompts": "boxes", "boxes_field": "truth", "candidates": True}
     assert settings_of(params) == Settings("boxes", prompt_field="truth", candidates=True)
     with pytest.raises(ConfigError, match="candidates is 'yes'; give True or False"):
