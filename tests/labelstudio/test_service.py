@@ -338,7 +338,7 @@ def test_image_is_encoded_ahead_once_however_often_it_is_asked_for(make: Callabl
 def test_refinement_is_asked_for_by_the_project(make: Callable[..., Service], model: FloodModel) -> None:
     service = make()
     decoded = []
-    for amr in (False, True):
+    for amr in (False, "paper"):
         service.setup({"project": "5", "schema": EXAMPLES["brush"], "extra_params": {"amr": amr}})
         before = len(model.decoded)
         service.predict(request(task(), context={"result": [keypoint(20, 20)]}))
