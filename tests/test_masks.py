@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from refinesam.errors import ConfigError, DatasetError, ImageError
+from refinesam.errors import DatasetError, ImageError
 from refinesam.masks import (
     Polygon,
     box_from_mask,
@@ -23,7 +23,6 @@ from refinesam.masks import (
     mask_from_polygons,
     mask_iou,
     polygons_from_mask,
-    stability_score,
 )
 
 RNG = np.random.default_rng(0)
@@ -324,22 +323,6 @@ def test_the_box_holds_every_pixel_and_no_empty_margin(mask: np.ndarray) -> None
     assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
 
 
-def test_stability_score_is_the_iou_of_the_two_thresholds() -> None:
-    logits = RNG.normal(0, 2, (3, 20, 30)).astype(np.float32)
-    expected = [mask_iou(plane > 1.2, plane > -0.8) for plane in logits]
-    scores = stability_score(logits, mask_threshold=0.2)
-    assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, expected, rtol=1e-6)
-    np.testing.assert_allclose(stability_score(logits[1], 0.2), expected[1], rtol=1e-6)
-    assert stability_score(logits[1]).shape == ()
-
-
-def test_stability_score_of_nothing_is_zero_and_of_certainty_one() -> None:
-    assert stability_score(np.full((4, 4), -9.0)) == 0
-    assert stability_score(np.full((4, 4), 9.0)) == 1
-    assert stability_score(RNG.normal(0, 1, (4, 4)), offset=0) == 1
-
-
 def test_mask_iou() -> None:
     first, second = np.zeros((4, 5), np.bool_), np.zeros((4, 5), np.bool_)
     assert mask_iou(first, second) == 0.0
@@ -416,9 +399,6 @@ def test_bad_masks_are_refused_with_advice(mask: Any, advice: str) -> None:
     ("call", "error", "advice"),
     [
         (lambda: mask_iou(np.ones((2, 3)), np.ones((3, 2))), ImageError, "resize one of them"),
-        (lambda: stability_score(np.zeros(5)), ImageError, "give whole masks"),
-        (lambda: stability_score(np.zeros((5, 5)), offset=-1), ConfigError, "SAM uses 1"),
-        (lambda: stability_score(np.zeros((5, 5)), offset=float("nan")), ConfigError, "SAM uses 1"),
         (lambda: box_iou([0, 0, 1, 1], [[0, 0, 1, 1]]), DatasetError, "write one box as .box."),
         (lambda: box_iou([[0, 0, 1]], [[0, 0, 1, 1]]), DatasetError, "write one box as .box."),
         (lambda: box_iou([[0, 0, 1, np.nan]], [[0, 0, 1, 1]]), DatasetError, "remove those boxes"),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco_mask
 
-from refinesam.errors import ConfigError, DatasetError, ImageError
+from refinesam.errors import DatasetError, ImageError
 from refinesam.files import JsonObject
 from refinesam.rle import Rle, checked_mask, checked_size, decode_rle, encode_rle, runs_from_compressed, shown
 from refinesam.types import BoolArray, FloatArray
@@ -36,7 +36,6 @@ __all__ = [
     "mask_from_polygons",
     "mask_iou",
     "polygons_from_mask",
-    "stability_score",
 ]
 
 # A longer outline would exhaust memory before anything looks wrong.
@@ -228,33 +227,6 @@ def box_from_mask(mask: ArrayLike) -> FloatArray | None:
     if not rows.size:
         return None
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
-def stability_score(logits: NDArray[Any], mask_threshold: float = 0.0, offset: float = 1.0) -> FloatArray:
-    """Return the IoU between a mask cut at `mask_threshold` + `offset` and the same cut at - `offset`.
-
-    SAM's score for how little a mask depends on the threshold (Kirillov et al. 2023, appendix B). The first mask lies
-    within the second, so the IoU is a ratio of areas; it is 0 where both are empty.
-
-    Args:
-        logits: (C, h, w) or (h, w) mask logits.
-        mask_threshold: the threshold that makes logits a mask.
-        offset: how far the threshold is moved both ways, 0 or more.
-
-    Returns:
-        (C,) float32, or () float32 for (h, w) logits.
-
-    Raises:
-        ImageError: logits of fewer than two axes.
-        ConfigError: a negative offset.
-    """
-    if logits.ndim < 2:
-        raise ImageError(f"Logits need shape (C, h, w) or (h, w), got {logits.shape}: give whole masks, not pixels.")
-    if not offset >= 0:
-        raise ConfigError(f"The stability offset must be 0 or more, got {offset}: SAM uses 1.")
-    inner = np.count_nonzero(logits > mask_threshold + offset, axis=(-2, -1))
-    outer = np.count_nonzero(logits > mask_threshold - offset, axis=(-2, -1))
-    return np.asarray(inner / np.maximum(outer, 1), np.float32)
 
 
 def mask_iou(a: ArrayLike, b: ArrayLike) -> float:
