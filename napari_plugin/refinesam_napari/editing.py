@@ -51,9 +51,8 @@ class Editing:
 
     def choose(self, plane: Plane, candidate: int, name: str) -> None:
         """Choose one of the masks that the draft's prompts in a plane may mean."""
-        draft = self.document.draft
-        chosen = MappingProxyType({**draft, plane: replace(draft[plane], candidate=candidate)})
-        self.history.do(name, replace(self.document, draft=chosen))
+        asked = replace(self.document.draft[plane], candidate=candidate)
+        self.history.do(name, replace(self.document, draft=MappingProxyType({**self.document.draft, plane: asked})))
 
     def next_id(self) -> int:
         """Return the next id that no object has."""
