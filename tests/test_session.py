@@ -208,6 +208,16 @@ def test_what_a_trained_model_gives_up_goes_near_the_click_alone() -> None:
     assert np.array_equal(rim.mask, boxed(4, 4, 28, 20) & ~disc(4, 12, 1.5))
 
 
+def test_clicks_that_correct_an_earlier_mask_get_the_models_own_answer() -> None:
+    encoded = Session(GivingUp(negative_points=True, mask_prompt=True)).encode(patches())
+    prompt = Prompt(points=[[20, 4], [30, 10]], labels=[1, 0], mask_logits=np.ones((24, 32)))
+    found = encoded.predict(prompt)
+    assert found.negatives == "subtracted", "the model ignored the click, which is in the part that it keeps"
+    assert np.array_equal(found.mask, boxed(16, 0, 32, 12) & ~disc(30, 10, 1))
+    away = encoded.predict(Prompt(points=[[3, 4], [13, 8]], labels=[1, 0], mask_logits=np.ones((24, 32))))
+    assert away.negatives == "trained" and not away.mask.any(), "all that the model gives up is gone"
+
+
 def test_a_small_spot_leaves_the_logits_as_they_are() -> None:
     encoded = Session(FloodModel()).encode(patches())
     plain = encoded.predict(Prompt(box=[4, 4, 28, 20]))

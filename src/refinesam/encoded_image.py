@@ -106,21 +106,23 @@ class EncodedImage:
             raise PromptError(f"predict takes a Prompt, got {type(prompt).__name__}: give Prompt(points=..., box=...).")
         prompt.check_inside(self.image_hw)
         self._check_capabilities(prompt)
-        negatives = prompt.negative_points
-        asked = _without_negatives(prompt) if len(negatives) else prompt
+        negatives, trained = prompt.negative_points, self.model.capabilities.negative_points
+        # Clicks that correct an earlier mask: the object's extent is still sought, and the model's own answer finds it.
+        corrects = trained and prompt.box is None and (prompt.mask is not None or prompt.mask_logits is not None)
+        asked = prompt if corrects or not len(negatives) else _without_negatives(prompt)
         logits, iou = self.model.decode(self.features, self.image_hw, asked, multimask_output)
         masks = self.model.upsample(logits, self.image_hw)
-        given_up: BoolArray | None = None
+        answered: NegativeAnswer = "none" if not len(negatives) else "trained" if trained else "subtracted"
         if len(covered := _covered(masks, negatives)):
-            if self.model.capabilities.negative_points:
+            given_up: BoolArray | None = None
+            if trained and not corrects:
                 answers, other_iou = self.model.decode(self.features, self.image_hw, prompt, True)
                 given_up = ~self.model.upsample(answers[[int(np.argmax(other_iou))]], self.image_hw)[0]
+            ignored = _on(masks[int(np.argmax(iou))], covered)
+            if (ignored if given_up is None else ignored & ~_on(given_up, covered)).any():
+                answered = "subtracted"
             masks = np.stack([_without_spots(mask, covered, given_up) for mask in masks])
             logits = self._without_spots(logits, covered)
-        answered: NegativeAnswer = "none"
-        if len(negatives):
-            trained = self.model.capabilities.negative_points and (given_up is None or _on(given_up, covered).all())
-            answered = "trained" if trained else "subtracted"
         return self._prediction(prompt, masks, iou, logits, answered)
 
     def predict_boxes(self, boxes: ArrayLike, multimask_output: bool = True) -> list[Prediction]:
