@@ -44,8 +44,11 @@ RESULTS = {
         ("python benchmarks/accuracy.py --data {data} --json training/results/builtin.json",),
     ),
     "speed": _benchmark("speed"),
-    "negative_clicks": _benchmark("negative_clicks", "--data {data}"),
-    "negative_clicks_training_free": _benchmark("negative_clicks_training_free", "--data {data} --training-free"),
+    "negative_clicks": _benchmark("negative_clicks", "--data {data} --images 4 --objects 4"),
+    "negative_clicks_training_free": _benchmark(
+        "negative_clicks_training_free", "--data {data} --images 4 --objects 4 --training-free"
+    ),
+    "candidates": _benchmark("candidates", "--data {data} --images 4 --objects 3"),
     "amr_study": Result(
         "benchmarks/results/amr_study.json",
         (
