@@ -301,7 +301,7 @@ def test_a_draft_that_edits_a_lost_object_becomes_a_new_one(tmp_path: Path) -> N
 DAMAGED_FILES = {
     "another format": (put("format", value="coco"), 'its "format" must be "refinesam-napari"'),
     "no format": (put("format", value=None), 'its "format" must be "refinesam-napari"'),
-    "newer version": (put("version", value=3), "has version 3, this refinesam reads versions up to 2.*or update"),
+    "newer version": (put("version", value=4), "has version 4, this refinesam reads versions up to 3.*or update"),
     "no version": (put("version", value=None), "has version None"),
     "version that is true": (put("version", value=True), "version: Input should be a valid integer"),
     "image of text": (put("image", value="cells"), "image: Input should be .*got 'cells'.*Correct the field"),
@@ -348,3 +348,23 @@ def test_a_file_cut_off_anywhere_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="can't be read .No such file.*check the path"):
         read_session(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_session_from_before_there_was_a_choice_is_read(tmp_path: Path, version: int) -> None:
+    write_session(tmp_path / "new.json", sample())
+    content = json.loads((tmp_path / "new.json").read_text())
+    content["version"] = version
+    entries = [*content["draft"], *(entry for item in content["objects"] for entry in item["prompts"])]
+    assert entries
+    for entry in entries:
+        del entry["prompts"]["candidate"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    read = read_session(tmp_path / "old.json")
+    assert_same(read, sample())
+    entries[0]["prompts"]["candidate"] = -1
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    assert any(
+        "candidate is -1; masks to choose from are counted from 0" in one
+        for one in read_session(tmp_path / "bad.json").problems
+    )
