@@ -142,6 +142,11 @@ class Document:
         editing = None if self.editing == object_id else self.editing
         return replace(self, objects=MappingProxyType(objects), editing=editing)
 
+    def choosing(self, plane: Plane, candidate: int) -> Document:
+        """Return the document with another choice of what the draft's prompts in a plane mean."""
+        chosen = replace(self.draft[plane], candidate=candidate)
+        return replace(self, draft=MappingProxyType({**self.draft, plane: chosen}))
+
     def cleared(self) -> Document:
         """Return the document with no object in hand."""
         return replace(self, draft=NO_PROMPTS, editing=None)

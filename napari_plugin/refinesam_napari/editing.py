@@ -51,8 +51,7 @@ class Editing:
 
     def choose(self, plane: Plane, candidate: int, name: str) -> None:
         """Choose one of the masks that the draft's prompts in a plane may mean."""
-        asked = replace(self.document.draft[plane], candidate=candidate)
-        self.history.do(name, replace(self.document, draft=MappingProxyType({**self.document.draft, plane: asked})))
+        self.history.do(name, self.document.choosing(plane, candidate))
 
     def next_id(self) -> int:
         """Return the next id that no object has."""
