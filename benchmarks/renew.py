@@ -58,6 +58,7 @@ RESULTS = {
         ),
     ),
     "fiftyone_report": _benchmark("fiftyone_report", "--data {data} --images 10"),
+    "everything": _benchmark("everything", "measure --data {data} --recall"),
     "napari_ground_truth": _benchmark("napari_ground_truth"),
     "napari_latency": _benchmark("napari_latency", screen=SCREEN),
     "demo": Result(

@@ -234,6 +234,7 @@ def test_negative_click_on_the_released_architecture_is_subtracted(photo: np.nda
 
 def test_everything_is_sorted_thinned_and_in_the_images_frame(session: Session, photo: np.ndarray) -> None:
     settings = {"points_per_side": 4, "iou_threshold": 0.0, "stability_threshold": 0.0, "overlap_threshold": 0.5}
+    settings |= {"skip_covered": False}
     calls = []
     generator = AutomaticMaskGenerator(session, **settings, prompts_per_batch=3)
     predictions = generator.generate(photo, on_progress=lambda done, total: calls.append((done, total)))

@@ -78,9 +78,9 @@ NOT_EXPORTED = (
     "export`."
 )
 WHOLE = (
-    "Tasks without a box or a click are segmented whole. On a CPU that takes some 15 seconds a photograph, so that one "
-    'Retrieve answers a few, and in half of them it may find nothing; the extra params {"everything": false} leave '
-    "them out."
+    "Tasks without a box or a click are segmented whole. On a CPU that takes some four seconds of computing a photo, "
+    "so that one Retrieve answers a few, and most of what is found there is background or parts of things; the extra "
+    'params {"everything": false} leave them out.'
 )
 ProjectOption = Annotated[int, typer.Option(help="The project's id, the number in its address.")]
 

@@ -16,7 +16,11 @@ from refinesam_labelstudio.json_types import JsonObject, JsonView
 __all__ = ["OutputKind", "ServiceOptions", "weights_version"]
 
 OutputKind = Literal["brush", "polygon", "bitmask", "rectangle"]
-EVERYTHING_SETTINGS = ("points_per_side", "iou_threshold", "stability_threshold", "overlap_threshold", "min_area")
+EVERYTHING_SWITCHES = ("crops", "skip_covered")
+EVERYTHING_SETTINGS = (
+    *("points_per_side", "iou_threshold", "stability_threshold", "overlap_threshold", "min_area"),
+    *EVERYTHING_SWITCHES,
+)
 MOST_AMR = 64
 MOST_ALTERNATIVES = 8
 EXAMPLE = '{"amr": true, "output": "polygon"}'
@@ -145,11 +149,19 @@ def _everything(value: object) -> Mapping[str, float] | None:
     for name, number in value.items():
         if name not in EVERYTHING_SETTINGS:
             raise ConfigError(f'"everything" has {name!r}; known are {", ".join(EVERYTHING_SETTINGS)}.')
-        whole = not name.endswith("_threshold")
-        settings[name] = (
-            _whole(name, number, 64 if name == "points_per_side" else 2**31) if whole else _share(name, number)
-        )
+        if name in EVERYTHING_SWITCHES:
+            settings[name] = _switch(name, number)
+        elif name.endswith("_threshold"):
+            settings[name] = _share(name, number)
+        else:
+            settings[name] = _whole(name, number, 64 if name == "points_per_side" else 2**31)
     return MappingProxyType(settings)
+
+
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f'"{name}" must be true or false.')
+    return value
 
 
 def _whole(name: str, value: object, most: int, least: int = 1) -> int:

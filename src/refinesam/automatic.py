@@ -1,7 +1,8 @@
-"""Segment everything: a grid of clicks, filtered and thinned at low resolution; only survivors are upsampled."""
+"""Segment everything: grids of clicks, filtered and thinned at low resolution; only survivors are upsampled."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refinesam.amr import AMRConfig
 from refinesam.encoded_image import EncodedImage, SegmentationModel
 from refinesam.errors import ConfigError
+from refinesam.found import Found, Window, crop_windows, join_across_seams, place, thin
+from refinesam.models.frames import Frame
 from refinesam.predictor import Predictor
 from refinesam.types import FloatArray, OnProgress, Prediction, Prompt
 
@@ -21,6 +25,19 @@ __all__ = ["AutomaticMaskGenerator"]
 MAX_CANDIDATES = 1000
 # Masks are compared at this side at most: finer would cost memory and change next to nothing.
 COMPARED_SIDE = 64
+# The numbers below were chosen on training images, by `benchmarks/everything.py tune`.
+# Of our models' least predicted IoU, how much of the mean of the best so many in the image; and the least of all.
+SHARE_OF_BEST, BEST, FLOOR = 0.65, 10, 0.2
+# Clicks on a mask as sure as this, and no larger than this share of what the model sees, are left out.
+COVERING_IOU, COVERING_AREA = 0.5, 0.3
+# An image is crowded where this share of the clicks finds a sure mask no larger than that share of what the model sees.
+CROWDED_CLICKS, CROWDED_AREA = 1 / 16, 0.01
+# SAM's least predicted IoU, for the released models: theirs are nearly all high.
+RELEASED_IOU, RELEASED_STABILITY = 0.88, 0.75
+# An image of more pixels a side than the model's input, times this, is looked at in crops too; and so large they are.
+CROPPED_FROM, CROP_SIDE = 2.0, 2.5
+# In an image longer than this, large masks are kept at every second pixel, twice as long at every fourth, ...
+FULL_SIDE = 2048
 
 
 class EncodingSession(Protocol):
@@ -42,21 +59,32 @@ class AutomaticMaskGenerator:
         *,
         points_per_side: int | None = None,
         iou_threshold: float | None = None,
-        stability_threshold: float = 0.75,
+        stability_threshold: float | None = None,
         overlap_threshold: float = 0.6,
         min_area: int = 16,
+        crops: bool | None = None,
+        skip_covered: bool = True,
+        refine: AMRConfig | bool = False,
         prompts_per_batch: int | None = None,
     ) -> None:
         """Choose the grid and the filters.
 
         Args:
             session: with a model that `refinesam.load` made.
-            points_per_side: clicks along each side; None means one for every 16 pixels of the input, at most 32.
-            iou_threshold: least predicted IoU; None means SAM's 0.88 for the released models, and 0.35 for ours, which
-                was trained on little and trusts itself less.
-            stability_threshold: least IoU between the mask thresholded one logit up and one logit down.
+            points_per_side: clicks along each side; None means one for every 24 pixels of the input, at most 32, and in
+                images crowded with small things once more between those. In each crop half as many.
+            iou_threshold: least predicted IoU. None means SAM's 0.88 for the released models; for ours, which are
+                surer of nuclei than of anything in a photograph, 0.65 of the mean of the image's best ten.
+            stability_threshold: least IoU between the mask thresholded one logit up and one logit down. None means 0.75
+                for the released models and 0 for ours, whose predicted IoU tells more alone.
             overlap_threshold: of two masks whose IoU is higher, the one with the lower predicted IoU goes.
             min_area: least area in pixels of the image.
+            crops: also look at overlapping crops of the image, which finds small things. None means where the image is
+                more than twice as long as the model's input. A mask that a crop's side cuts off goes, or where
+                there are more than four crops is joined with its other parts.
+            skip_covered: leave out clicks on masks that are sure already. A quarter of the clicks is always decoded.
+            refine: True or a configuration also runs Adaptive Mask Refinement on every mask found, which costs an
+                encode each.
             prompts_per_batch: clicks decoded together; None means 64 on a GPU, 4 on a CPU: there more are slower.
 
         Raises:
@@ -70,16 +98,29 @@ class AutomaticMaskGenerator:
                 raise ConfigError(f"{name} is {count!r}; a whole number of at least 1 is needed, or None.")
         if type(min_area) is not int or min_area < 0:
             raise ConfigError(f"min_area is {min_area!r}; a whole number of pixels is needed, 0 for none.")
-        if iou_threshold is None:
-            iou_threshold = 0.35 if model.config.family == "hybrid" else 0.88
+        if crops is not None and not isinstance(crops, bool):
+            raise ConfigError(f"crops is {crops!r}; give True, False, or None to decide by the image's size.")
         given: dict[str, Any] = {"iou": iou_threshold, "stability": stability_threshold, "overlap": overlap_threshold}
         for name, value in given.items():
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
+            if (
+                (value is None and name == "overlap")
+                or not isinstance(value, int | float | None)
+                or not 0 <= (value or 0) <= 1
+            ):
                 raise ConfigError(f"{name}_threshold is {value!r}; it must lie in [0, 1].")
+        ours = model.config.family == "hybrid"
         self.session, self.model = session, model
-        self.points_per_side = points_per_side or min(32, model.capabilities.input_size // 16)
-        self.iou_threshold, self.stability_threshold = iou_threshold, stability_threshold
+        self.points_per_side = points_per_side or min(32, max(1, model.capabilities.input_size // 24))
+        self.denser = points_per_side is None and skip_covered
+        self.share_of_best = SHARE_OF_BEST if ours and iou_threshold is None else 0.0
+        self.iou_threshold = (FLOOR if ours else RELEASED_IOU) if iou_threshold is None else iou_threshold
+        self.stability_threshold = (
+            (0.0 if ours else RELEASED_STABILITY) if stability_threshold is None else stability_threshold
+        )
         self.overlap_threshold, self.min_area = overlap_threshold, min_area
+        self.crops, self.skip_covered = crops, skip_covered
+        self.covering_iou = COVERING_IOU if ours else RELEASED_IOU
+        self.config = AMRConfig() if refine is True else refine or None
         self.prompts_per_batch = prompts_per_batch or (4 if model.device.type == "cpu" else 64)
 
     def generate(
@@ -89,54 +130,179 @@ class AutomaticMaskGenerator:
 
         Args:
             image: (H, W, 3) uint8 RGB, or an image already encoded.
-            on_progress: called with the clicks decoded so far and their number; an exception it raises ends the work.
+            on_progress: called with the clicks decided so far and their number; an exception it raises ends the work.
 
         Returns:
-            One prediction a mask, each with one mask, by falling predicted IoU.
+            One prediction a mask, each with one mask, by falling predicted IoU. Each holds a mask of the whole image:
+            of a very large one take `find`.
         """
         encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        points = self._grid(encoded.image_hw)
-        kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, len(points), self.prompts_per_batch):
-            batch = points[start : start + self.prompts_per_batch]
-            kept.append(self._filtered(encoded, batch, start))
-            if on_progress is not None:
-                on_progress(min(start + self.prompts_per_batch, len(points)), len(points))
-        logits, iou, index = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        order = iou.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-        order = order[_suppress(logits[order] > 0, self.overlap_threshold)]
-        return self._predictions(encoded, points, logits[order], iou[order], index[order])
+        predictions = [self.prediction(encoded, one) for one in self.find(encoded, on_progress)]
+        return predictions if self.config is None else [encoded.refine(one, self.config) for one in predictions]
 
-    def _grid(self, image_hw: tuple[int, int]) -> FloatArray:
-        """Centres of equal cells, (N, 2) x, y."""
-        height, width = image_hw
-        centres = (np.arange(self.points_per_side, dtype=np.float32) + 0.5) / self.points_per_side
-        y, x = np.meshgrid(centres * height, centres * width, indexing="ij")
-        return np.stack([x.ravel(), y.ravel()], axis=1)
+    def find(self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None) -> list[Found]:
+        """Segment everything, as `generate` does, into masks that take no more memory than what they cover.
+
+        Args:
+            image: as for `generate`.
+            on_progress: as for `generate`.
+
+        Returns:
+            The masks, unrefined, by falling predicted IoU.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
+        views = self._views(encoded)
+        progress = _Progress(sum(len(np.concatenate(self._phases(side))) for _, side in views), on_progress)
+        found: list[Found] = []
+        best = torch.zeros(0)
+        for number, (window, side) in enumerate(views):
+            part = encoded if number == 0 else self._crop(encoded, window)
+            candidates = self._candidates(part, side, progress)
+            best = torch.cat([best, candidates[1].float().cpu()]).topk(min(BEST, len(best) + len(candidates[1])))[0]
+            found += self._found(encoded.image_hw, part, window, candidates, self._least(best))
+        if len(views) > 5:
+            found = join_across_seams(found)
+        found = [
+            one for one in found if not any(one.cut) and one.score >= self._least(best) and one.area >= self.min_area
+        ]
+        found = sorted(found, key=lambda one: -one.score)[:MAX_CANDIDATES]
+        return found if len(views) == 1 else thin(found, self.overlap_threshold)
+
+    def prediction(self, image: EncodedImage, found: Found) -> Prediction:
+        """Make a prediction of a mask that was found in an image: with a mask of the whole image."""
+        if found.logits is not None:
+            low_res = found.logits[None]
+            masks = self.model.upsample(low_res, image.image_hw)
+        else:
+            masks = found.full(image.image_hw)[None]
+            # As the mask would be drawn into a prompt: the logits are those of a crop.
+            low_res = Frame.of(self.model.config, image.image_hw).from_mask(masks[0])[None]
+        masks.flags.writeable = False  # or the prediction would copy it
+        prompt = Prompt(points=found.point[None])
+        return Prediction(masks, np.array([found.score], np.float32), low_res, prompt, image_key=image.key)
+
+    def _views(self, encoded: EncodedImage) -> list[tuple[Window, int]]:
+        """The whole image, then its crops, each with the clicks along a side."""
+        height, width = encoded.image_hw
+        views: list[tuple[Window, int]] = [((0, 0, width, height), self.points_per_side)]
+        size = self.model.capabilities.input_size
+        crops = max(height, width) > CROPPED_FROM * size if self.crops is None else self.crops
+        if crops and encoded.pixels is not None:
+            windows = crop_windows(encoded.image_hw, int(CROP_SIDE * size))
+            views += [(window, max(1, self.points_per_side // 2)) for window in windows]
+        return views
+
+    def _crop(self, encoded: EncodedImage, window: Window) -> EncodedImage:
+        assert encoded.pixels is not None
+        x0, y0, x1, y1 = window
+        features = self.model.encode(np.ascontiguousarray(encoded.pixels[y0:y1, x0:x1]))
+        return EncodedImage((y1 - y0, x1 - x0), "", features, self.model)
+
+    def _least(self, best: Tensor) -> float:
+        """Least predicted IoU, beside the best ones so far."""
+        return max(self.iou_threshold, self.share_of_best * float(best.mean())) if len(best) else self.iou_threshold
 
     @torch.inference_mode()
-    def _filtered(self, encoded: EncodedImage, points: FloatArray, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode points and keep what is sure and stable: logits (K, h, w), IoUs (K,), indices of points (K,)."""
-        logits, iou = self.model.decode_points(encoded.features, encoded.image_hw, points)
-        index = torch.arange(start, start + len(points), device=iou.device).unsqueeze(1).expand_as(iou)
-        sure = iou >= self.iou_threshold
-        logits, iou, index = logits[sure], iou[sure], index[sure]
-        stable = _stability(logits) >= self.stability_threshold
-        return logits[stable], iou[stable], index[stable]
+    def _candidates(self, part: EncodedImage, side: int, progress: _Progress) -> tuple[Tensor, Tensor, FloatArray]:
+        """Decode a grid of clicks, coarse then fine: logits (K, h, w), IoUs (K,) and clicks (K, 2), unsorted."""
+        points = _grid(part.image_hw, side)
+        kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        for number, phase in enumerate(self._phases(side)):
+            asked = phase[~self._covered(part, points[phase], kept)] if kept else phase
+            if number == 2 and not self._crowded(kept, side):
+                asked = asked[:0]
+            progress.advance(len(phase) - len(asked))
+            for start in range(0, len(asked), self.prompts_per_batch):
+                batch = asked[start : start + self.prompts_per_batch]
+                logits, iou = self.model.decode_points(part.features, part.image_hw, points[batch])
+                index = torch.from_numpy(batch).to(iou.device).unsqueeze(1).expand_as(iou)
+                # What shows nothing has no area to be sure of.
+                sure = (iou >= self.iou_threshold) & (logits > 0).any(-1).any(-1)
+                logits, iou, index = logits[sure], iou[sure], index[sure]
+                if self.stability_threshold:
+                    stable = _stability(logits) >= self.stability_threshold
+                    logits, iou, index = logits[stable], iou[stable], index[stable]
+                kept.append((logits, iou, index))
+                progress.advance(len(batch))
+        logits, iou, index = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return logits, iou, points[index.cpu().numpy()]
 
-    def _predictions(
-        self, encoded: EncodedImage, points: FloatArray, logits: Tensor, iou: Tensor, index: Tensor
-    ) -> list[Prediction]:
-        predictions = []
-        low_res, scores = logits.cpu().numpy(), iou.cpu().numpy()
-        for i, point in enumerate(index.tolist()):
-            masks = self.model.upsample(low_res[i : i + 1], encoded.image_hw)
-            if int(masks.sum()) >= self.min_area:
-                prompt = Prompt(points=points[point : point + 1])
-                masks.flags.writeable = False  # or the prediction would copy it
-                ours = (masks, scores[i : i + 1], low_res[i : i + 1], prompt)
-                predictions.append(Prediction(*ours, image_key=encoded.key))
-        return predictions
+    def _phases(self, side: int) -> list[NDArray[np.intp]]:
+        """Indices of the points of `_grid` that are decoded together: every second row and column, the others, ..."""
+        row, column = np.indices((side, side))
+        coarse = ((row % 2 == 0) & (column % 2 == 0)).ravel()
+        phases = [np.flatnonzero(coarse), np.flatnonzero(~coarse)] if self.skip_covered else [np.arange(side**2)]
+        return [*phases, side**2 + np.arange((side - 1) ** 2)] if self.denser else phases
+
+    def _crowded(self, kept: list[tuple[Tensor, Tensor, Tensor]], side: int) -> bool:
+        """Whether many clicks have found something sure and small."""
+        small = [((iou >= self.covering_iou) & _no_larger(logits, CROWDED_AREA), index) for logits, iou, index in kept]
+        return len(torch.cat([index[chosen] for chosen, index in small]).unique()) >= CROWDED_CLICKS * side**2
+
+    def _covered(
+        self, part: EncodedImage, points: FloatArray, kept: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> NDArray[np.bool_]:
+        """Which points (N, 2) lie on a mask that is sure and not large."""
+        sure = [logits[(iou >= self.covering_iou) & _no_larger(logits, COVERING_AREA)] for logits, iou, _ in kept]
+        masks = torch.cat(sure) > 0
+        covered = masks.any(0, keepdim=True).float().cpu().numpy()
+        return np.asarray(self.model.value_at(covered, part.image_hw, points)[0] > 0)
+
+    @torch.inference_mode()
+    def _found(
+        self,
+        image_hw: tuple[int, int],
+        part: EncodedImage,
+        window: Window,
+        candidates: tuple[Tensor, Tensor, FloatArray],
+        least: float,
+    ) -> list[Found]:
+        """Thin what was found in a view, and put it into its place in the image."""
+        logits, iou, points = candidates
+        order = iou.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+        order = order[iou[order] >= least]
+        order = order[_suppress(logits[order] > 0, self.overlap_threshold)]
+        low_res, scores, points = logits[order].cpu().numpy(), iou[order].tolist(), points[order.cpu().numpy()]
+        x0, y0, x1, y1 = window
+        whole = part.image_hw == image_hw
+        step = 1
+        while whole and max(image_hw) > FULL_SIDE * step:
+            step *= 2
+        size_hw = (-(-(y1 - y0) // step), -(-(x1 - x0) // step))
+        found = []
+        for i, score in enumerate(scores):
+            (mask,) = self.model.upsample(low_res[i : i + 1], size_hw)
+            placed = place(mask, window, step, image_hw, score, points[i] + np.array([x0, y0], np.float32))
+            if placed is not None:
+                found.append(replace(placed, logits=low_res[i]) if whole else placed)
+        return found
+
+
+class _Progress:
+    """Counts clicks, decoded or left out."""
+
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self.done, self.total, self.on_progress = 0, total, on_progress
+
+    def advance(self, clicks: int) -> None:
+        self.done += clicks
+        if clicks and self.on_progress is not None:
+            self.on_progress(self.done, self.total)
+
+
+def _grid(image_hw: tuple[int, int], side: int) -> FloatArray:
+    """Centres of side x side equal cells, then the corners where four of them meet: (N, 2) x, y."""
+    height, width = image_hw
+    grids = []
+    for ticks in ((np.arange(side) + 0.5) / side, np.arange(1, side) / side):
+        y, x = np.meshgrid(ticks * height, ticks * width, indexing="ij")
+        grids.append(np.stack([x.ravel(), y.ravel()], axis=1))
+    return np.asarray(np.concatenate(grids), np.float32)
+
+
+def _no_larger(logits: Tensor, share: float) -> Tensor:
+    """Which masks (K, h, w) cover at most a share of what the model sees: (K,)."""
+    return (logits > 0).float().mean(dim=(-2, -1)) <= share
 
 
 def _stability(logits: Tensor) -> Tensor:

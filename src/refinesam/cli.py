@@ -188,7 +188,8 @@ def everything(
     image: Annotated[Path, typer.Argument(help="The image file.")],
     points_per_side: Annotated[int | None, typer.Option(help="Clicks along each side of the grid.")] = None,
     iou_threshold: Annotated[float | None, typer.Option(help="Least predicted IoU; by default the model's.")] = None,
-    stability_threshold: Annotated[float, typer.Option(help="Least stability score.")] = 0.75,
+    stability_threshold: Annotated[float | None, typer.Option(help="Least stability; by default the model's.")] = None,
+    crops: Annotated[bool | None, typer.Option(help="Look at crops too; by default in large images.")] = None,
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -214,6 +215,7 @@ def everything(
         points_per_side=points_per_side,
         iou_threshold=iou_threshold,
         stability_threshold=stability_threshold,
+        crops=crops,
     )
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("Segmenting", total=None)

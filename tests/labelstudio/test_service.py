@@ -483,6 +483,7 @@ def test_weights_that_do_not_load(make: Callable[..., Service], error: BaseExcep
         ({"extra_params": {"everything": {"grid": 3}}}, "'grid'; known are"),
         ({"extra_params": {"everything": {"points_per_side": 1000}}}, "from 1 to 64"),
         ({"extra_params": {"everything": {"iou_threshold": float("nan")}}}, "from 0 to 1"),
+        ({"extra_params": {"everything": {"crops": 1}}}, '"crops" must be true or false'),
         ({"extra_params": {"max_masks": 0}}, "from 1 to"),
         ({"extra_params": {"label": ""}}, "name of a label"),
         ({"extra_params": {"tolerance": -1}}, "number of pixels"),
@@ -512,10 +513,10 @@ def test_predict_says_what_is_wrong(make: Callable[..., Service], body: dict[str
 
 def test_extra_params_are_read() -> None:
     options = ServiceOptions().updated(
-        '{"amr": {"rule": "centre", "iterations": 2}, "everything": {"min_area": 50}, "max_masks": 3}'
+        '{"amr": {"rule": "centre", "iterations": 2}, "everything": {"min_area": 50, "crops": true}, "max_masks": 3}'
     )
     assert options.amr == AMRConfig(rule="centre", iterations=2)
-    assert options.everything == {"min_area": 50}
+    assert options.everything == {"min_area": 50, "crops": True}
     assert options.max_masks == 3
     assert options.version("w") == "w+amr(rule=centre,iterations=2)"
     assert ServiceOptions().updated("") == ServiceOptions().updated(None) == ServiceOptions()

@@ -25,9 +25,15 @@ from refinesam.types import Prediction
 __all__ = ["RECALL_SETTINGS", "Proposals", "ProposalScores", "ProposingSession", "propose", "proposal_scores"]
 
 _MOST = (10, 100, 1000)
-# Recall counts the best 1000 proposals, so nothing is filtered out and only near-copies go (as Kirillov et al. 2023,
+# Recall counts the best 1000 proposals, so nothing is left out and only near-copies go (as Kirillov et al. 2023,
 # appendix D.2, whose overlap this is). The generator's own settings are for people, who want few and sure masks.
-RECALL_SETTINGS: Final = {"iou_threshold": 0.0, "stability_threshold": 0.0, "overlap_threshold": 0.9}
+RECALL_SETTINGS: Final = {
+    "iou_threshold": 0.0,
+    "stability_threshold": 0.0,
+    "overlap_threshold": 0.9,
+    "crops": True,
+    "skip_covered": False,
+}
 
 
 class ProposingSession(PromptableSession, Protocol):

@@ -40,6 +40,7 @@ def batch(
     points_per_side: Annotated[int | None, typer.Option(help="With --everything: clicks along a side.")] = None,
     iou_threshold: Annotated[float | None, typer.Option(help="With --everything: least predicted IoU.")] = None,
     stability_threshold: Annotated[float | None, typer.Option(help="With --everything: least stability.")] = None,
+    crops: Annotated[bool | None, typer.Option(help="With --everything: look at crops of the images too.")] = None,
     intensity: Annotated[str, typer.Option(help="Beyond 8 bits: percentile, minmax, as_is.")] = "percentile",
     page: Annotated[int | None, typer.Option(help="Page of multi-page files, from 0.")] = None,
     channel: Annotated[str | None, typer.Option(help="Channel, from 0, or three as R,G,B.")] = None,
@@ -52,7 +53,7 @@ def batch(
     if everything == (prompts is not None):
         raise ConfigError("Give --prompts FILE, or --everything, and not both.")
     grid = {"points_per_side": points_per_side, "iou_threshold": iou_threshold}
-    grid |= {"stability_threshold": stability_threshold}
+    grid |= {"stability_threshold": stability_threshold, "crops": crops}
     given = {name: value for name, value in grid.items() if value is not None}
     if given and not everything:
         raise ConfigError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: only with --everything.")
