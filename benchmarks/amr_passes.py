@@ -34,14 +34,13 @@ POINT_CONFIGS: dict[str, AMRConfig] = {
     **{f"equation, {n} passes": AMRConfig(rule="paper_equation", iterations=n) for n in (2, 3)},
 }
 # Without a gate, which `amr_rules.py` applies: the presets, and closer looks at other scales and with other points.
-OPEN = {"least_agreement": 0.0, "least_agreement_with_clicks": 0.0}
 LOOKS: dict[str, AMRConfig] = {
-    "closer look": AMRConfig(**OPEN),
-    "second look": AMRConfig(crop_factor=None, **OPEN),
-    "crop of 3 objects": AMRConfig(crop_factor=3, **OPEN),
-    "crop of 4 objects": AMRConfig(crop_factor=4, **OPEN),
-    "crop of 8 objects": AMRConfig(crop_factor=8, **OPEN),
-    "one point": AMRConfig(point_count=1, **OPEN),
+    "closer look": AMRConfig(least_agreement=0.0),
+    "second look": AMRConfig(crop_factor=None, least_agreement=0.0),
+    "crop of 3 objects": AMRConfig(crop_factor=3, least_agreement=0.0),
+    "crop of 4 objects": AMRConfig(crop_factor=4, least_agreement=0.0),
+    "crop of 8 objects": AMRConfig(crop_factor=8, least_agreement=0.0),
+    "one point": AMRConfig(point_count=1, least_agreement=0.0),
 }
 # The closer look at a model that takes no mask prompts.
 MASKS_WITHHELD = "masks withheld"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,29 @@ import numpy as np
 
 from amr_passes import LOOKS, MASKS_WITHHELD
 from refinesam.amr import AMRConfig, MaskQuality, choose_strategy
-from refinesam.amr.closer_look import objection
+from refinesam.amr.closer_look import LEAST_AGREEMENT_OF_OTHERS, objection
 from refinesam.masks import mask_iou
 from refinesam.types import Prompt
 
-NO_GATE = AMRConfig(least_agreement=0.0, least_agreement_with_clicks=0.0)
+
+@dataclass(frozen=True)
+class Gate:
+    """When the look's mask is kept: its least IoU with the first one, and its least gain of predicted IoU."""
+
+    least_agreement: float = AMRConfig.full().least_agreement
+    min_gain: float | None = None
+
+
 # Which look is taken, and under which gate its mask is kept.
-VARIANTS: Mapping[str, tuple[str, AMRConfig]] = {
-    "full": ("closer look", AMRConfig.full()),
-    "fast": ("second look", AMRConfig.fast()),
-    "the closer look's mask, always": ("closer look", NO_GATE),
-    "agreement 0.5 after any prompt": ("closer look", AMRConfig(least_agreement=0.5, least_agreement_with_clicks=0.5)),
-    "agreement 0.7 after any prompt": ("closer look", AMRConfig(least_agreement=0.7, least_agreement_with_clicks=0.7)),
-    "agreement 0.9 after any prompt": ("closer look", AMRConfig(least_agreement=0.9, least_agreement_with_clicks=0.9)),
-    "and a higher predicted IoU": ("closer look", AMRConfig(min_gain=0.0)),
-    **{f"full, {name}": (name, AMRConfig.full()) for name in LOOKS if name.startswith("crop") or name == "one point"},
-    MASKS_WITHHELD: (MASKS_WITHHELD, AMRConfig.full()),
+VARIANTS: Mapping[str, tuple[str, Gate]] = {
+    "full": ("closer look", Gate()),
+    "fast": ("second look", Gate(LEAST_AGREEMENT_OF_OTHERS)),
+    "the closer look's mask, always": ("closer look", Gate(0)),
+    **{f"full, agreement {least}": ("closer look", Gate(least)) for least in (0.5, 0.7, 0.8, 0.9)},
+    "full, and a higher predicted IoU": ("closer look", Gate(min_gain=0)),
+    **{f"full, {name}": (name, Gate()) for name in LOOKS if name.startswith("crop") or name == "one point"},
+    MASKS_WITHHELD: (MASKS_WITHHELD, Gate(LEAST_AGREEMENT_OF_OTHERS)),
+    f"{MASKS_WITHHELD}, agreement 0.3": (MASKS_WITHHELD, Gate()),
 }
 
 
@@ -44,7 +52,12 @@ def stored(cache: Path, split: str) -> Iterator[dict[str, Any]]:
             row["kept"] = {}
             for name, (look, gate) in VARIANTS.items():
                 refined = look in masks and not objection(
-                    prompt, first, masks[look], row["looks"][look]["score"] - row["score"], gate
+                    prompt,
+                    first,
+                    masks[look],
+                    row["looks"][look]["score"] - row["score"],
+                    gate.least_agreement,
+                    gate.min_gain,
                 )
                 row["kept"][name] = (mask_iou(masks[look], truth) if refined else baseline(row), refined)
             yield row

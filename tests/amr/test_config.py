@@ -32,7 +32,6 @@ def test_the_papers_configuration() -> None:
         ("depth", True, "a number"),
         ("least_agreement", 1.5, "from 0 to 1"),
         ("least_agreement", None, "a number"),
-        ("least_agreement_with_clicks", -1, "from 0 to 1"),
         ("point_count", 0, "at least 1"),
         ("point_count", 2.0, "whole number"),
         ("point_count", True, "whole number"),

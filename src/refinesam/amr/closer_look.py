@@ -23,6 +23,8 @@ __all__ = ["objection", "refine_by_closer_look"]
 
 Strategy = Literal["feedback", "zoom", "none"]
 
+# Of the IoU with the first mask, for a model that takes no mask prompts and for a second look at the whole image.
+LEAST_AGREEMENT_OF_OTHERS: Final = 0.8
 NO_POINTS: Final = np.zeros((0, 2), np.float32)
 
 
@@ -73,7 +75,11 @@ def refine_by_closer_look(
     mask = np.zeros(first.shape, np.bool_)
     mask[y0:y1, x0:x1] = answer.mask
     mask.flags.writeable = False
-    return _better(prediction, mask, answer.score, points + np.array((x0, y0), np.float32), window, config)
+    # Without the first mask as a prompt, or without a crop, another mask than nearly the same is mostly a worse one.
+    surest = mask_prompt and config.crop_factor is not None
+    least = config.least_agreement if surest else max(config.least_agreement, LEAST_AGREEMENT_OF_OTHERS)
+    against = objection(prompt, first, mask, answer.score - prediction.score, least, config.min_gain)
+    return _better(prediction, mask, answer.score, points + np.array((x0, y0), np.float32), window, config, against)
 
 
 def _no_look(prediction: Prediction, config: AMRConfig, mask_prompt: bool, zoom: Zoom | None) -> str:
@@ -100,30 +106,33 @@ def _window(prediction: Prediction, config: AMRConfig) -> Window | None:
     return window_around(prediction.mask, prediction.prompt, config.crop_factor)
 
 
-def objection(prompt: Prompt, first: BoolArray, other: BoolArray, gain: float, config: AMRConfig) -> str:
+def objection(
+    prompt: Prompt,
+    first: BoolArray,
+    other: BoolArray,
+    gain: float,
+    least_agreement: float,
+    min_gain: float | None = None,
+) -> str:
     """Say what keeps a second mask from replacing the first one, "" if nothing does.
-
-    A prompt that shows how large the object is, a box or a mask, makes a first mask that is right about where the
-    object ends; clicks don't, so after them more may change.
 
     Args:
         prompt: the user's.
         first: (H, W), the first mask.
         other: (H, W), that of the closer look.
         gain: its predicted IoU less that of the first mask.
-        config: has the least agreement, and the least gain.
+        least_agreement: of their IoU.
+        min_gain: None for no limit.
     """
     if not other.any():
         return "it found nothing"
     if _missed(other, prompt) > _missed(first, prompt):
         return "it goes against a click"
-    shown = prompt.box is not None or prompt.mask is not None or prompt.mask_logits is not None
-    least = config.least_agreement if shown else config.least_agreement_with_clicks
     agreement = mask_iou(first, other)
-    if agreement < least:
-        return f"it is about something else (IoU with the first mask {agreement:.2f}, below {least:g})"
-    if config.min_gain is not None and gain <= config.min_gain:
-        return f"its predicted IoU is not higher by more than {config.min_gain:g}"
+    if agreement < least_agreement:
+        return f"it is about something else (IoU with the first mask {agreement:.2f}, below {least_agreement:g})"
+    if min_gain is not None and gain <= min_gain:
+        return f"its predicted IoU is not higher by more than {min_gain:g}"
     return ""
 
 
@@ -135,11 +144,16 @@ def _missed(mask: BoolArray, prompt: Prompt) -> int:
 
 
 def _better(
-    prediction: Prediction, mask: BoolArray, score: float, points: FloatArray, window: Window, config: AMRConfig
+    prediction: Prediction,
+    mask: BoolArray,
+    score: float,
+    points: FloatArray,
+    window: Window,
+    config: AMRConfig,
+    against: str,
 ) -> Prediction:
     """Return what a closer look found, or the first prediction, with what it changed and why it was kept or not."""
     first = prediction.mask
-    against = objection(prediction.prompt, first, mask, score - prediction.score, config)
     side = f"{window[2] - window[0]} x {window[3] - window[1]}"
     changed = int(np.count_nonzero(mask != first))
     look = "A second look" if config.crop_factor is None else f"A closer look, in a crop of {side} pixels,"

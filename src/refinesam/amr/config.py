@@ -17,7 +17,7 @@ __all__ = ["AMRConfig", "Preset", "Rule", "check_count", "check_number"]
 Rule = Literal["closer_look", "paper_equation", "paper_prose", "centre", "boundary"]
 Preset = Literal["full", "fast", "paper", "paper-prose"]
 
-_CLOSER_LOOK_ALONE: Final = ("crop_factor", "least_agreement", "least_agreement_with_clicks")
+_CLOSER_LOOK_ALONE: Final = ("crop_factor", "least_agreement")
 # What each rule has no use for.
 _UNUSED: Final[Mapping[Rule, tuple[str, ...]]] = MappingProxyType(
     {
@@ -48,9 +48,8 @@ class AMRConfig:
             the whole image are not quite alike.
         crop_factor: for "closer_look", the crop's side over the longer side of the object, at least 1, as far as the
             crop is at most half of the image. None encodes no crop and asks again on the whole image.
-        least_agreement: for "closer_look", in [0, 1]: after a prompt with a box or a mask, the refined mask is kept
-            when its IoU with the first one is at least this.
-        least_agreement_with_clicks: the same after clicks alone, which say less about how large the object is.
+        least_agreement: for "closer_look", in [0, 1]: the refined mask is kept when its IoU with the first one is at
+            least this. It is at least 0.8 for models that take no mask prompts, and without a crop.
 
     Raises:
         ConfigError: a value that is of the wrong kind or out of range, or that the rule would ignore.
@@ -64,8 +63,7 @@ class AMRConfig:
     iterations: int = 1
     min_gain: float | None = None
     crop_factor: float | None = 6.0
-    least_agreement: float = 0.8
-    least_agreement_with_clicks: float = 0.3
+    least_agreement: float = 0.3
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -73,8 +71,7 @@ class AMRConfig:
             raise ConfigError(f"rule is {self.rule!r}; choose one of {', '.join(get_args(Rule))}.")
         check_number("compactness_threshold", self.compactness_threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
         check_number("depth", self.depth, "from 0 to below 1", lambda value: 0 <= value < 1)
-        for name in ("least_agreement", "least_agreement_with_clicks"):
-            check_number(name, getattr(self, name), "from 0 to 1", lambda value: 0 <= value <= 1)
+        check_number("least_agreement", self.least_agreement, "from 0 to 1", lambda value: 0 <= value <= 1)
         if self.crop_factor is not None:
             check_number("crop_factor", self.crop_factor, "of at least 1", lambda value: value >= 1)
         if self.min_gain is not None:
