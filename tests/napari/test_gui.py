@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from fakes import FloodModel
 from napari_gui import Gui
-from refinesam.session import Session
-from refinesam_napari.inference import Model, sessions
 
 COIN = (50, 48)  # row and column in the middle of a coin
 OTHER_COIN = (195, 215)
@@ -120,9 +117,8 @@ def test_keys_toggle_refinement_and_show_before_and_after(open_gui: Callable[...
     assert np.array_equal(plain.first.pixels, refined.first.pixels)
 
 
-def test_points_that_refinement_adds_are_marked(open_gui: Callable[..., Gui], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sessions._sessions, Model(), Session(FloodModel(max_points=None)))
-    gui = open_gui(np.where(data.coins() > 100, 200, 50).astype(np.uint8))
+def test_points_that_refinement_adds_are_marked(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
     gui.controller.view.prompts.use_points(True)
     gui.click(gui.viewer.layers["image"], *COIN)
     refined = gui.answer()
