@@ -64,6 +64,8 @@ def test_embeddings_are_kept_on_disk_if_asked(
     folder = tmp_path / "embeddings"
     monkeypatch.setattr("refinesam_napari.panels.EMBEDDINGS_FOLDER", folder)
     gui = open_gui(data.coins())
+    # The crop of a closer look is encoded anew; the image is not.
+    gui.controller.predictions.use_options(refine=False)
     gui.settle()
     assert not folder.exists()
     gui.widget.image_panel.keep_on_disk.value = True
