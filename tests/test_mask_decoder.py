@@ -107,9 +107,10 @@ def test_training_sees_the_masks_that_the_merged_one_is_made_of() -> None:
         features = model.encode(torch.randn(1, 3, 64, 64))
         raw, iou = model.train().decode(features, points, labels)
         shown, same_iou = model.eval().decode(features, points, labels)
-    assert torch.equal(iou, same_iou)
-    assert torch.equal(shown, with_merged_best(raw, iou))
-    assert not torch.equal(shown, raw)
+    # Without training, attention sums in another order.
+    torch.testing.assert_close(iou, same_iou, rtol=0, atol=1e-5)
+    torch.testing.assert_close(shown, with_merged_best(raw, iou), rtol=0, atol=1e-4)
+    assert (shown - raw).abs().max() > 1e-2
 
 
 def test_affinity_is_highest_under_the_click() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -93,21 +93,10 @@ class AutomaticMaskGenerator:
         model = session.model
         if not isinstance(model, Predictor):
             raise ConfigError("AutomaticMaskGenerator needs a session made by refinesam.load.")
-        for name, count in (("points_per_side", points_per_side), ("prompts_per_batch", prompts_per_batch)):
-            if count is not None and (type(count) is not int or count < 1):
-                raise ConfigError(f"{name} is {count!r}; a whole number of at least 1 is needed, or None.")
-        if type(min_area) is not int or min_area < 0:
-            raise ConfigError(f"min_area is {min_area!r}; a whole number of pixels is needed, 0 for none.")
+        _check_counts(min_area, points_per_side=points_per_side, prompts_per_batch=prompts_per_batch)
+        _check_thresholds(iou=iou_threshold, stability=stability_threshold, overlap=overlap_threshold)
         if crops is not None and not isinstance(crops, bool):
             raise ConfigError(f"crops is {crops!r}; give True, False, or None to decide by the image's size.")
-        given: dict[str, Any] = {"iou": iou_threshold, "stability": stability_threshold, "overlap": overlap_threshold}
-        for name, value in given.items():
-            if (
-                (value is None and name == "overlap")
-                or not isinstance(value, int | float | None)
-                or not 0 <= (value or 0) <= 1
-            ):
-                raise ConfigError(f"{name}_threshold is {value!r}; it must lie in [0, 1].")
         ours = model.config.family == "hybrid"
         self.session, self.model = session, model
         self.points_per_side = points_per_side or min(32, max(1, model.capabilities.input_size // 24))
@@ -303,6 +292,22 @@ def _grid(image_hw: tuple[int, int], side: int) -> FloatArray:
 def _no_larger(logits: Tensor, share: float) -> Tensor:
     """Which masks (K, h, w) cover at most a share of what the model sees: (K,)."""
     return (logits > 0).float().mean(dim=(-2, -1)) <= share
+
+
+def _check_counts(min_area: object, **counts: object) -> None:
+    for name, count in counts.items():
+        if count is not None and (type(count) is not int or count < 1):
+            raise ConfigError(f"{name} is {count!r}; a whole number of at least 1 is needed, or None.")
+    if type(min_area) is not int or min_area < 0:
+        raise ConfigError(f"min_area is {min_area!r}; a whole number of pixels is needed, 0 for none.")
+
+
+def _check_thresholds(**thresholds: object) -> None:
+    for name, value in thresholds.items():
+        if value is None and name != "overlap":
+            continue
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ConfigError(f"{name}_threshold is {value!r}; it must lie in [0, 1].")
 
 
 def _stability(logits: Tensor) -> Tensor:

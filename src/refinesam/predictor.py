@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -128,7 +128,7 @@ class Predictor:
         self.config = self.model.config
         fold_norms(self.model.image_encoder)
         self.model.image_encoder.to(dtype)
-        self._encode: Callable[[Tensor], ImageFeatures] = self.model.encode if backend == "torch" else self._by_onnx()
+        self._onnx = self._by_onnx() if backend == "onnx" else None
         self.capabilities = self.config.capabilities
         blocks = cast(nn.ModuleList, self.model.image_encoder.blocks)
         self._blocks = len(blocks)
@@ -176,7 +176,8 @@ class Predictor:
         pixels = Frame.of(self.config, image.shape[:2]).resize(image)
         token = _ON_PROGRESS.set(on_progress)
         try:
-            features = self._encode(pixels[None].to(self.device, self.dtype))
+            encode = self.model.encode if self._onnx is None else self._onnx
+            features = encode(pixels[None].to(self.device, self.dtype))
         finally:
             _ON_PROGRESS.reset(token)
         if self.backend == "onnx" and on_progress is not None:

@@ -40,7 +40,7 @@ class CrossAttention(nn.Module):
         Returns:
             (B, max(P, P'), N, C).
         """
-        if not self.training and q.shape[1] == k.shape[1]:
+        if not self.training and not torch.is_grad_enabled() and q.shape[1] == k.shape[1]:
             # A map of one image for each prompt: its projections would cost most of the decoder.
             few = self.q_proj.out_features // self.heads
             if q.shape[2] < few <= k.shape[2]:
