@@ -246,8 +246,19 @@ def _seal(record: JsonView) -> str:
 
 def write_dataset(folder: Path) -> None:
     """Write a project's `instances_train.json` and `instances_val.json` from the records that are approved."""
+    written: dict[int, JsonObject] | None = None
+    # Another process may approve or collect meanwhile, and what is written last must not be what was read before.
+    while (records := _approved_records(folder)) != written:
+        _write_splits(folder, records)
+        written = records
+
+
+def _approved_records(folder: Path) -> dict[int, JsonObject]:
     approved = _approved(folder)
-    records = {n: record for n, record in _records(folder).items() if approved.get(str(n)) == _seal(record)}
+    return {n: record for n, record in _records(folder).items() if approved.get(str(n)) == _seal(record)}
+
+
+def _write_splits(folder: Path, records: Mapping[int, JsonObject]) -> None:
     labels = sorted({item["label"] for record in records.values() for i in record["images"] for item in i["objects"]})
     for split in ("train", "val"):
         document: JsonObject = {
