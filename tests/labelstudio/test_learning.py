@@ -18,6 +18,7 @@ import refinesam
 from fake_label_studio import LEGACY
 from fake_project import FakeProject, box, project
 from refinesam import ConfigError, DatasetError, RefineSAMError
+from refinesam_labelstudio import corrections as module
 from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.corrections import Corrections, approve, masks_from_annotation, project_folder, waiting
 from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
@@ -168,6 +169,25 @@ def test_nothing_is_trained_on_before_it_is_approved(
     corrections.on_event(*created(2, "ANNOTATION_UPDATED"))
     assert list(waiting(folder)) == [1, 2]
     assert json.loads((folder / "instances_train.json").read_text())["images"] == []
+
+
+def test_what_another_process_approves_meanwhile_counts(
+    studio: FakeProject, corrections: Corrections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project_folder(tmp_path / "data", 1)
+    corrections.on_event(*created(1))
+    write_splits, written = module._write_splits, []
+
+    def late(*arguments: Any) -> None:
+        if not written:  # The other process is done between our reading and our writing.
+            written.append(True)
+            approve(folder, [1])
+        write_splits(*arguments)
+
+    monkeypatch.setattr(module, "_write_splits", late)
+    module.write_dataset(folder)
+    train = json.loads((folder / "instances_train.json").read_text())
+    assert [image["file_name"] for image in train["images"]] == ["1-0.png"]
 
 
 def test_a_damaged_record_costs_only_itself(
