@@ -48,9 +48,9 @@ def load(
         input_size: side in pixels of the square that images are fitted into, a multiple of 16; None is the size that
             the weights are for. A larger one shows small objects better and takes longer; far from it, masks get worse.
         backend: what computes the image encoder on a CPU. "auto" is $REFINESAM_BACKEND where that is set, else ONNX
-            Runtime where it is installed (``pip install 'refinesam[onnx]'``) and the dtype is float32, but for SAM's
-            own models; "torch" or "onnx" is that one. `session.model.backend` says which it is. Masks agree but for
-            the last digits of logits; the first load on a machine takes a second longer.
+            Runtime where it is installed (``pip install 'refinesam[onnx]'``) and the dtype is float32, for our own
+            models; "torch" or "onnx" is that one. `session.model.backend` says which it is. Masks agree but for the
+            last digits of logits; the first load on a machine takes a second longer.
 
     Returns:
         A session.

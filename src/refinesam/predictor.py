@@ -55,7 +55,7 @@ class Origin:
         device: of torch.
         dtype: of torch.
         input_size: as `load` takes it.
-        backend: as `load` takes it; "auto" is ONNX Runtime where it is installed, on a CPU, for the light models.
+        backend: as `load` takes it; "auto" is ONNX Runtime where it is installed, on a CPU, for our models.
     """
 
     weights: str
@@ -97,9 +97,8 @@ class Origin:
     def _backend_for(self, config: ModelConfig) -> Backend:
         if self.backend != "auto":
             return self.backend
-        # SAM's large encoders take long enough on a CPU that people want to see progress, and to stop.
-        large = config.family == "sam" and config.encoder == "vit"
-        fit = self.device.type == "cpu" and self.dtype == torch.float32 and not large
+        # The plain ViTs are as fast by torch, and SAM's large ones take so long that people want to see progress.
+        fit = self.device.type == "cpu" and self.dtype == torch.float32 and config.family == "hybrid"
         return "onnx" if fit and onnx_encoder.installed() else "torch"
 
 
