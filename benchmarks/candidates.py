@@ -18,12 +18,11 @@ import numpy as np
 
 import refinesam
 from refinesam import Prediction
-from refinesam.evaluation.dataset import read_coco_folder
 from refinesam.evaluation.metrics import bootstrap_interval
 from refinesam.evaluation.protocols import PromptProtocol, prompt_for
 from refinesam.files import write_json
-from refinesam.masks import decode_segmentation, mask_iou
-from sources import FIRST_TWELVE
+from refinesam.masks import mask_iou
+from sources import FIRST_TWELVE, encoded_objects
 
 PROTOCOLS: tuple[PromptProtocol, ...] = ("points-1", "random-2", "box")
 BETTER = 0.01
@@ -56,18 +55,14 @@ def main() -> None:
     session = refinesam.load(given.weights)
     rows: dict[tuple[str, str], list[tuple[str, dict[str, float]]]] = {}
     for source in given.sources:
-        folder = read_coco_folder(
-            given.data / source / "instances_val.json", given.data / source / "images"
-        ).without_crowds()
-        for image in folder.images[: given.images]:
-            encoded = session.encode(refinesam.read_image(image.path))
-            for one in image.objects[: given.objects]:
-                truth = decode_segmentation(one.segmentation, image.height, image.width)
-                for protocol in PROTOCOLS:
-                    first = encoded.predict(prompt_for(protocol, truth, one.annotation_id))
-                    for stage, prediction in (("first", first), ("refined", encoded.refine(first))):
-                        row = f"{source}/{image.image_id}", compared(prediction, truth)
-                        rows.setdefault((protocol, stage), []).append(row)
+        for image, encoded, coco_object, truth in encoded_objects(
+            session, given.data / source, given.images, given.objects
+        ):
+            for protocol in PROTOCOLS:
+                first = encoded.predict(prompt_for(protocol, truth, coco_object.annotation_id))
+                for stage, prediction in (("first", first), ("refined", encoded.refine(first))):
+                    row = f"{source}/{image.image_id}", compared(prediction, truth)
+                    rows.setdefault((protocol, stage), []).append(row)
         print(source, len(rows[PROTOCOLS[0], "first"]), "objects so far", flush=True)
     result: dict[str, Any] = {"sources": given.sources, "images": given.images, "objects": given.objects}
     for (protocol, stage), chosen in rows.items():

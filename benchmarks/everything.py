@@ -12,14 +12,12 @@ of 0.5 with something annotated: where not everything is annotated, as in most p
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
@@ -27,6 +25,7 @@ from pycocotools import mask as coco_mask
 import refinesam
 from refinesam import AutomaticMaskGenerator
 from refinesam.automatic import FLOOR
+from refinesam.evaluation.dataset import read_coco_folder
 from refinesam.evaluation.proposals import RECALL_SETTINGS, proposal_scores
 from refinesam.files import write_json
 from refinesam.masks import decode_segmentation
@@ -62,21 +61,21 @@ class Remembered:
 def images_of(
     data: Path, source: str, split: str, count: int
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, list[Any]]]:
-    """Images with their annotations, in an order that doesn't change."""
-    document = json.loads((data / source / f"instances_{split}.json").read_text())
-    by_image: dict[int, list[Any]] = {}
-    for annotation in document["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
-    images = [image for image in document["images"] if image["id"] in by_image]
-    np.random.default_rng(0).shuffle(images)
-    for image in images[:count]:
-        pixels = cv2.imread(str(data / source / "images" / image["file_name"]))
+    """Images with their annotations, as COCO has them, in an order that doesn't change."""
+    images = read_coco_folder(data / source / f"instances_{split}.json", data / source / "images").images
+    for index in np.random.default_rng(0).permutation(len(images))[:count]:
+        image = images[index]
         # Polygons and uncompressed runs, too, become what pycocotools compares.
         truths = [
-            one | {"segmentation": dict(encode_rle(decode_segmentation(one["segmentation"], *pixels.shape[:2])))}
-            for one in by_image[image["id"]]
+            {
+                "segmentation": encode_rle(decode_segmentation(one.segmentation, image.height, image.width)),
+                "area": one.area,
+                "bbox": list(one.bbox_xywh),
+                "iscrowd": int(one.is_crowd),
+            }
+            for one in image.objects
         ]
-        yield image, np.ascontiguousarray(pixels[..., ::-1]), truths
+        yield {"height": image.height, "width": image.width}, refinesam.read_image(image.path), truths
 
 
 def judged(found: list[dict[str, Any]], truth: list[Any], area: int) -> dict[str, Any]:

@@ -25,11 +25,10 @@ import cv2
 import numpy as np
 
 import refinesam
-from refinesam.evaluation.dataset import read_coco_folder
 from refinesam.evaluation.protocols import prompt_for
 from refinesam.files import write_json
-from refinesam.masks import decode_segmentation, mask_iou
-from sources import FIRST_TWELVE
+from refinesam.masks import mask_iou
+from sources import FIRST_TWELVE, encoded_objects
 
 LEAST_WRONG_PIXELS = 20
 
@@ -82,20 +81,16 @@ def main() -> None:
     chance = np.random.default_rng(0)
     rows: dict[str, dict[str, list[tuple[str, bool, float, float]]]] = {}
     for source in arguments.sources:
-        folder = read_coco_folder(
-            arguments.data / source / "instances_val.json", arguments.data / source / "images"
-        ).without_crowds()
-        for image in folder.images[: arguments.images]:
-            encoded = session.encode(refinesam.read_image(image.path))
-            for one in image.objects[: arguments.objects]:
-                truth = decode_segmentation(one.segmentation, image.height, image.width)
-                for protocol in ("points-1", "box"):
-                    prompt = prompt_for(protocol, truth, one.annotation_id)
-                    first = encoded.predict(prompt)
-                    for kind, (x, y) in clicks_for(first.mask, truth, chance).items():
-                        second = encoded.predict(prompt.with_points([[x + 0.5, y + 0.5]], [0]))
-                        row = source, not second.mask[y, x], mask_iou(first.mask, truth), mask_iou(second.mask, truth)
-                        rows.setdefault(protocol, {}).setdefault(kind, []).append(row)
+        for _, encoded, coco_object, truth in encoded_objects(
+            session, arguments.data / source, arguments.images, arguments.objects
+        ):
+            for protocol in ("points-1", "box"):
+                prompt = prompt_for(protocol, truth, coco_object.annotation_id)
+                first = encoded.predict(prompt)
+                for kind, (x, y) in clicks_for(first.mask, truth, chance).items():
+                    second = encoded.predict(prompt.with_points([[x + 0.5, y + 0.5]], [0]))
+                    row = source, not second.mask[y, x], mask_iou(first.mask, truth), mask_iou(second.mask, truth)
+                    rows.setdefault(protocol, {}).setdefault(kind, []).append(row)
     result: dict[str, Any] = {
         "sources": arguments.sources,
         "images": arguments.images,

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refinesam.amr import AMRConfig
+from refinesam.amr import AMRConfig, Window
 from refinesam.encoded_image import EncodedImage, SegmentationModel
 from refinesam.errors import ConfigError
-from refinesam.found import Found, Window, crop_windows, join_across_seams, place, thin
+from refinesam.found import Found, crop_windows, join_across_seams, place, thin
 from refinesam.models.frames import Frame
 from refinesam.predictor import Predictor
 from refinesam.types import FloatArray, OnProgress, Prediction, Prompt
@@ -36,6 +36,8 @@ CROWDED_CLICKS, CROWDED_AREA = 1 / 16, 0.01
 RELEASED_IOU, RELEASED_STABILITY = 0.88, 0.75
 # An image of more pixels a side than the model's input, times this, is looked at in crops too; and so large they are.
 CROPPED_FROM, CROP_SIDE = 2.0, 2.5
+# In so many crops or fewer, what the sides of crops cut off is seen whole in the whole image.
+CROPS_OF_ONE_OBJECT = 4
 # In an image longer than this, large masks are kept at every second pixel, twice as long at every fourth, ...
 FULL_SIDE = 2048
 
@@ -149,7 +151,7 @@ class AutomaticMaskGenerator:
             candidates = self._candidates(part, side, progress)
             best = torch.cat([best, candidates[1].float().cpu()]).topk(min(BEST, len(best) + len(candidates[1])))[0]
             found += self._found(encoded.image_hw, part, window, candidates, self._least(best))
-        if len(views) > 5:
+        if len(views) > 1 + CROPS_OF_ONE_OBJECT:
             found = join_across_seams(found)
         found = [
             one for one in found if not any(one.cut) and one.score >= self._least(best) and one.area >= self.min_area

@@ -13,13 +13,13 @@ from itertools import combinations
 
 import cv2
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from refinesam.amr import Window
 from refinesam.types import BoolArray, FloatArray
 
-__all__ = ["Found", "Window", "crop_windows", "join_across_seams", "place", "thin"]
-
-# A part of the image: x0, y0, x1, y1 in whole pixels.
-Window = tuple[int, int, int, int]
+__all__ = ["Found", "crop_windows", "join_across_seams", "place", "thin"]
 
 # Of a crop's share of the image, how much wider it is: what is small lies whole in one of them.
 OVERLAP = 0.2
@@ -167,9 +167,11 @@ def join_across_seams(found: Sequence[Found]) -> list[Found]:
         The masks that nothing cuts off, and those that were joined, scored by their parts' scores times their areas.
     """
     parts = [one for one in found if any(one.cut)]
+    if not parts:
+        return list(found)
     windows = sorted({one.window for one in parts})
-    root = list(range(len(parts)))
-    joined: dict[int, set[Window]] = {i: set() for i in root}
+    pairs: list[tuple[int, int]] = []
+    joined: dict[int, set[Window]] = {i: set() for i in range(len(parts))}
     for one, other in combinations(windows, 2):
         if (shared := _overlap(one, other)) is None:
             continue
@@ -177,13 +179,12 @@ def join_across_seams(found: Sequence[Found]) -> list[Found]:
         for i, k in _best_pairs(parts, here, there, shared):
             joined[i].add(other)
             joined[k].add(one)
-            a, b = _root(root, i), _root(root, k)
-            root[max(a, b)] = min(a, b)
-    groups: dict[int, list[int]] = {}
-    for i in range(len(parts)):
-        groups.setdefault(_root(root, i), []).append(i)
+            pairs.append((i, k))
+    graph = coo_array((np.ones(len(pairs)), tuple(np.array(pairs, int).reshape(-1, 2).T)), shape=(len(parts),) * 2)
+    _, groups = connected_components(graph, directed=False)
     whole = [one for one in found if not any(one.cut)]
-    for members in groups.values():
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group).tolist()
         if all(_answered(parts[i], joined[i]) for i in members):
             whole.append(_union([parts[i] for i in members]))
     return whole
@@ -203,12 +204,6 @@ def _best_pairs(parts: Sequence[Found], here: list[int], there: list[int], share
         for row, column in enumerate(best)
         if ious[row, column] >= LEAST_AGREEMENT and ious[:, column].argmax() == row
     ]
-
-
-def _root(root: list[int], i: int) -> int:
-    while root[i] != i:
-        i = root[i]
-    return i
 
 
 def _answered(part: Found, others: set[Window]) -> bool:

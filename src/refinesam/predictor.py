@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from refinesam.embeddings import Features
+from refinesam.embeddings import EmbeddingStore, Features
 from refinesam.errors import ConfigError, PromptError, WeightsError
 from refinesam.models import onnx_encoder
 from refinesam.models.config import ModelConfig
@@ -39,6 +39,9 @@ BackendName = Literal["auto", "torch", "onnx"]
 
 # Boxes decoded together. On a CPU of one thread, 8 took a quarter less CPU time than one by one, and 16 more again.
 BOXES_ON_CPU, BOXES_ON_GPU = 8, 64
+
+# Of exported encoders on disk; each has the size of its weights in float32.
+ONNX_CACHE_BYTES = 2**29
 
 # Of the encode that runs in this thread: the encoder's blocks, whose hooks ask for it, serve all threads.
 _ON_PROGRESS: ContextVar[OnProgress | None] = ContextVar("_ON_PROGRESS", default=None)
@@ -137,9 +140,10 @@ class Predictor:
     def _by_onnx(self) -> onnx_encoder.OnnxEncoder:
         if self.device.type != "cpu" or self.dtype != torch.float32:
             raise ConfigError("The backend 'onnx' computes on the CPU, in float32: use backend='torch' for others.")
-        # With the encoder's digest: other weights under the same name are another encoder.
-        name = f"{self.config.name}-{self.config.input_size}-{self.fingerprint}.onnx"
-        return onnx_encoder.OnnxEncoder(self.model.image_encoder, self.config.input_size, cache_dir() / "onnx" / name)
+        store = EmbeddingStore(cache_dir() / "onnx", ONNX_CACHE_BYTES)
+        exporter = hashlib.blake2b(torch.__version__.encode(), digest_size=16).hexdigest()
+        key = f"{self.fingerprint}-{exporter}"
+        return onnx_encoder.OnnxEncoder(self.model.image_encoder, self.config.input_size, store, key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it takes to load the model again."""

@@ -5,19 +5,18 @@ The decoder stays with torch here: its prompts have any number of points, and li
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from refinesam.embeddings import EmbeddingStore
 from refinesam.errors import ConfigError, OutputError
-from refinesam.files import writing
-from refinesam.models.image_encoder import ImageFeatures
+from refinesam.models.image_encoder import HybridEncoder, ImageFeatures
 
 __all__ = ["OnnxEncoder", "export_encoder", "installed"]
 
@@ -25,8 +24,6 @@ INPUT = "pixels"
 # The embedding, and the maps of the hybrid at strides 8 and 4.
 OUTPUTS = ("embedding", "high_res8", "high_res4")
 OPSET = 17
-
-_log = logging.getLogger(__name__)
 
 
 def installed() -> bool:
@@ -37,13 +34,14 @@ def installed() -> bool:
 class OnnxEncoder:
     """An image encoder, computed by ONNX Runtime on the CPU. Thread-safe."""
 
-    def __init__(self, encoder: nn.Module, input_size: int, kept: Path) -> None:
+    def __init__(self, encoder: nn.Module, input_size: int, store: EmbeddingStore, key: str) -> None:
         """Export or find, and load.
 
         Args:
             encoder: float32, on the CPU, in evaluation mode.
             input_size: side in pixels of its input.
-            kept: the file of this encoder at this size; written if it is missing, for exporting takes a second.
+            store: keeps what was exported, for exporting takes a second.
+            key: of this encoder at this size, as the store takes it.
 
         Raises:
             ConfigError: ONNX or ONNX Runtime is not installed.
@@ -55,35 +53,21 @@ class OnnxEncoder:
             )
         import onnxruntime
 
+        kept = store.read(key)
+        if kept is None:
+            kept = {"onnx": np.frombuffer(export_encoder(encoder, input_size), np.uint8)}
+            store.write(key, kept)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
         # Threads that wait must not take the cores from torch, which decodes in between.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-        def loaded(content: bytes) -> Any:
-            return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-
-        try:
-            self._session = loaded(kept.read_bytes())
-        except Exception as error:  # ONNX Runtime's own exceptions have no common base
-            if kept.exists():
-                _log.warning("%s is damaged and is made again: %s", kept, str(error).partition("\n")[0])
-            content = export_encoder(encoder, input_size)
-            self._session = loaded(content)
-            _keep(content, kept)
+        content = kept["onnx"].tobytes()
+        self._session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
 
     def __call__(self, pixels: Tensor) -> ImageFeatures:
         """Encode normalised pixels (1, 3, S, S), float32."""
         embedding, *high_res = map(torch.from_numpy, self._session.run(None, {INPUT: pixels.numpy()}))
         return ImageFeatures(embedding, tuple(high_res))
-
-
-def _keep(content: bytes, path: Path) -> None:
-    try:
-        with writing(path) as temporary:
-            temporary.write_bytes(content)
-    except OutputError as error:  # The next process exports again.
-        _log.warning("The encoder as ONNX is not kept: %s", error)
 
 
 class _Maps(nn.Module):
@@ -117,20 +101,18 @@ def export_encoder(encoder: nn.Module, input_size: int) -> bytes:
         OutputError: it is too large for one (2 GiB), as that of SAM ViT-H.
     """
     example = torch.zeros(1, 3, input_size, input_size)
-    maps = _Maps(encoder)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         path = Path(folder) / "encoder.onnx"
         # Of values that the tracer takes as constants, which they are at one input size; and of the exporter's age:
         # torch's newer one takes forty times as long and needs two packages more.
         warnings.simplefilter("ignore")
-        names = list(OUTPUTS[: len(maps(example))])
         try:
             torch.onnx.export(
-                maps,
+                _Maps(encoder),
                 (example,),
                 path,
                 input_names=[INPUT],
-                output_names=names,
+                output_names=list(OUTPUTS if isinstance(encoder, HybridEncoder) else OUTPUTS[:1]),
                 opset_version=OPSET,
                 dynamo=False,
             )
