@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -87,8 +88,10 @@ def draw_comparison(image: Picture, predictions: Sequence[tuple[Prediction, Pred
         if report is not None:
             if len(report.points):
                 shown = shown.with_points(report.points)
+            # There is no other mask where nothing could be tried.
+            after = "" if math.isnan(report.score_after) else f" > {report.score_after:.2f}"
             right_lines[-1] = (
-                f"{report.score_before:.2f} > {report.score_after:.2f}, {report.strategy}, "
+                f"{report.score_before:.2f}{after}, {report.strategy}, "
                 f"k {report.kappa}, Q {report.compactness:.2f}, kept {report.kept}"
             )
         right = draw_prompt(right, shown, own_points=len(first.prompt.points), scale=scale)
