@@ -161,6 +161,10 @@ class Controller(QObject):
         if workspace is None or plane is None or found is None:
             self.tasks.tell("Nothing to choose from: click on an object, or draw a box around it, first.")
             return
+        if not self.predictions.is_complete:
+            # Refinement adds a mask, and a choice by its place would then mean another one.
+            self.tasks.tell("The outline is still being refined: choose another mask in a moment.")
+            return
         offered = found.offered(self.predictions.options.show_first)
         index, count = offered.index(found.request.prompts.candidate), len(offered.masks)
         if not count or (count == 1 and index is not None):

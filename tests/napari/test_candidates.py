@@ -11,6 +11,7 @@ from skimage import data
 
 from napari_gui import Gui
 from refinesam_napari.document import PlanePrompts, Point
+from refinesam_napari.predictions import Predictions
 from refinesam_napari.storage import read_session
 
 FACE = (110, 220)  # row and column on the astronaut's face
@@ -69,6 +70,16 @@ def test_the_choice_is_committed_undone_and_redone(gui: Gui) -> None:
     gui.key("N")
     gui.key("J")
     assert np.array_equal(shown(gui), chosen), "an object in hand again is the one that was chosen"
+
+
+def test_no_choice_is_made_before_the_refined_mask_is_there(gui: Gui, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = shown(gui)
+    with monkeypatch.context() as pending:
+        pending.setattr(Predictions, "is_complete", property(lambda self: False))
+        gui.key("Period")
+        assert "still being refined" in gui.widget.status.text()
+    assert np.array_equal(shown(gui), own)
+    assert all(prompts.candidate is None for prompts in gui.controller.workspace.document.draft.values())
 
 
 def test_a_new_click_starts_anew(gui: Gui) -> None:
