@@ -75,16 +75,17 @@ class App:
 
     def open_dataset(self, name: str) -> None:
         """Go to a dataset and wait for its samples: all of them, whatever view of it was shown before."""
-        dataset, end = fo.load_dataset(name), time.monotonic() + PATIENCE_S
-        # Until the session is connected it would take the page away from any dataset.
-        while self.session.dataset != dataset:
-            assert time.monotonic() < end, "the session never connected to the App's server"
+        end = time.monotonic() + PATIENCE_S
+        while True:
             try:
-                self.session.dataset = dataset
+                # The session keeps its view of the same dataset, and would give it to the page again.
+                self.session.dataset = fo.load_dataset(name)
+                self.session.clear_view()
+                break
             except RuntimeError:
+                # It isn't connected, and on connecting would take the page away from any dataset but its own.
+                assert time.monotonic() < end, "the session never connected to the App's server"
                 time.sleep(0.2)
-        # The session keeps its view of the same dataset, and would give it to the page again.
-        self.session.clear_view()
         self.page.goto(f"{self.url}/datasets/{name}")
         self.page.wait_for_selector("[data-cy=looker]")
 
