@@ -22,6 +22,19 @@ from refinesam.files import write_json
 NAMES = ("astronaut", "chelsea", "coffee", "coins", "cell", "immunohistochemistry")
 
 
+def random_clicks(images: list[np.ndarray], count: int) -> list[tuple[int, Prompt]]:
+    """Prompts of one to three clicks, each with the index of its image."""
+    rng = np.random.default_rng(0)
+    clicks = []
+    for _ in range(count):
+        index = int(rng.integers(len(images)))
+        height, width = images[index].shape[:2]
+        points = rng.uniform(0, [width, height], (int(rng.integers(1, 4)), 2))
+        labels = [1, *rng.integers(0, 2, len(points) - 1).tolist()]
+        clicks.append((index, Prompt(points=points, labels=labels)))
+    return clicks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="builtin")
@@ -34,14 +47,7 @@ def main() -> None:
     capacity = 4 * one
     session = refinesam.load(arguments.weights, cache_bytes=capacity)
 
-    rng = np.random.default_rng(0)
-    clicks = []
-    for _ in range(arguments.clicks):
-        index = int(rng.integers(len(images)))
-        height, width = images[index].shape[:2]
-        points = rng.uniform(0, [width, height], (int(rng.integers(1, 4)), 2))
-        labels = [1, *rng.integers(0, 2, len(points) - 1).tolist()]
-        clicks.append((index, Prompt(points=points, labels=labels)))
+    clicks = random_clicks(images, arguments.clicks)
     serial_handles = [session.encode(image) for image in images]
     serial = [np.packbits(serial_handles[index].predict(prompt).masks) for index, prompt in clicks]
 

@@ -7,7 +7,7 @@ again gives the same and leaves nothing of an earlier evaluation behind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,7 @@ from refinesam import ConfigError
 from .labels import label_id
 from .pairing import prompt_path
 from .record import check_free, declare, renamed_truth, require
-from .regions import read_samples
+from .regions import StoredSample, read_samples
 from .runs import run_of
 from .samples import Target
 from .schema import Failure, FieldKind, Fields, Settings
@@ -94,12 +94,7 @@ def evaluate(
     others = [f"{run.points}.keypoints.prompt_id", *filter(None, [prompt_path(settings)])]
     totals, buckets, failures = Counter[str](), Counter[str](), Counter[str]()
     for batch in read_samples(target, ids, sorted(filter(None, names)), others=others, batch_size=BATCH):
-        judgements = {sample.id: judge(sample, run, settings, thresholds) for sample in batch}
-        updates = {sample.id: (sample.modified, judgements[sample.id].values) for sample in batch}
-        for sample_id, reason in store_values(target, updates).items():
-            judgements[sample_id] = Judgement(failures={sample_id: ("not_stored", reason)})
-        list_failures(target, run, {sample.id: judgements[sample.id].failures for sample in batch})
-        for judgement in judgements.values():
+        for judgement in _judged(target, batch, run, settings, thresholds):
             totals.update(objects=judgement.objects, missed=judgement.missed, unpaired=judgement.unpaired)
             buckets.update(judgement.buckets)
             failures.update(kind for kind, _ in judgement.failures.values())
@@ -117,6 +112,18 @@ def evaluate(
         dict(failures),
         not_compared=len(target.ids) - len(ids),
     )
+
+
+def _judged(
+    target: Target, batch: Sequence[StoredSample], run: Fields, settings: Settings, thresholds: Thresholds
+) -> Iterable[Judgement]:
+    """Judge samples and store what came of it; of one that can't be stored only that."""
+    judgements = {sample.id: judge(sample, run, settings, thresholds) for sample in batch}
+    updates = {sample.id: (sample.modified, judgements[sample.id].values) for sample in batch}
+    for sample_id, reason in store_values(target, updates).items():
+        judgements[sample_id] = Judgement(failures={sample_id: ("not_stored", reason)})
+    list_failures(target, run, {sample.id: judgements[sample.id].failures for sample in batch})
+    return judgements.values()
 
 
 def _without(kinds: Mapping[str, FieldKind], name: str) -> dict[str, FieldKind]:

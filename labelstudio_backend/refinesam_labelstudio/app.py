@@ -62,14 +62,10 @@ def create_app(
 
     def serve(path: str, action: Action, limiter: anyio.CapacityLimiter | None = None) -> None:
         async def endpoint(request: Request) -> Response:
-            body = bytearray()
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_body_bytes:
-                    return _json(
-                        413, {"error": f"The request is larger than {max_body_bytes} bytes: send fewer tasks."}
-                    )
-            return await anyio.to_thread.run_sync(_answered, action, bytes(body), limiter=limiter)
+            body = await _body(request, max_body_bytes)
+            if body is None:
+                return _json(413, {"error": f"The request is larger than {max_body_bytes} bytes: send fewer tasks."})
+            return await anyio.to_thread.run_sync(_answered, action, body, limiter=limiter)
 
         app.post(path, dependencies=guarded)(endpoint)
 
@@ -77,6 +73,16 @@ def create_app(
     serve("/webhook", service.webhook)
     serve("/predict", service.predict, limiter)
     return app
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """Read what was sent; None, and no further, where it is larger than `most` bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            return None
+    return bytes(body)
 
 
 def _asks_for(user: str, password: str) -> Callable[[Request], Awaitable[None]]:

@@ -78,16 +78,11 @@ def write_labels_tiff(
     _check_axes(len(shape), axis_labels, scale, names)
     stored = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
     stored = stored if stored.name in OME_DTYPES else np.dtype(np.uint32)
-    axes = _ome_axes(axis_labels)
+    axes, bigtiff = _ome_axes(axis_labels), np.prod(shape, dtype=float) * stored.itemsize > CLASSIC_TIFF_BYTES
     metadata: dict[str, Any] = {"axis_labels": list(axis_labels), "scale": [float(s) for s in scale], "units": names}
     if axes is not None:
         metadata = {"axes": axes, **_ome_sizes(axes, scale, names)}
-    with (
-        replacing(path) as temporary,
-        tifffile.TiffWriter(
-            temporary, bigtiff=np.prod(shape, dtype=float) * stored.itemsize > CLASSIC_TIFF_BYTES, ome=axes is not None
-        ) as tiff,
-    ):
+    with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=bigtiff, ome=axes is not None) as tiff:
         tiff.write(
             _pages(labels, stored),
             shape=shape,

@@ -64,9 +64,7 @@ def refine_by_closer_look(
         asked = Prompt(prompt.points, prompt.labels, prompt.box, mask_logits=prediction.logits)
     else:
         asked, decode = prompt_in_window(prompt, window, first if mask_prompt else None), zoom(window)
-    # Negative clicks may have been counted out of the limit, and may lie outside of the window.
-    lost = len(prompt.negative_points) - len(asked.negative_points)
-    count = config.point_count if max_points is None else min(config.point_count, max_points - asked.slots - lost)
+    count = _point_count(prompt, asked, config, max_points)
     points = centre_points(first[y0:y1, x0:x1], count, config.depth) if count > 0 else NO_POINTS
     try:
         answer = decode(asked.with_points(points))
@@ -80,6 +78,13 @@ def refine_by_closer_look(
     least = config.least_agreement if surest else max(config.least_agreement, LEAST_AGREEMENT_OF_OTHERS)
     against = objection(prompt, first, mask, answer.score - prediction.score, least, config.min_gain)
     return _better(prediction, mask, answer.score, points + np.array((x0, y0), np.float32), window, config, against)
+
+
+def _point_count(prompt: Prompt, asked: Prompt, config: AMRConfig, most: int | None) -> int:
+    """Return how many points may be placed beside what is asked, of a model that takes `most`."""
+    # Negative clicks may have been counted out of the limit, and may lie outside of the window.
+    lost = len(prompt.negative_points) - len(asked.negative_points)
+    return config.point_count if most is None else min(config.point_count, most - asked.slots - lost)
 
 
 def _no_look(prediction: Prediction, config: AMRConfig, mask_prompt: bool, zoom: Zoom | None) -> str:
