@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from refinesam import AMRConfig, AutomaticMaskGenerator, ConfigError, Session
+import refinesam.automatic
+from refinesam import AMRConfig, AutomaticMaskGenerator, ConfigError, ImageError, Session
 from refinesam.found import Found, crop_windows, join_across_seams, place, thin
 from refinesam.models.build import build_model
 from refinesam.models.config import ModelConfig
@@ -119,6 +120,19 @@ def test_what_a_crop_cuts_off_goes_where_the_whole_image_shows_it(session: Sessi
     image, (wanted,) = squares(120, (30, 30, 100, 100))
     (found,) = session.segment_everything(image, crops=True, points_per_side=8)
     assert iou(found.mask, wanted) > 0.85
+
+
+def test_masks_of_a_large_image_come_one_at_a_time(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, _ = squares(120, (13, 13, 23, 23), (95, 93, 106, 105))
+    together = session.segment_everything(image, points_per_side=16)
+    monkeypatch.setattr(refinesam.automatic, "MOST_BYTES", 120 * 120)
+    with pytest.raises(ImageError, match=r"masks of 120 x 120 pixels .* iterate_everything"):
+        session.segment_everything(image, points_per_side=16)
+    one_by_one = session.iterate_everything(image, points_per_side=16)
+    for prediction in together:
+        other = next(one_by_one)
+        assert np.array_equal(other.masks, prediction.masks) and other.score == prediction.score
+    assert next(one_by_one, None) is None and len(together) > 1
 
 
 @pytest.mark.parametrize("value", [1, "yes", 0.0])

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -384,14 +385,15 @@ def test_recall_of_proposals_equals_pycocotools(iou_type: Any) -> None:
 class Proposer(BoxFiller):
     """Finds two squares in every image."""
 
-    def segment_everything(self, image: Any, **settings: Any) -> list[Prediction]:
+    def iterate_everything(self, image: Any, **settings: Any) -> Iterator[Prediction]:
         assert isinstance(image, BoxFillerImage) and settings == {
             **RECALL_SETTINGS,
             "points_per_side": 3,
             "overlap_threshold": 0.7,
         }
         prompt = Prompt(points=[[1, 1]])
-        return [prediction([SQUARE], [0.9], prompt), prediction([rectangle(9, 2, 12, 5)], [math.nan], prompt)]
+        yield prediction([SQUARE], [0.9], prompt)
+        yield prediction([rectangle(9, 2, 12, 5)], [math.nan], prompt)
 
 
 def test_everything_is_proposed_on_every_image(tmp_path: Path) -> None:

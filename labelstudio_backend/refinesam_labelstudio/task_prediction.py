@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +145,8 @@ class TaskPredictor:
         tag = self.config.output_for(self.options.label, self.options.output, name)
         label = self.options.label or next(iter(tag.labels), None)
         settings: JsonObject = dict(self.options.everything or {})
-        for prediction in self.session.segment_everything(encoded, **settings)[: self.options.max_masks]:
+        found = self.session.iterate_everything(encoded, **settings)
+        for prediction in islice(found, self.options.max_masks):
             yield partial(self._refined, encoded, prediction), label
 
     def _predicted(self, encoded: EncodedImage, prompt: Prompt) -> Prediction:

@@ -99,9 +99,9 @@ class Review(QObject):
         def run(work: Work) -> list[Candidate]:
             session = sessions.get(request.model)
             encoded = encode(session, controller.predictions.reader, request.image, plane, crop, work)
-            found = session.segment_everything(encoded, on_progress=work.step("Segmenting everything"))
             candidates = []
-            for prediction in found:
+            step = work.step("Segmenting everything")
+            for prediction in session.iterate_everything(encoded, on_progress=step):
                 x, y = prediction.prompt.points[0].tolist()
                 point = (x * crop.step + crop.x0, y * crop.step + crop.y0)
                 candidates.append(Candidate(mask_from_prediction(prediction, crop), prediction.score, point))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from refinesam.amr import AMRConfig, Window
 from refinesam.encoded_image import EncodedImage, SegmentationModel
-from refinesam.errors import ConfigError
+from refinesam.errors import ConfigError, ImageError
 from refinesam.found import Found, crop_windows, join_across_seams, place, thin
 from refinesam.models.frames import Frame
 from refinesam.predictor import Predictor
@@ -23,6 +24,8 @@ __all__ = ["AutomaticMaskGenerator"]
 
 # Candidates that reach non-maximum suppression; AR@1000 never looks at more.
 MAX_CANDIDATES = 1000
+# Masks of the whole image that are kept together take this at most.
+MOST_BYTES = 8 * 2**30
 # Masks are compared at this side at most: finer would cost memory and change next to nothing.
 COMPARED_SIDE = 64
 # The numbers below were chosen on training images, by `benchmarks/everything.py tune`.
@@ -124,12 +127,31 @@ class AutomaticMaskGenerator:
             on_progress: called with the clicks decided so far and their number; an exception it raises ends the work.
 
         Returns:
-            One prediction a mask, each with one mask, by falling predicted IoU. Each holds a mask of the whole image:
-            of a very large one take `find`.
+            One prediction a mask, each with one mask of the whole image, by falling predicted IoU.
+
+        Raises:
+            ImageError: so many masks of so large an image would take more than 8 GiB; `iterate` gives one at a time.
         """
         encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        predictions = [self.prediction(encoded, one) for one in self.find(encoded, on_progress)]
-        return predictions if self.config is None else [encoded.refine(one, self.config) for one in predictions]
+        found, (height, width) = self.find(encoded, on_progress), encoded.image_hw
+        if len(found) * height * width > MOST_BYTES:
+            raise ImageError(
+                f"{len(found)} masks of {width} x {height} pixels take {len(found) * height * width / 2**30:.0f} GiB "
+                "together: take iterate_everything, which gives one at a time, or refinesam batch."
+            )
+        return list(self._predictions(encoded, found))
+
+    def iterate(
+        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
+    ) -> Iterator[Prediction]:
+        """Segment everything, as `generate` does, and give one prediction at a time: keep what you need of each."""
+        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
+        yield from self._predictions(encoded, self.find(encoded, on_progress))
+
+    def _predictions(self, encoded: EncodedImage, found: list[Found]) -> Iterator[Prediction]:
+        for one in found:
+            prediction = self.prediction(encoded, one)
+            yield prediction if self.config is None else encoded.refine(prediction, self.config)
 
     def find(self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None) -> list[Found]:
         """Segment everything, as `generate` does, into masks that take no more memory than what they cover.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -106,12 +107,30 @@ class Session:
             image: as `encode` takes it, or an image already encoded.
             on_progress: called with the clicks decoded so far and their number; an exception it raises ends the work.
             **settings: as for `AutomaticMaskGenerator`.
+
+        Raises:
+            ImageError: the masks would take more than 8 GiB together, or an image that can't be encoded.
         """
         # Deferred: the generator imports torch.
         from refinesam.automatic import AutomaticMaskGenerator
 
         generator = AutomaticMaskGenerator(self, **settings)
         return generator.generate(image if isinstance(image, EncodedImage) else self.encode(image), on_progress)
+
+    def iterate_everything(
+        self,
+        image: NDArray[Any] | Image.Image | str | os.PathLike[str] | EncodedImage,
+        on_progress: OnProgress | None = None,
+        **settings: Any,
+    ) -> Iterator[Prediction]:
+        """Segment everything, as `segment_everything` does, and give one prediction at a time.
+
+        Each holds a mask of the whole image: of a large one keep just what is needed, such as its run-length encoding.
+        """
+        from refinesam.automatic import AutomaticMaskGenerator
+
+        generator = AutomaticMaskGenerator(self, **settings)
+        return generator.iterate(image if isinstance(image, EncodedImage) else self.encode(image), on_progress)
 
 
 def _rgb(image: object, intensity: IntensityPolicy) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
@@ -39,8 +40,8 @@ RECALL_SETTINGS: Final = {
 class ProposingSession(PromptableSession, Protocol):
     """What proposals need of a session; `refinesam.Session` is one."""
 
-    def segment_everything(self, image: Any, **settings: Any) -> list[Prediction]:
-        """Segment everything in an image already encoded."""
+    def iterate_everything(self, image: Any, **settings: Any) -> Iterator[Prediction]:
+        """Segment everything in an image already encoded, one prediction at a time."""
         ...
 
 
@@ -141,7 +142,7 @@ def propose(
     settings = RECALL_SETTINGS | settings
     for image, encoded in run.encoded(images, on_image):
         with run.isolated(image):
-            for prediction in session.segment_everything(encoded, **settings):
+            for prediction in session.iterate_everything(encoded, **settings):
                 results.append(coco_result(image.image_id, 1, encode_rle(prediction.mask), prediction.score))
     return Proposals(
         tuple(results),

@@ -88,25 +88,25 @@ class Worker:
     def _rows(self, task: Task) -> list[Row]:
         pixels = read_source(task.source, self.asked.reading)
         size = {"height": pixels.shape[0], "width": pixels.shape[1]}
-        if task.prompts is None:
-            whole = self._answers(pixels, None)
-            asked, answers = [_found(answer.prompt) for answer in whole], list[Answer | str](whole)
-        else:
-            asked = list(task.prompts)
-            prompts = [_prompt(prompt) for prompt in asked]
-            sound = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-            answered = iter(self._answers(pixels, sound) if sound else ())
-            # A reason instead of a prompt is kept in its place.
-            answers = [next(answered) if isinstance(prompt, Prompt) else prompt for prompt in prompts]
         rows = []
-        for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+        if task.prompts is None:
+            # One at a time: in a large image the masks of all would not fit into memory.
+            everything = {"refine": self.config or False, **self.asked.everything}
+            for number, prediction in enumerate(self.session.iterate_everything(pixels, **everything)):
+                rows.append(object_row(task, number, _found(prediction.prompt), prediction, None, **size))
+            return rows or [image_row(task, **size)]
+        prompts = [_prompt(prompt) for prompt in task.prompts]
+        sound = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+        answered = iter(self._answers(pixels, sound) if sound else ())
+        # A reason instead of a prompt is kept in its place.
+        answers = [next(answered) if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+        for number, (asked, answer) in enumerate(zip(task.prompts, answers, strict=True)):
             result, error = (None, answer) if isinstance(answer, str) else (answer.result, answer.error)
-            rows.append(object_row(task, number, prompt, None if error else result, error, **size))
+            rows.append(object_row(task, number, asked, None if error else result, error, **size))
         return rows or [image_row(task, **size)]
 
-    def _answers(self, pixels: NDArray[np.uint8], prompts: list[Prompt] | None) -> Sequence[Answer]:
-        items = [Item(pixels, prompts)]
-        (record,) = segment_batch(self.session, items, refine=self.config or False, everything=self.asked.everything)
+    def _answers(self, pixels: NDArray[np.uint8], prompts: list[Prompt]) -> Sequence[Answer]:
+        (record,) = segment_batch(self.session, [Item(pixels, prompts)], refine=self.config or False)
         if record.error is not None:
             raise ImageError(record.error)
         return record.answers
