@@ -84,7 +84,8 @@ def judged(found: list[dict[str, Any]], truth: list[Any], area: int) -> dict[str
     ious = np.zeros((len(found), len(wanted)))
     if found and wanted:
         ious = np.asarray(coco_mask.iou([one["segmentation"] for one in found], wanted, [0] * len(wanted)))
-    large = coco_mask.area(wanted) > LARGE * area if wanted else np.zeros(0, bool)
+    # One by one: pycocotools 2.0.11 can't take more than 255 at a time.
+    large = np.array([coco_mask.area(one) > LARGE * area for one in wanted], bool)
     return {
         "masks": len(found),
         "right": int((ious.max(1, initial=0) >= 0.5).sum()),

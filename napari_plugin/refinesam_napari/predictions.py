@@ -17,6 +17,7 @@ from refinesam_napari.geometry import Plane
 from refinesam_napari.image_view import ImageView
 from refinesam_napari.images import CropReader, ImageSnapshot
 from refinesam_napari.inference import Model, PlanePrediction, PredictionRequest, encode, predict, sessions
+from refinesam_napari.targets import label_colours
 from refinesam_napari.tasks import Tasks
 from refinesam_napari.views import visible_rectangle
 from refinesam_napari.workspace import Workspace
@@ -206,6 +207,7 @@ class Predictions(QObject):
             work.check()
             on_first = self._tasks.on_gui_thread(partial(self._first_came, workspace, generation))
             found = predict(request, session, self.reader, work, self.engine.overtaken, on_first)
+            label_colours()  # or the first commit would wait for its imports
             return workspace, generation, found
 
         self.engine.submit(Job(run, subject=_subject(workspace, request)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.colormaps import CyclicLabelColormap, label_colormap
+from numpy.typing import NDArray
 
 from refinesam import ConfigError
 from refinesam_napari.placing import keeping_active, place_like, place_of
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels
     from napari.viewer import Viewer
 
-__all__ = ["is_ours", "labels_shape", "lies_on", "new_labels", "place_labels", "unfit"]
+__all__ = ["is_ours", "label_colours", "labels_shape", "lies_on", "new_labels", "place_labels", "unfit"]
 
 # Layers that the plugin made for objects: only these does it move, and they follow their image.
 OURS = {"refinesam": "objects"}
@@ -99,7 +101,7 @@ def new_labels(viewer: Viewer, image: Image, shape: tuple[int, ...], channel_axi
             multiscale=len(levels) > 1,
             name=f"{image.name} objects",
             metadata=OURS,
-            colormap=_colours(),
+            colormap=CyclicLabelColormap(colors=label_colours()),
             **place_of(image),
         )
         place_labels(layer, image, shape, channel_axis)
@@ -116,8 +118,12 @@ def _levels(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return levels
 
 
-def _colours() -> CyclicLabelColormap:
-    """Return napari's colours of labels without those that the preview or a gray image has."""
+@functools.cache
+def label_colours() -> NDArray[np.float32]:
+    """Return napari's colours of labels, (N, 4) RGBA, without those that the preview or a gray image has.
+
+    For them napari imports scikit-image and SciPy: call it on another thread first, or the window waits.
+    """
 
     def stands_out(colour: list[float]) -> bool:
         hue, saturation, value = colorsys.rgb_to_hsv(*colour[:3])
@@ -126,7 +132,7 @@ def _colours() -> CyclicLabelColormap:
         )
 
     colours = np.asarray(label_colormap().colors)
-    return CyclicLabelColormap(colors=colours[[stands_out(colour) for colour in colours.tolist()]])
+    return colours[[stands_out(colour) for colour in colours.tolist()]]
 
 
 def place_labels(layer: Labels, image: Image, shape: tuple[int, ...], channel_axis: int | None) -> None:
