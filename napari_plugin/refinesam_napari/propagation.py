@@ -33,6 +33,9 @@ __all__ = [
 BoolArray = NDArray[np.bool_]
 Direction = Literal["both", "up", "down"]
 
+# An object whose section has less than this share of its seed's area has shrunk.
+SHRUNK = 0.8
+
 
 class TakesMasks(Protocol):
     """What propagation needs of a model's capabilities."""
@@ -58,6 +61,9 @@ class PropagationSettings:
         min_score: least predicted IoU, in [0, 1].
         min_contrast: least share of the seed's contrast with its surroundings, in [0, 1]; 0 turns the rule off. It
             holds only where pixels can be read and the seed stands out.
+        max_regrowth: most by which an object that has shrunk to less than `SHRUNK` of its seed's area may grow again,
+            at least 1: with more, what grows is another object behind it. None turns the rule off, as through time.
+            It holds where the seed is of one brightness.
         max_slices: most slices filled from a seed in a direction, at least 1; None for no limit.
         points: positive clicks deep inside the mask before, 1 or 2; the second is the first to miss what moves.
         use_mask: prompt with the mask before itself; where the model takes none, or if False, with its box instead.
@@ -71,6 +77,7 @@ class PropagationSettings:
     max_area_ratio: float = 3.0
     min_score: float = 0.3
     min_contrast: float = 0.7
+    max_regrowth: float | None = 1.1
     max_slices: int | None = None
     points: int = 1
     use_mask: bool = True
@@ -83,6 +90,7 @@ class PropagationSettings:
             ("max_area_ratio", "a number of at least 1", self.max_area_ratio >= 1),
             ("min_score", "a number from 0 to 1", 0 <= self.min_score <= 1),
             ("min_contrast", "a number from 0 to 1", 0 <= self.min_contrast <= 1),
+            ("max_regrowth", "None or a number of at least 1", self.max_regrowth is None or self.max_regrowth >= 1),
             ("max_slices", "None or a whole number of at least 1", self.max_slices is None or self.max_slices >= 1),
             ("points", "1 or 2", self.points in (1, 2)),
         )
@@ -249,22 +257,28 @@ class _Walker:
         seed, most = self.seeds[source], self.settings.max_slices
         seed_contrast = SeedContrast.of(self.read, source, seed) if self.read and self.settings.min_contrast else None
         mask = seed if mask is None else mask
+        least = min(np.count_nonzero(seed), np.count_nonzero(mask))
         for index in indices:
             if most is not None and abs(index - source) > most:
                 return _End(mask)
             prediction = self.predict(index, prompt_from_mask(mask, self.settings, self.mask_prompt))
             ious = [refinesam.mask_iou(one, mask) for one in prediction.masks]
             chosen = int(np.argmax(np.multiply(ious, prediction.iou_predictions)))
-            found, score = prediction.masks[chosen], float(prediction.iou_predictions[chosen])
+            whole, score = prediction.masks[chosen], float(prediction.iou_predictions[chosen])
+            found = seed_contrast.section(index, whole) if seed_contrast else whole
             agreement = _overlap(found, mask)
             # A model without a clear object in view returns the mask that it was given, or another object's: so what
             # both share counts for itself. Not all of the mask before: an object that moves or shrinks leaves it.
             contrast = (
-                min(seed_contrast.left(index, found), seed_contrast.left(index, found, found & mask))
+                min(seed_contrast.left(index, whole, found), seed_contrast.left(index, whole, found & mask))
                 if seed_contrast
                 else 1.0
             )
             refusal = self._refusal(mask, found, score, agreement, contrast)
+            area, shrunk = np.count_nonzero(found), least < SHRUNK * np.count_nonzero(seed)
+            if refusal is None and seed_contrast and seed_contrast.even and shrunk and self._regrown(area, least):
+                refusal = f"it had shrunk to {least} pixels and grows again to {area}: this is another object"
+            least = min(least, area)
             if refusal is not None:
                 yield PropagatedSlice(index, None, score, agreement, source, refusal)
                 return _End(mask, refused=index)
@@ -274,6 +288,9 @@ class _Walker:
             mask = found
             yield PropagatedSlice(index, mask, score, agreement, source, stopped)
         return _End(mask, complete=True)
+
+    def _regrown(self, area: int, least: int) -> bool:
+        return self.settings.max_regrowth is not None and area > self.settings.max_regrowth * least
 
     def _refusal(
         self, before: BoolArray, found: BoolArray, score: float, agreement: float, contrast: float

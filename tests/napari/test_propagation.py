@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -263,6 +264,55 @@ def test_a_mask_that_is_given_back_where_nothing_is_ends_the_object() -> None:
     assert [one.index for one in found if one.mask is not None] == [1] and "it fades" in str(found[-1].stopped)
 
 
+def blurred(radii: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Sections of these radii, and pixels of one brightness as a microscope would blur them in the plane."""
+    truth = np.stack([disc(25, 20, radius) for radius in radii])
+    noise = np.random.default_rng(0).normal(0, 1, truth.shape)
+    smooth = np.stack([cv2.GaussianBlur(plane.astype(np.float64), (0, 0), 1) for plane in truth])
+    return truth, 100 + 40 * smooth + noise
+
+
+def from_blurred(pixels: np.ndarray, answers: np.ndarray, **settings: object) -> list[PropagatedSlice]:
+    def read(index: int, crop: Crop) -> np.ndarray:
+        return pixels[index, crop.y0 : crop.y1, crop.x0 : crop.x1]
+
+    asked = replace(SETTINGS, **settings)
+    return list(propagate({0: answers[0]}, Answering(answers), range(len(answers)), asked, MASKS, read=read))
+
+
+def test_a_mask_that_is_too_large_for_a_shrinking_section_is_cut_to_it() -> None:
+    truth, pixels = blurred([12, 11, 10, 9, 8, 7])
+    lagging = truth[[0, 0, 0, 1, 2, 3]]
+    found = from_blurred(pixels, lagging)
+    assert [one.index for one in found if one.mask is not None] == [1, 2, 3, 4, 5]
+    for one in found[1:]:
+        assert refinesam.mask_iou(one.mask, truth[one.index]) > 0.9
+        assert refinesam.mask_iou(one.mask, truth[one.index]) > refinesam.mask_iou(lagging[one.index], truth[one.index])
+
+
+def test_what_shrank_and_grows_again_is_another_object() -> None:
+    truth, pixels = blurred([12, 11, 10, 8, 9.5, 11, 12])
+    found = from_blurred(pixels, truth)
+    assert [one.index for one in found if one.mask is not None] == [1, 2, 3]
+    assert found[-1].stopped is not None
+    assert re.search(r"it had shrunk to \d+ pixels and grows again to \d+: this is another object", found[-1].stopped)
+    assert all(one.mask is not None for one in from_blurred(pixels, truth, max_regrowth=None)), "as through time"
+
+
+def test_a_seed_of_more_than_one_brightness_says_nothing_about_sections() -> None:
+    truth, pixels = blurred([12, 12])
+    rows = np.indices(HW)[0]
+    half = truth[0] & (rows < 20)
+    pixels = pixels + 200 * half
+
+    def read(index: int, crop: Crop) -> np.ndarray:
+        return pixels[index, crop.y0 : crop.y1, crop.x0 : crop.x1]
+
+    seed = SeedContrast.of(read, 0, truth[0])
+    assert seed.difference is not None and not seed.even
+    assert np.array_equal(seed.section(1, truth[1]), truth[1])
+
+
 def test_a_seed_that_does_not_stand_out_says_nothing_about_other_slices() -> None:
     stack, pixels = fading([0.1, -40.0])
 
@@ -420,6 +470,7 @@ def test_indices_with_steps_are_refused_at_once() -> None:
         ("max_area_ratio", 0.5),
         ("min_score", -0.1),
         ("min_contrast", 2),
+        ("max_regrowth", 0.9),
         ("max_slices", 0),
         ("points", 0),
     ],
