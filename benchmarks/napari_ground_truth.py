@@ -42,7 +42,7 @@ CROPS = {"whole": None, "4x, 128": (4.0, 128), "4x, 64": (4.0, 64), "8x, 128": (
 COMPARED = {
     "defaults": DEFAULTS,
     "no contrast rule": replace(DEFAULTS, min_contrast=0.0),
-    "may grow again": replace(DEFAULTS, max_regrowth=None),
+    "as through time": replace(DEFAULTS, depth=False),
     "contrast 0.5": replace(DEFAULTS, min_contrast=0.5),
     "contrast 0.6": replace(DEFAULTS, min_contrast=0.6),
     "contrast 0.8": replace(DEFAULTS, min_contrast=0.8),

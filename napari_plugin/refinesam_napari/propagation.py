@@ -35,6 +35,8 @@ Direction = Literal["both", "up", "down"]
 
 # An object whose section has less than this share of its seed's area has shrunk.
 SHRUNK = 0.8
+# Most by which it may then grow again in depth.
+MAX_REGROWTH = 1.1
 
 
 class TakesMasks(Protocol):
@@ -61,9 +63,9 @@ class PropagationSettings:
         min_score: least predicted IoU, in [0, 1].
         min_contrast: least share of the seed's contrast with its surroundings, in [0, 1]; 0 turns the rule off. It
             holds only where pixels can be read and the seed stands out.
-        max_regrowth: most by which an object that has shrunk to less than `SHRUNK` of its seed's area may grow again,
-            at least 1: with more, what grows is another object behind it. None turns the rule off, as through time.
-            It holds where the seed is of one brightness.
+        depth: whether slices follow each other in depth, not in time. In depth an object's sections shrink towards its
+            ends: masks are cut to what stands out as the seed does, and may not grow again once they have shrunk,
+            since that is the object behind it. It holds where the seed is of one brightness.
         max_slices: most slices filled from a seed in a direction, at least 1; None for no limit.
         points: positive clicks deep inside the mask before, 1 or 2; the second is the first to miss what moves.
         use_mask: prompt with the mask before itself; where the model takes none, or if False, with its box instead.
@@ -77,7 +79,7 @@ class PropagationSettings:
     max_area_ratio: float = 3.0
     min_score: float = 0.3
     min_contrast: float = 0.7
-    max_regrowth: float | None = 1.1
+    depth: bool = True
     max_slices: int | None = None
     points: int = 1
     use_mask: bool = True
@@ -90,7 +92,6 @@ class PropagationSettings:
             ("max_area_ratio", "a number of at least 1", self.max_area_ratio >= 1),
             ("min_score", "a number from 0 to 1", 0 <= self.min_score <= 1),
             ("min_contrast", "a number from 0 to 1", 0 <= self.min_contrast <= 1),
-            ("max_regrowth", "None or a number of at least 1", self.max_regrowth is None or self.max_regrowth >= 1),
             ("max_slices", "None or a whole number of at least 1", self.max_slices is None or self.max_slices >= 1),
             ("points", "1 or 2", self.points in (1, 2)),
         )
@@ -257,7 +258,7 @@ class _Walker:
         seed, most = self.seeds[source], self.settings.max_slices
         seed_contrast = SeedContrast.of(self.read, source, seed) if self.read and self.settings.min_contrast else None
         mask = seed if mask is None else mask
-        least = min(np.count_nonzero(seed), np.count_nonzero(mask))
+        least = int(min(np.count_nonzero(seed), np.count_nonzero(mask)))
         for index in indices:
             if most is not None and abs(index - source) > most:
                 return _End(mask)
@@ -265,7 +266,8 @@ class _Walker:
             ious = [refinesam.mask_iou(one, mask) for one in prediction.masks]
             chosen = int(np.argmax(np.multiply(ious, prediction.iou_predictions)))
             whole, score = prediction.masks[chosen], float(prediction.iou_predictions[chosen])
-            found = seed_contrast.section(index, whole) if seed_contrast else whole
+            sections = self.settings.depth and seed_contrast is not None and seed_contrast.even
+            found = seed_contrast.section(index, whole) if seed_contrast and sections else whole
             agreement = _overlap(found, mask)
             # A model without a clear object in view returns the mask that it was given, or another object's: so what
             # both share counts for itself. Not all of the mask before: an object that moves or shrinks leaves it.
@@ -275,8 +277,8 @@ class _Walker:
                 else 1.0
             )
             refusal = self._refusal(mask, found, score, agreement, contrast)
-            area, shrunk = np.count_nonzero(found), least < SHRUNK * np.count_nonzero(seed)
-            if refusal is None and seed_contrast and seed_contrast.even and shrunk and self._regrown(area, least):
+            area, shrunk = int(np.count_nonzero(found)), least < SHRUNK * np.count_nonzero(seed)
+            if refusal is None and sections and shrunk and area > MAX_REGROWTH * least:
                 refusal = f"it had shrunk to {least} pixels and grows again to {area}: this is another object"
             least = min(least, area)
             if refusal is not None:
@@ -288,9 +290,6 @@ class _Walker:
             mask = found
             yield PropagatedSlice(index, mask, score, agreement, source, stopped)
         return _End(mask, complete=True)
-
-    def _regrown(self, area: int, least: int) -> bool:
-        return self.settings.max_regrowth is not None and area > self.settings.max_regrowth * least
 
     def _refusal(
         self, before: BoolArray, found: BoolArray, score: float, agreement: float, contrast: float

@@ -89,8 +89,7 @@ class Stack:
     def _run(self, workspace: Workspace, object_id: int, axis: int, seeds: list[Plane], borders: list[Plane]) -> None:
         controller, settings = self.controller, self.settings
         if workspace.image.axis_labels[axis].lower() in ("t", "time"):
-            # What shrank and grows again is the same object through time; in depth it is the one behind it.
-            settings = replace(settings, max_regrowth=None)
+            settings = replace(settings, depth=False)
         item = workspace.document.objects[object_id]
         requests = {p: self._request(p, object_id, workspace) for p in seeds}
         first = requests[seeds[0]]

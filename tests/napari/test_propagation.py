@@ -296,7 +296,7 @@ def test_what_shrank_and_grows_again_is_another_object() -> None:
     assert [one.index for one in found if one.mask is not None] == [1, 2, 3]
     assert found[-1].stopped is not None
     assert re.search(r"it had shrunk to \d+ pixels and grows again to \d+: this is another object", found[-1].stopped)
-    assert all(one.mask is not None for one in from_blurred(pixels, truth, max_regrowth=None)), "as through time"
+    assert all(one.mask is not None for one in from_blurred(pixels, truth, depth=False)), "as through time"
 
 
 def test_a_seed_of_more_than_one_brightness_says_nothing_about_sections() -> None:
@@ -470,7 +470,6 @@ def test_indices_with_steps_are_refused_at_once() -> None:
         ("max_area_ratio", 0.5),
         ("min_score", -0.1),
         ("min_contrast", 2),
-        ("max_regrowth", 0.9),
         ("max_slices", 0),
         ("points", 0),
     ],
