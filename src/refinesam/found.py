@@ -40,6 +40,7 @@ class Found:
         window: the part of the image that the model saw.
         cut: which of the window's left, top, right and bottom sides cut the mask off, and are no sides of the image.
         logits: (h, w) low-resolution logits of the window, None where the mask is all that is kept.
+        similarity: to examples, in [0, 1]; None where there were none.
     """
 
     x0: int
@@ -51,6 +52,7 @@ class Found:
     window: Window
     cut: tuple[bool, bool, bool, bool] = (False, False, False, False)
     logits: FloatArray | None = None
+    similarity: float | None = None
 
     @property
     def area(self) -> int:

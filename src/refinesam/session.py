@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from refinesam.embeddings import EmbeddingCache, EmbeddingStore, Features, check_bytes
@@ -131,6 +131,42 @@ class Session:
 
         generator = AutomaticMaskGenerator(self, **settings)
         return generator.iterate(image if isinstance(image, EncodedImage) else self.encode(image), on_progress)
+
+    def segment_similar(
+        self,
+        image: NDArray[Any] | Image.Image | str | os.PathLike[str] | EncodedImage,
+        examples: Sequence[ArrayLike],
+        negatives: Sequence[ArrayLike] = (),
+        *,
+        examples_image: NDArray[Any] | Image.Image | str | os.PathLike[str] | EncodedImage | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[Prediction]:
+        """Segment every object that is like the examples, without training anything.
+
+        Args:
+            image: to be searched, as `encode` takes it, or an image already encoded.
+            examples: one to five objects of a kind, each a mask (H, W) or a box (4,) XYXY in pixels.
+            negatives: up to five objects that are not of that kind, in the same forms.
+            examples_image: that of the examples and negatives, where it is not the one to be searched. For many images
+                take a `SimilarMaskGenerator`, which looks at the examples once.
+            on_progress: called with the parts of the image that are done and their number; an exception it raises ends
+                the work.
+
+        Returns:
+            One prediction an object, each with one mask and a `similarity` in [0, 1], by falling similarity. Unlikely
+            ones are among them: take those of at least 0.5, or move that threshold, which decodes nothing anew.
+
+        Raises:
+            ConfigError: the session's model can't decode grids.
+            PromptError: no example or too many, an empty mask, or one of another image's shape.
+        """
+        # Deferred: the generator imports torch.
+        from refinesam.similar import SimilarMaskGenerator
+
+        searched = image if isinstance(image, EncodedImage) else self.encode(image)
+        shown = searched if examples_image is None else examples_image
+        shown = shown if isinstance(shown, EncodedImage) else self.encode(shown)
+        return SimilarMaskGenerator(self, shown, examples, negatives).generate(searched, on_progress)
 
 
 def _rgb(image: object, intensity: IntensityPolicy) -> NDArray[np.uint8]:

@@ -238,6 +238,7 @@ class Prediction:
         image_key: of the image that it was made on, "" where that is not known.
         first: the prediction that was refined, where refinement replaced its masks; its other masks are still
             `candidates`.
+        similarity: to the examples of `Session.segment_similar`, in [0, 1]; None elsewhere.
     """
 
     masks: BoolArray
@@ -248,6 +249,7 @@ class Prediction:
     negatives: NegativeAnswer = "none"
     image_key: str = ""
     first: Prediction | None = None
+    similarity: float | None = None
 
     def __post_init__(self) -> None:
         """Keep arrays that nothing can be written to, and IoUs that are some."""
