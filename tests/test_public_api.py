@@ -32,6 +32,7 @@ PUBLIC_NAMES = [
     "RefineSAMError",
     "RefinementReport",
     "Session",
+    "SimilarMaskGenerator",
     "WeightsError",
     "__version__",
     "as_rgb",
@@ -150,7 +151,7 @@ def test_a_prompt_needs_numpy_alone() -> None:
 
 
 def test_torch_comes_with_what_reads_weights_alone() -> None:
-    others = sorted(set(PUBLIC_NAMES) - {"load", "AutomaticMaskGenerator"})
+    others = sorted(set(PUBLIC_NAMES) - {"load", "AutomaticMaskGenerator", "SimilarMaskGenerator"})
     for_hosts = sorted(set(HOST_NAMES) - {"variant_of"})
     program = f"from refinesam import {', '.join(others)}; from refinesam.hosts import {', '.join(for_hosts)}"
     assert "torch" not in loaded_by(program)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from refinesam.masks import box_from_mask, coco_annotation, mask_iou, polygons_from_mask
     from refinesam.rle import decode_rle, encode_rle
     from refinesam.session import Session
+    from refinesam.similar import SimilarMaskGenerator
     from refinesam.threads import settle_threads
     from refinesam.types import Capabilities, Prediction, Prompt, RefinementReport
 
@@ -69,6 +70,7 @@ __all__ = [
     "RefineSAMError",
     "RefinementReport",
     "Session",
+    "SimilarMaskGenerator",
     "WeightsError",
     "__version__",
     "as_rgb",
@@ -99,6 +101,7 @@ _get, __dir__ = lazy_names(
         "refinesam.masks": "box_from_mask coco_annotation mask_iou polygons_from_mask",
         "refinesam.rle": "decode_rle encode_rle",
         "refinesam.session": "Session",
+        "refinesam.similar": "SimilarMaskGenerator",
         "refinesam.threads": "settle_threads",
         "refinesam.types": "Capabilities Prediction Prompt RefinementReport",
     },

@@ -20,7 +20,7 @@ from refinesam.models.frames import Frame
 from refinesam.predictor import Predictor
 from refinesam.types import FloatArray, OnProgress, Prediction, Prompt
 
-__all__ = ["AutomaticMaskGenerator", "EncodingSession", "stability"]
+__all__ = ["AutomaticMaskGenerator", "EncodingSession"]
 
 # Candidates that reach non-maximum suppression; AR@1000 never looks at more.
 MAX_CANDIDATES = 1000
@@ -233,7 +233,7 @@ class AutomaticMaskGenerator:
                 sure = (iou >= self.iou_threshold) & (logits > 0).any(-1).any(-1)
                 logits, iou, index = logits[sure], iou[sure], index[sure]
                 if self.stability_threshold:
-                    stable = stability(logits) >= self.stability_threshold
+                    stable = _stability(logits) >= self.stability_threshold
                     logits, iou, index = logits[stable], iou[stable], index[stable]
                 kept.append((logits, iou, index))
                 progress.advance(len(batch))
@@ -334,7 +334,7 @@ def _check_thresholds(**thresholds: object) -> None:
             raise ConfigError(f"{name}_threshold is {value!r}; it must lie in [0, 1].")
 
 
-def stability(logits: Tensor) -> Tensor:
+def _stability(logits: Tensor) -> Tensor:
     """IoU of masks (K, h, w) thresholded at +1 and at -1 logit (SAM's stability score): (K,)."""
     inner = (logits > 1).sum(dim=(-2, -1))
     outer = (logits > -1).sum(dim=(-2, -1))
