@@ -16,7 +16,7 @@ __all__ = ["Change", "Correction", "Document", "History", "Origin", "PlanePrompt
 
 # How an object came about: from prompts in each of its planes, from segment-everything, through propagation from
 # prompted planes to others, by hand in the labels layer, or it was in a layer that the user chose.
-Origin = Literal["prompts", "everything", "propagated", "painted", "found"]
+Origin = Literal["prompts", "everything", "similar", "propagated", "painted", "found"]
 
 
 @dataclass(frozen=True)

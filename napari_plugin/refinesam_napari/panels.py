@@ -36,6 +36,7 @@ INTENSITY_WORDS = {
 ORIGIN_WORDS = {
     "prompts": "by clicks and boxes",
     "everything": "by segment everything",
+    "similar": "like other objects",
     "propagated": "followed through the stack",
     "painted": "painted",
     "found": "was there before",
@@ -225,9 +226,10 @@ class ObjectsPanel(Panel):
         # magicgui's Select takes several at once, and knows no double click.
         self.list = QListWidget()
         self.list.setMaximumHeight(150)
+        self.list.setSelectionMode(QListWidget.SelectionMode.ExtendedSelection)
         self.list.itemDoubleClicked.connect(controller.tasks.attempting(lambda item: self._edit()))
         self.edit = self.button("Edit", "Take the object's prompts in hand again (J, K: previous, next)", self._edit)
-        self.delete = self.button("Delete", "Delete the object and its pixels", self._delete)
+        self.delete = self.button("Delete", "Delete the selected objects and their pixels", self._delete)
         self._rows = (
             row(self.commit, self.discard),
             row(self.undo, self.redo),
@@ -243,6 +245,11 @@ class ObjectsPanel(Panel):
         """Id of the object that is selected in the list."""
         item = self.list.currentItem()
         return None if item is None else int(item.data(Qt.ItemDataRole.UserRole))
+
+    @property
+    def selected(self) -> list[int]:
+        """Ids of all objects that are selected in the list."""
+        return [int(item.data(Qt.ItemDataRole.UserRole)) for item in self.list.selectedItems()]
 
     def update_shown(self) -> None:
         """Show the state of now."""
@@ -271,6 +278,8 @@ class ObjectsPanel(Panel):
     def _show_list(self, entries: list[tuple[int, str]], chosen: int | None) -> None:
         if (entries, chosen) == self._listed:
             return  # There may be thousands.
+        # Others go on being selected, unless the choice is another.
+        selected = set(self.selected) if chosen in self.selected else set()
         self._listed = entries, chosen
         with QSignalBlocker(self.list):
             self.list.clear()
@@ -280,6 +289,10 @@ class ObjectsPanel(Panel):
                 self.list.addItem(entry)
                 if object_id == chosen:
                     self.list.setCurrentItem(entry)
+            for index in range(self.list.count()) if selected else ():
+                listed = self.list.item(index)
+                if int(listed.data(Qt.ItemDataRole.UserRole)) in selected:
+                    listed.setSelected(True)
 
     @property
     def _layer(self) -> Labels | None:
@@ -317,5 +330,5 @@ class ObjectsPanel(Panel):
             self.controller.edit_object(self.chosen)
 
     def _delete(self) -> None:
-        if self.chosen is not None:
-            self.controller.delete(self.chosen)
+        for object_id in self.selected:
+            self.controller.delete(object_id)

@@ -1,19 +1,21 @@
-"""Segment everything: candidates to be filtered, accepted or discarded."""
+"""Segment everything, or what is like some objects: candidates to be filtered, accepted or discarded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from magicgui.widgets import FloatSlider, Select, SpinBox
+from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
+from refinesam import Prediction, PromptError, mask_iou
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, confidence, form, row, show
-from refinesam_napari.document import PlanePrompts, Point, SegmentedObject
+from refinesam_napari.document import Origin, PlanePrompts, Point, SegmentedObject
 from refinesam_napari.engine import Work
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
 from refinesam_napari.inference import PredictionRequest, encode, mask_from_prediction, sessions
@@ -27,26 +29,45 @@ if TYPE_CHECKING:
 __all__ = ["Candidate", "EverythingPanel", "Filters", "Review"]
 
 MOST_PIXELS = 2**31 - 1
+MOST_EXAMPLES = 5
+# A candidate that agrees with an example by more is that example.
+SAME_OBJECT = 0.5
+# Of candidates like some objects, those of at least this similarity are shown first.
+LIKELY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A mask that segment-everything found.
+    """A mask that was found.
 
     Attributes:
         mask: in the plane.
         score: predicted IoU.
         point: x, y in the plane, the click that found it.
+        similarity: to the objects that it shall be like, None where everything is sought.
     """
 
     mask: PlaneMask
     score: float
     point: tuple[float, float]
+    similarity: float | None = None
+
+    @property
+    def rank(self) -> float:
+        """What candidates are ordered and filtered by: similarity, or else predicted IoU."""
+        return self.score if self.similarity is None else self.similarity
+
+    @classmethod
+    def of(cls, prediction: Prediction, crop: Crop) -> Candidate:
+        """Take a prediction of a crop to its plane."""
+        x, y = prediction.prompt.points[0].tolist()
+        point = (x * crop.step + crop.x0, y * crop.step + crop.y0)
+        return cls(mask_from_prediction(prediction, crop), prediction.score, point, prediction.similarity)
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which candidates are shown: least predicted IoU, least and greatest area in pixels (0: no limit)."""
+    """Which candidates are shown: least predicted IoU or similarity, least and greatest area (0: any)."""
 
     least_score: float = 0.0
     least_area: int = 0
@@ -56,7 +77,7 @@ class Filters:
         """Whether a candidate is shown."""
         area = candidate.mask.area
         return (
-            candidate.score >= self.least_score
+            candidate.rank >= self.least_score
             and area >= self.least_area
             and (not self.greatest_area or area <= self.greatest_area)
         )
@@ -86,35 +107,54 @@ class Review(QObject):
         self._workspace: Workspace | None = None
         self._crop: Crop | None = None
 
-    def start(self) -> None:
-        """Segment everything in the plane in view, or in what of it the crop mode chooses."""
+    def start(self, examples: Iterable[int] = ()) -> None:
+        """Segment everything, or what is like some objects, in the plane in view, or in what of it the crop chooses."""
         controller, workspace, plane = self.controller, self.controller.workspace, self.controller.view.plane
         if workspace is None or plane is None:
             return
         request = controller.predictions.request_for(plane, PlanePrompts())
         if request.crop_mode == "auto":
             request = replace(request, crop_mode="whole")
-        crop = request.crop
+        crop, objects = request.crop, workspace.objects
+        masks = [objects.mask_of(one, plane) for one in examples] if objects is not None else []
+        shown = [mask for mask in (_in_crop(mask, crop) for mask in masks) if mask.any()]
 
         def run(work: Work) -> list[Candidate]:
             session = sessions.get(request.model)
             encoded = encode(session, controller.predictions.reader, request.image, plane, crop, work)
-            candidates = []
-            step = work.step("Segmenting everything")
-            for prediction in session.iterate_everything(encoded, on_progress=step):
-                x, y = prediction.prompt.points[0].tolist()
-                point = (x * crop.step + crop.x0, y * crop.step + crop.y0)
-                candidates.append(Candidate(mask_from_prediction(prediction, crop), prediction.score, point))
-            return candidates
+            if not shown:
+                step = work.step("Segmenting everything")
+                return [Candidate.of(one, crop) for one in session.iterate_everything(encoded, on_progress=step)]
+            found = session.segment_similar(encoded, shown, on_progress=work.step("Finding what is similar"))
+            found = [one for one in found if max(mask_iou(one.mask, mask) for mask in shown) < SAME_OBJECT]
+            return [Candidate.of(prediction, crop) for prediction in found]
 
         def deliver(candidates: list[Candidate]) -> None:
             self.clear()
             self._request, self._workspace, self._crop = request, workspace, crop
             self.candidates = dict(enumerate(candidates, start=1))
             self._show()
-            controller.tasks.tell(f"{len(candidates)} candidates. Accept what is good; click on one to choose it.")
+            controller.tasks.tell(f"{len(self.shown)} candidates. Accept what is good; click on one to choose it.")
 
         controller.tasks.run(run, deliver)
+
+    def start_similar(self, object_ids: Sequence[int]) -> None:
+        """Find what is like some objects, in the plane in view.
+
+        Raises:
+            PromptError: there is none of them in the plane, or too many.
+        """
+        workspace, plane = self.controller.workspace, self.controller.view.plane
+        if workspace is None or plane is None:
+            return
+        document = workspace.document.objects
+        there = [one for one in object_ids if one in document and plane in document[one].planes]
+        if not 1 <= len(there) <= MOST_EXAMPLES:
+            raise PromptError(
+                f"{len(there)} objects of this slice are selected. Select one to {MOST_EXAMPLES} of a kind in the list "
+                "of objects (Ctrl-click for more than one), then press Find similar."
+            )
+        self.start(there)
 
     def use_filters(self, filters: Filters) -> None:
         """Show other candidates."""
@@ -151,7 +191,8 @@ class Review(QObject):
         self, object_id: int, candidate: Candidate, plane: Plane
     ) -> tuple[SegmentedObject, dict[Plane, PlaneMask]]:
         prompts = PlanePrompts((Point(*candidate.point),), crop=self._crop)
-        item = SegmentedObject(object_id, MappingProxyType({plane: prompts}), (plane,), "everything", candidate.score)
+        origin: Origin = "everything" if candidate.similarity is None else "similar"
+        item = SegmentedObject(object_id, MappingProxyType({plane: prompts}), (plane,), origin, candidate.score)
         return item, {plane: candidate.mask}
 
     def discard(self, numbers: Iterable[int]) -> None:
@@ -207,14 +248,25 @@ class Review(QObject):
         self.changed.emit()
 
 
-class EverythingPanel(Panel):
-    """Segment everything, then accept or discard."""
+def _in_crop(mask: PlaneMask, crop: Crop) -> NDArray[np.bool_]:
+    """Return an object's mask in the pixels that the model is shown of a crop."""
+    part, shown = mask.cut(crop), np.zeros((crop.y1 - crop.y0, crop.x1 - crop.x0), np.bool_)
+    y, x = part.y0 - crop.y0, part.x0 - crop.x0
+    shown[y : y + part.pixels.shape[0], x : x + part.pixels.shape[1]] = part.pixels
+    return shown[:: crop.step, :: crop.step]
 
-    def __init__(self, controller: Controller, review: Review) -> None:
+
+class EverythingPanel(Panel):
+    """Segment everything, or what is like some objects, then accept or discard."""
+
+    def __init__(self, controller: Controller, review: Review, selected: Callable[[], Sequence[int]]) -> None:
         super().__init__(controller, "Segment everything")
         self.review = review
-        self.start = self.button("Segment everything", "In the plane in view", review.start)
-        self.score = FloatSlider(label="Least confidence", max=1.0, step=0.05)
+        self._selected = selected
+        self.start = self.button("Segment everything", "In the plane in view", self._start)
+        tip = "What is like the objects that are selected in the list above, one to five of a kind"
+        self.similar = self.button("Find similar", tip, self._start_similar)
+        self.score = FloatSlider(label="Least confidence or similarity", max=1.0, step=0.05)
         self.least_area = SpinBox(label="Least area, px", max=MOST_PIXELS, step=50)
         self.greatest_area = SpinBox(label="Greatest area (0: any)", max=MOST_PIXELS, step=500)
         self.list = Select(choices=self._candidates)
@@ -226,7 +278,7 @@ class EverythingPanel(Panel):
         self.clear = self.button("Drop all", "Drop all candidates", review.clear)
         self._form = form(self.score, self.least_area, self.greatest_area)
         self._buttons = row(self.accept_all, self.accept, self.discard, self.clear)
-        self.fill(self.start, self._form, self.list, self._buttons)
+        self.fill(row(self.start, self.similar), self._form, self.list, self._buttons)
         self.on_change(self._filter, self.score, self.least_area, self.greatest_area)
         review.changed.connect(self.update_shown)
 
@@ -237,7 +289,7 @@ class EverythingPanel(Panel):
 
     def _candidates(self, _: object) -> list[tuple[str, object]]:
         found = [(number, self.review.candidates[number]) for number in self.review.shown]
-        return [(f"{n}: {confidence(item.score)}, {item.mask.area:,} px", n) for n, item in found]
+        return [(f"{n}: {_told(item)}, {item.mask.area:,} px", n) for n, item in found]
 
     def update_shown(self) -> None:
         """Show the state of now."""
@@ -252,5 +304,17 @@ class EverythingPanel(Panel):
         for made in (self.accept_all, self.accept, self.discard, self.clear):
             made.enabled = bool(review.candidates)
 
+    def _start(self) -> None:
+        self.review.start()
+
+    def _start_similar(self) -> None:
+        self.review.start_similar(self._selected())
+        # Unlikely ones come, too: they are hidden until the threshold is lowered.
+        self.score.value = LIKELY
+
     def _filter(self, _: object) -> None:
         self.review.use_filters(Filters(self.score.value, self.least_area.value, self.greatest_area.value))
+
+
+def _told(candidate: Candidate) -> str:
+    return confidence(candidate.score) if candidate.similarity is None else f"similarity {candidate.similarity:.0%}"

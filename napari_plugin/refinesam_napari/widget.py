@@ -40,7 +40,7 @@ class RefineSAMWidget(QWidget):
         self.files = Files(self.controller)
         self.stack = Stack(self.controller)
         self.review = Review(self.controller)
-        self.everything_panel = EverythingPanel(self.controller, self.review)
+        self.everything_panel = EverythingPanel(self.controller, self.review, lambda: self.objects_panel.selected)
         self.stack_panel = StackPanel(self.controller, self.stack, lambda: self.objects_panel.chosen)
         self.files_panel = FilesPanel(self.controller, self.files)
         self.panels: list[Panel] = [
