@@ -59,6 +59,9 @@ RESULTS = {
     ),
     "fiftyone_report": _benchmark("fiftyone_report", "--data {data} --images 10"),
     "everything": _benchmark("everything", "measure --data {data} --recall"),
+    "similar": _benchmark(
+        "similar", "--data {data} --images 2 --sources dsb2018 coelho_nuclei mushrooms embryos emps shrimp pills"
+    ),
     "napari_ground_truth": _benchmark("napari_ground_truth"),
     "napari_latency": _benchmark("napari_latency", screen=SCREEN),
     "demo": Result(

@@ -111,6 +111,11 @@ def coins() -> None:
     window.wait(lambda: window.widget.review.candidates)
     scroll(window, window.widget.everything_panel)
     window.shoot("everything")
+    window.widget.review.clear()
+    window.widget.objects_panel.list.selectAll()
+    window.widget.everything_panel.similar.native.click()
+    window.wait(lambda: window.widget.review.candidates)
+    window.shoot("similar")
     window.close()
 
 
