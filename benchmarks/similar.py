@@ -2,6 +2,7 @@
 
     python benchmarks/similar.py --data DATA --json benchmarks/results/similar.json
     python benchmarks/similar.py --data DATA --split train --images 3     # where the settings were chosen
+    python benchmarks/similar.py --data DATA --fit                        # near which the weights of similarity are
 
 Examples are drawn from the annotated objects of the image itself, and neither they nor what is found of them count.
 AP50 is over all masks of a source, ranked by similarity; of "everything", segment-everything's masks are ranked by
@@ -18,7 +19,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
+from scipy.optimize import minimize
 
 import refinesam
 from refinesam import Prediction
@@ -26,11 +29,18 @@ from refinesam.evaluation.dataset import CocoImage, read_coco_folder
 from refinesam.files import write_json
 from refinesam.masks import decode_segmentation
 from refinesam.rle import encode_rle
+from refinesam.similar import SimilarMaskGenerator
 
 SOURCES = (
     *("dsb2018", "monuseg", "coelho_nuclei", "mushrooms", "embryos", "emps", "nanoparticles", "powder_sem"),
     *("shrimp", "pills", "seedlings"),
 )
+# Sources whose licences allow what is learned from them to be shipped.
+FITTED = (
+    *("dsb2018", "mushrooms", "embryos", "emps", "nanoparticles", "powder_sem", "shrimp", "pills", "seedlings"),
+    "harddrive_parts",
+)
+MOST_CLICKS = 100
 EXAMPLES = (1, 3)
 THRESHOLD = 0.5
 
@@ -100,6 +110,49 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()
+def decoded(session: Any, image: CocoImage, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decode random clicks of a search: what similarity is made of (K, 5), and whether each mask is right (K,)."""
+    encoded = session.encode(refinesam.read_image(image.path))
+    masks = np.stack([decode_segmentation(one.segmentation, image.height, image.width) for one in image.objects])
+    random = np.random.default_rng(image.image_id)
+    search = SimilarMaskGenerator(session, encoded, list(masks[random.choice(len(masks), count, replace=False)]))
+    windows = search._windows(encoded)
+    features, right = [], []
+    for window in random.permutation(windows)[:2].tolist():
+        view, (x0, y0, x1, y1) = search._view(encoded, tuple(window)), window
+        clicks = random.permutation(np.concatenate(search._phases(view)))[:MOST_CLICKS]
+        for start in range(0, len(clicks), search.prompts_per_batch):
+            batch = clicks[start : start + search.prompts_per_batch]
+            logits, iou = search.model.decode_points(view.part.features, view.part.image_hw, batch)
+            logits, iou = logits.flatten(0, 1), iou.flatten().clamp(0, 1)
+            likeness = search._likeness(search._looks(view, (logits > 0).float()), search.positive)
+            features.append(torch.cat([iou[:, None], likeness], 1).numpy())
+            found = search.model.upsample(logits.numpy(), (y1 - y0, x1 - x0)).reshape(len(logits), -1)
+            shared = found.astype(np.float32) @ masks[:, y0:y1, x0:x1].reshape(len(masks), -1).T.astype(np.float32)
+            union = found.sum(1)[:, None] + masks.sum((1, 2)) - shared
+            right.append((shared / union.clip(1)).max(1) >= 0.5)
+    return np.concatenate(features or [np.zeros((0, 5))]), np.concatenate(right or [np.zeros(0, bool)])
+
+
+def fit(session: Any, data: Path, images_each: int) -> None:
+    """Fit a logistic regression without negative weights, in which each image counts the same, and print it."""
+    parts = []
+    for source in FITTED:
+        folder = read_coco_folder(data / source / "instances_train.json", data / source / "images").without_crowds()
+        images = [one for one in folder.images if len(one.objects) >= max(EXAMPLES)]
+        for number, i in enumerate(np.random.default_rng(1).permutation(len(images))[:images_each]):
+            parts.append(decoded(session, images[i], EXAMPLES[number % len(EXAMPLES)]))
+        print(source, sum(len(right) for _, right in parts), flush=True)
+    parts = [(features, right) for features, right in parts if len(right)]
+    inputs = np.concatenate([np.c_[features, np.ones(len(features))] for features, _ in parts])
+    signs = np.concatenate([np.where(right, 1.0, -1.0) for _, right in parts])
+    shares = np.concatenate([np.full(len(right), 1 / len(right) / len(parts)) for _, right in parts])
+    loss = lambda weights: float(shares @ np.logaddexp(0, -signs * (inputs @ weights)))  # noqa: E731
+    found = minimize(loss, np.zeros(6), bounds=[(0, None)] * 5 + [(None, None)])
+    print(f"{len(signs)} masks of {len(parts)} images: weights {found.x.round(2).tolist()}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -107,9 +160,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3, help="of each source, and four times as many of dsb2018")
     parser.add_argument("--sources", nargs="*", default=SOURCES)
     parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--fit", action="store_true", help="of the weights of similarity, on training images")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     session = refinesam.load(arguments.weights, device="cpu", threads=1, cache_bytes=0)
+    if arguments.fit:
+        fit(session, arguments.data, arguments.images)
+        return
     content: dict[str, Any] = {"weights": Path(arguments.weights).name, "split": arguments.split, "sources": {}}
     for source in arguments.sources:
         folder = read_coco_folder(

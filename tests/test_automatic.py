@@ -126,7 +126,7 @@ def test_masks_of_a_large_image_come_one_at_a_time(session: Session, monkeypatch
     image, _ = squares(120, (13, 13, 23, 23), (95, 93, 106, 105))
     together = session.segment_everything(image, points_per_side=16)
     monkeypatch.setattr(refinesam.automatic, "MOST_BYTES", 120 * 120)
-    with pytest.raises(ImageError, match=r"masks of 120 x 120 pixels .* iterate_everything"):
+    with pytest.raises(ImageError, match=r"masks of 120 x 120 pixels .* iterate"):
         session.segment_everything(image, points_per_side=16)
     one_by_one = session.iterate_everything(image, points_per_side=16)
     for prediction in together:

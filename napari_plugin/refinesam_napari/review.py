@@ -12,7 +12,7 @@ from magicgui.widgets import FloatSlider, Select, SpinBox
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
-from refinesam import Prediction, PromptError, mask_iou
+from refinesam import Prediction, PromptError, SimilarMaskGenerator, mask_iou
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, confidence, form, row, show
 from refinesam_napari.document import Origin, PlanePrompts, Point, SegmentedObject
@@ -125,9 +125,12 @@ class Review(QObject):
             if not shown:
                 step = work.step("Segmenting everything")
                 return [Candidate.of(one, crop) for one in session.iterate_everything(encoded, on_progress=step)]
-            found = session.segment_similar(encoded, shown, on_progress=work.step("Finding what is similar"))
-            found = [one for one in found if max(mask_iou(one.mask, mask) for mask in shown) < SAME_OBJECT]
-            return [Candidate.of(prediction, crop) for prediction in found]
+            search = SimilarMaskGenerator(session, encoded, shown)
+            return [
+                Candidate.of(one, crop)
+                for one in search.iterate(encoded, work.step("Finding what is similar"))
+                if max(mask_iou(one.mask, mask) for mask in shown) < SAME_OBJECT
+            ]
 
         def deliver(candidates: list[Candidate]) -> None:
             self.clear()
@@ -263,6 +266,8 @@ class EverythingPanel(Panel):
         super().__init__(controller, "Segment everything")
         self.review = review
         self._selected = selected
+        # Unlikely ones come, too: they are hidden until the threshold is lowered.
+        self._similar, self._other_threshold = False, LIKELY
         self.start = self.button("Segment everything", "In the plane in view", self._start)
         tip = "What is like the objects that are selected in the list above, one to five of a kind"
         self.similar = self.button("Find similar", tip, self._start_similar)
@@ -306,11 +311,17 @@ class EverythingPanel(Panel):
 
     def _start(self) -> None:
         self.review.start()
+        self._use_threshold(similar=False)
 
     def _start_similar(self) -> None:
         self.review.start_similar(self._selected())
-        # Unlikely ones come, too: they are hidden until the threshold is lowered.
-        self.score.value = LIKELY
+        self._use_threshold(similar=True)
+
+    def _use_threshold(self, similar: bool) -> None:
+        """Confidence and similarity have a threshold each, which stays where it was set."""
+        if similar != self._similar:
+            self._similar = similar
+            self._other_threshold, self.score.value = self.score.value, self._other_threshold
 
     def _filter(self, _: object) -> None:
         self.review.use_filters(Filters(self.score.value, self.least_area.value, self.greatest_area.value))

@@ -20,7 +20,7 @@ from refinesam.models.frames import Frame
 from refinesam.predictor import Predictor
 from refinesam.types import FloatArray, OnProgress, Prediction, Prompt
 
-__all__ = ["AutomaticMaskGenerator", "EncodingSession"]
+__all__ = ["AutomaticMaskGenerator", "EncodingSession", "check_memory"]
 
 # Candidates that reach non-maximum suppression; AR@1000 never looks at more.
 MAX_CANDIDATES = 1000
@@ -133,12 +133,8 @@ class AutomaticMaskGenerator:
             ImageError: so many masks of so large an image would take more than 8 GiB; `iterate` gives one at a time.
         """
         encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        found, (height, width) = self.find(encoded, on_progress), encoded.image_hw
-        if len(found) * height * width > MOST_BYTES:
-            raise ImageError(
-                f"{len(found)} masks of {width} x {height} pixels take {len(found) * height * width / 2**30:.0f} GiB "
-                "together: take iterate_everything, which gives one at a time, or refinesam batch."
-            )
+        found = self.find(encoded, on_progress)
+        check_memory(len(found), encoded.image_hw)
         return list(self._predictions(encoded, found))
 
     def iterate(
@@ -289,6 +285,16 @@ class AutomaticMaskGenerator:
             if placed is not None:
                 found.append(replace(placed, logits=low_res[i]) if whole else placed)
         return found
+
+
+def check_memory(masks: int, image_hw: tuple[int, int]) -> None:
+    """Refuse to keep more masks (H, W) than memory may hold."""
+    height, width = image_hw
+    if masks * height * width > MOST_BYTES:
+        raise ImageError(
+            f"{masks} masks of {width} x {height} pixels take {masks * height * width / 2**30:.0f} GiB together: "
+            "iterate over them (Session.iterate_everything, SimilarMaskGenerator.iterate), or take refinesam batch."
+        )
 
 
 class _Progress:

@@ -159,6 +159,7 @@ class Session:
         Raises:
             ConfigError: the session's model can't decode grids.
             PromptError: no example or too many, an empty mask, or one of another image's shape.
+            ImageError: the masks would take more than 8 GiB together.
         """
         # Deferred: the generator imports torch.
         from refinesam.similar import SimilarMaskGenerator

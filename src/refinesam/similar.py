@@ -7,7 +7,7 @@ is scored by both, so that a threshold can be moved afterwards without decoding 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from refinesam.amr import Window
 from refinesam.arrays import mask_array
-from refinesam.automatic import AutomaticMaskGenerator, EncodingSession
+from refinesam.automatic import AutomaticMaskGenerator, EncodingSession, check_memory
 from refinesam.encoded_image import EncodedImage
 from refinesam.errors import PromptError
 from refinesam.found import Found, crop_windows, place
@@ -126,12 +126,25 @@ class SimilarMaskGenerator:
         Returns:
             One prediction an object, each with one mask, by falling `similarity`. Those above a threshold are what a
             search with that threshold would return: to move it, leave out the others.
+
+        Raises:
+            ImageError: so many masks of so large an image would take more than 8 GiB; `iterate` gives one at a time.
         """
         encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        return [
-            replace(self._prediction(encoded, one), similarity=one.similarity)
-            for one in self.find(encoded, on_progress)
-        ]
+        found = self.find(encoded, on_progress)
+        check_memory(len(found), encoded.image_hw)
+        return list(self._predictions(encoded, found))
+
+    def iterate(
+        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
+    ) -> Iterator[Prediction]:
+        """Segment what is like the examples, as `generate` does, and give one prediction at a time."""
+        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
+        yield from self._predictions(encoded, self.find(encoded, on_progress))
+
+    def _predictions(self, encoded: EncodedImage, found: list[Found]) -> Iterator[Prediction]:
+        for one in found:
+            yield replace(self._prediction(encoded, one), similarity=one.similarity)
 
     def find(self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None) -> list[Found]:
         """Find what is like the examples, as `generate` does, in masks that take no more memory than they cover."""

@@ -45,10 +45,20 @@ def test_objects_of_the_list_find_their_likes_and_a_threshold_filters_them(open_
     panel.accept_all.native.click()
     gui.settle()
     objects = gui.controller.workspace.document.objects
-    assert len(objects) >= 2 + count - 1 and {one.origin for number, one in objects.items() if number > 2} == {
-        "similar"
-    }
+    assert len(objects) == 2 + count
+    assert {one.origin for number, one in objects.items() if number > 2} == {"similar"}
     assert np.array_equal(gui.labels()[before > 0], before[before > 0])
+
+
+def test_confidence_and_similarity_have_a_threshold_each(open_gui: Callable[..., Gui]) -> None:
+    gui = with_coins(open_gui)
+    panel = gui.widget.everything_panel
+    gui.widget.objects_panel.list.selectAll()
+    for button, before, after in ((panel.similar, 0.5, 0.6), (panel.start, 0.0, 0.1), (panel.similar, 0.6, 0.6)):
+        button.native.click()
+        gui.settle()
+        assert panel.score.value == before
+        panel.score.value = after
 
 
 def test_no_selected_object_is_told(open_gui: Callable[..., Gui]) -> None:
