@@ -72,7 +72,7 @@ def main() -> None:
             gains.setdefault(image, []).append(row["best"] - row["choice"])
         summary |= {"objects": len(chosen), "gain_interval": bootstrap_interval(list(gains.values()))}
         result.setdefault(protocol, {})[stage] = summary
-        print(protocol, stage, {k: v if isinstance(v, list | tuple) else round(v, 3) for k, v in summary.items()})
+        print(protocol, stage, {k: round(v, 3) if isinstance(v, float) else v for k, v in summary.items()})
     if given.json:
         write_json(given.json, result, indent=1)
 

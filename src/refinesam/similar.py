@@ -41,10 +41,10 @@ LEAST_LIKE = 0.1
 OVERLAP, CONTAINED = 0.5, 0.7
 # Least similarity that is returned at all, and what clicks are left out on.
 LEAST, COVERING = 0.05, 0.5
-# Near a logistic regression on 14,000 masks of permissive training images, right where the IoU with an object
-# is 0.5 or more (7.8, 0.3, 0.6, 0.3, 0.9; -4.3): predicted IoU, likeness in the encoder's coarsest and finest map, in
-# colour and in size; and a constant. Stability and the colours around told nothing more. Likeness in looks counts for
-# more than was fitted: most images showed objects of one kind.
+# Of predicted IoU, likeness in the encoder's coarsest and finest map, in colour and in size; and a constant. Set by
+# hand near a logistic regression on training images, which gives (10.0, 0.8, 0.5, 0.3, 1.4, -5.4) for masks whose IoU
+# with an object is 0.5 or more (`benchmarks/similar.py --fit`). Likeness in looks counts for more than was fitted:
+# most of those images show objects of one kind.
 WEIGHTS = (8.0, 1.0, 1.0, 0.4, 1.1, -4.8)
 # How much being more like a negative example than like a positive one takes away.
 NEGATIVE = 3.0
