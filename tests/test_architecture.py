@@ -24,7 +24,7 @@ ADAPTER_MODULES = [path for folder in ADAPTERS for path in sorted((ROOT / folder
 # Path from the root of every module, the adapters' too.
 EVERYWHERE = [path.relative_to(ROOT).as_posix() for path in MODULES + ADAPTER_MODULES]
 
-TORCH_BORDER = re.compile(r"(models|training)/.+\.py|(loading|predictor|automatic|weights)\.py")
+TORCH_BORDER = re.compile(r"(models|training)/.+\.py|(loading|predictor|automatic|similar|weights)\.py")
 ADAPTERS_AND_HOSTS = ("refinesam_", "napari", "qtpy", "magicgui", "fastapi", "label_studio_sdk", "fiftyone")
 # safetensors.torch imports torch itself, so it counts as torch.
 TORCH = ("torch", "safetensors.torch")
