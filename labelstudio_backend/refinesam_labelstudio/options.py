@@ -23,6 +23,8 @@ EVERYTHING_SETTINGS = (
 )
 MOST_AMR = 64
 MOST_ALTERNATIVES = 8
+# Least similarity where a project asks for no other.
+LIKELY = 0.5
 EXAMPLE = '{"amr": true, "output": "polygon"}'
 
 
@@ -40,6 +42,8 @@ class ServiceOptions:
         tolerance: how far polygons may lie from the mask's outline, in pixels; None goes by image and mask.
         smallest_part: of a polygon, in pixels; smaller ones and smaller holes are left out. None goes by the mask.
         alternatives: most other masks that are returned of each prompted object: what else the prompt may mean.
+        similar: least similarity, in (0, 1], of what is returned beside a task's prompted objects because it is like
+            those of the same label; None leaves it out. Nobody who waits at the screen gets it.
     """
 
     amr: AMRConfig | None = None
@@ -50,6 +54,7 @@ class ServiceOptions:
     tolerance: float | None = None
     smallest_part: int | None = None
     alternatives: int = 0
+    similar: float | None = None
 
     def updated(self, extra_params: object) -> ServiceOptions:
         """Return these options with what a project asks for in its extra params.
@@ -58,7 +63,7 @@ class ServiceOptions:
             extra_params: an object, the same as JSON text, or nothing. "amr": true, false, a name of
                 `AMRConfig.named` or the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle";
                 "everything": true, false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label";
-                "tolerance"; "smallest_part"; "alternatives".
+                "tolerance"; "smallest_part"; "alternatives"; "similar": true, false or the least similarity.
 
         Raises:
             ConfigError: an unknown name, or a value of the wrong kind or out of range.
@@ -176,6 +181,14 @@ def _share(name: str, value: object) -> float:
     return value
 
 
+def _similar(value: object) -> float | None:
+    if isinstance(value, bool):
+        return LIKELY if value else None
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError('"similar" must be true, false or a number above 0, to 1: the least similarity.')
+    return value
+
+
 def _tolerance(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1000:
         raise ConfigError('"tolerance" must be a number of pixels from 0 to 1000.')
@@ -198,5 +211,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "tolerance": _tolerance,
         "smallest_part": lambda value: _whole("smallest_part", value, 2**31),
         "alternatives": lambda value: _whole("alternatives", value, MOST_ALTERNATIVES, least=0),
+        "similar": _similar,
     }
 )

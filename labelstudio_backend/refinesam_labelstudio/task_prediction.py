@@ -11,7 +11,16 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam import DatasetError, EncodedImage, Prediction, Prompt, RefineSAMError, Session
+from refinesam import (
+    DatasetError,
+    EncodedImage,
+    Prediction,
+    Prompt,
+    RefineSAMError,
+    Session,
+    SimilarMaskGenerator,
+    mask_iou,
+)
 from refinesam_labelstudio.json_types import JsonObject, Task
 from refinesam_labelstudio.labeling_config import ImageTag, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
@@ -22,6 +31,10 @@ __all__ = ["TaskPrediction", "TaskPredictor", "ReadImage", "told_of_whole"]
 
 # Takes what a task's data says of its image, and the task's id; returns (H, W, 3) uint8 RGB.
 ReadImage = Callable[[object, int | None], NDArray[np.uint8]]
+# Of the objects with a label, so many are examples of what else may be like them.
+MOST_EXAMPLES = 5
+# A mask with at least this IoU with a prompted object is that object.
+SAME_OBJECT = 0.5
 Job = tuple[Callable[[], Prediction], str | None]
 
 
@@ -95,7 +108,7 @@ class TaskPredictor:
         problems: list[str] = []
         for name, pixels in images.items():
             encoded = self.session.encode(pixels)
-            for make, label in self._prompted(encoded, objects[name]) if prompted else self._everything(encoded, name):
+            for make, label in self._jobs(encoded, name, objects[name] if prompted else None, bool(context)):
                 try:
                     prediction = make()
                     made = self._regions(prediction, label, name)
@@ -137,6 +150,32 @@ class TaskPredictor:
             return prompt_from_context(context, task, self.config, hw)
         return prompts_from_annotations(task, self.config, hw)
 
+    def _jobs(
+        self, encoded: EncodedImage, name: str, objects: list[PromptedObject] | None, waited_for: bool
+    ) -> Iterator[Job]:
+        if objects is None:
+            yield from self._everything(encoded, name)
+            return
+        yield from self._prompted(encoded, objects)
+        if self.options.similar is not None and not waited_for:
+            for label in dict.fromkeys(item.label for item in objects):
+                prompts = [item.prompt for item in objects if item.label == label]
+                try:
+                    for prediction in islice(self._alike(encoded, prompts), self.options.max_masks):
+                        yield partial(self._refined, encoded, prediction), label
+                except RefineSAMError as error:
+                    yield partial(_refuse, error), label
+
+    def _alike(self, encoded: EncodedImage, prompts: list[Prompt]) -> Iterator[Prediction]:
+        """Find what is like prompted objects, the first of them as examples, and none of them."""
+        assert self.options.similar is not None
+        masks = [mask for mask in (encoded.predict(prompt).mask for prompt in prompts) if mask.any()]
+        if masks:
+            for one in SimilarMaskGenerator(self.session, encoded, masks[:MOST_EXAMPLES]).iterate(encoded):
+                likely = one.similarity is not None and one.similarity >= self.options.similar
+                if likely and max(mask_iou(one.mask, mask) for mask in masks) < SAME_OBJECT:
+                    yield one
+
     def _prompted(self, encoded: EncodedImage, objects: list[PromptedObject]) -> Iterator[Job]:
         for item in objects:
             yield partial(self._predicted, encoded, item.prompt), item.label
@@ -172,6 +211,10 @@ class TaskPredictor:
             )
         check_regions(regions, self.config)
         return regions
+
+
+def _refuse(error: RefineSAMError) -> Prediction:
+    raise error
 
 
 def _offered(prediction: Prediction, alternatives: int) -> list[tuple[Prediction, str]]:

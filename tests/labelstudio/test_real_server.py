@@ -278,6 +278,24 @@ def test_boxes_of_an_annotation_become_the_coins_in_them(
     assert min(map(iou, found, coins)) > 0.85
 
 
+def test_boxes_of_an_annotation_are_examples_of_their_likes(
+    label_studio: LabelStudio, backend: Backend, reference: Session
+) -> None:
+    name = "photo.png"
+    project = label_studio.project(EXAMPLES["brush"], {name: FILES[name]})
+    project.attach(backend.url, extra_params={"similar": True})
+    photo = reference.encode(pixels_of(name))
+    coins = true_coins()
+    boxes = [(x.min(), y.min(), x.max() + 1, y.max() + 1) for y, x in map(np.nonzero, coins[:2])]
+    annotation = {"result": [rectangle(box, photo.image_hw) for box in boxes]}
+    label_studio.call("POST", f"/api/tasks/{project.tasks[name]}/annotations/", json=annotation)
+    project.retrieve()
+    found = project.masks(name)
+    assert same(found[:2], [predicted(photo, box) for box in boxes])
+    right = [max(iou(mask, coin) for mask in found[2:]) > 0.7 for coin in coins[2:]]
+    assert np.mean(right) > 0.8 and len(found) < 1.5 * len(coins)
+
+
 def test_parallel_clients_get_the_serial_answers_and_each_image_is_encoded_once(
     label_studio: LabelStudio, backend: Backend, reference: Session
 ) -> None:

@@ -605,6 +605,13 @@ def test_no_more_alternatives_than_were_asked_for(make: Callable[..., Service]) 
     assert [int(mask.sum()) for mask in found] == [192, 96]
 
 
+@pytest.mark.parametrize("value", [0, 1.5, "0.5", None])
+def test_similarity_is_a_share_or_a_switch(value: object) -> None:
+    with pytest.raises(ConfigError, match='"similar" must be true, false or a number above 0, to 1'):
+        ServiceOptions().updated({"similar": value})
+    assert [ServiceOptions().updated({"similar": good}).similar for good in (True, False, 0.7)] == [0.5, None, 0.7]
+
+
 @pytest.mark.parametrize("value", [-1, 9, True, "2", 1.5])
 def test_a_number_of_alternatives_is_whole(value: object) -> None:
     with pytest.raises(ConfigError, match='"alternatives" must be a whole number from 0 to 8'):
