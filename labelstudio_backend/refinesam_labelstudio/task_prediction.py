@@ -11,16 +11,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from refinesam import (
-    DatasetError,
-    EncodedImage,
-    Prediction,
-    Prompt,
-    RefineSAMError,
-    Session,
-    SimilarMaskGenerator,
-    mask_iou,
-)
+import refinesam
+from refinesam import DatasetError, EncodedImage, Prediction, Prompt, RefineSAMError, Session, mask_iou
 from refinesam_labelstudio.json_types import JsonObject, Task
 from refinesam_labelstudio.labeling_config import ImageTag, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
@@ -171,7 +163,8 @@ class TaskPredictor:
         assert self.options.similar is not None
         masks = [mask for mask in (encoded.predict(prompt).mask for prompt in prompts) if mask.any()]
         if masks:
-            for one in SimilarMaskGenerator(self.session, encoded, masks[:MOST_EXAMPLES]).iterate(encoded):
+            search = refinesam.SimilarMaskGenerator(self.session, encoded, masks[:MOST_EXAMPLES])
+            for one in search.iterate(encoded):
                 likely = one.similarity is not None and one.similarity >= self.options.similar
                 if likely and max(mask_iou(one.mask, mask) for mask in masks) < SAME_OBJECT:
                     yield one

@@ -12,7 +12,8 @@ from magicgui.widgets import FloatSlider, Select, SpinBox
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
-from refinesam import Prediction, PromptError, SimilarMaskGenerator, mask_iou
+import refinesam
+from refinesam import Prediction, PromptError, mask_iou
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, confidence, form, row, show
 from refinesam_napari.document import Origin, PlanePrompts, Point, SegmentedObject
@@ -125,7 +126,7 @@ class Review(QObject):
             if not shown:
                 step = work.step("Segmenting everything")
                 return [Candidate.of(one, crop) for one in session.iterate_everything(encoded, on_progress=step)]
-            search = SimilarMaskGenerator(session, encoded, shown)
+            search = refinesam.SimilarMaskGenerator(session, encoded, shown)
             return [
                 Candidate.of(one, crop)
                 for one in search.iterate(encoded, work.step("Finding what is similar"))
