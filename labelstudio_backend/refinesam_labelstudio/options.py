@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
 from refinesam import AMRConfig, ConfigError, Session
+from refinesam.hosts import LIKELY_SIMILARITY
 from refinesam_labelstudio.json_types import JsonObject, JsonView
 
 __all__ = ["OutputKind", "ServiceOptions", "weights_version"]
@@ -23,8 +24,6 @@ EVERYTHING_SETTINGS = (
 )
 MOST_AMR = 64
 MOST_ALTERNATIVES = 8
-# Least similarity where a project asks for no other.
-LIKELY = 0.5
 EXAMPLE = '{"amr": true, "output": "polygon"}'
 
 
@@ -183,7 +182,7 @@ def _share(name: str, value: object) -> float:
 
 def _similar(value: object) -> float | None:
     if isinstance(value, bool):
-        return LIKELY if value else None
+        return LIKELY_SIMILARITY if value else None
     if not isinstance(value, int | float) or not 0 < value <= 1:
         raise ConfigError('"similar" must be true, false or a number above 0, to 1: the least similarity.')
     return value

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refinesam
-from refinesam import DatasetError, EncodedImage, Prediction, Prompt, RefineSAMError, Session, mask_iou
+from refinesam import DatasetError, EncodedImage, Prediction, RefineSAMError, Session, mask_iou
+from refinesam.hosts import MOST_EXAMPLES
 from refinesam_labelstudio.json_types import JsonObject, Task
 from refinesam_labelstudio.labeling_config import ImageTag, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
@@ -23,8 +24,6 @@ __all__ = ["TaskPrediction", "TaskPredictor", "ReadImage", "told_of_whole"]
 
 # Takes what a task's data says of its image, and the task's id; returns (H, W, 3) uint8 RGB.
 ReadImage = Callable[[object, int | None], NDArray[np.uint8]]
-# Of the objects with a label, so many are examples of what else may be like them.
-MOST_EXAMPLES = 5
 # A mask with at least this IoU with a prompted object is that object.
 SAME_OBJECT = 0.5
 Job = tuple[Callable[[], Prediction], str | None]
@@ -148,30 +147,26 @@ class TaskPredictor:
         if objects is None:
             yield from self._everything(encoded, name)
             return
-        yield from self._prompted(encoded, objects)
+        answered: dict[str | None, list[NDArray[np.bool_]]] = {}
+        for item in objects:
+            yield partial(self._predicted, encoded, item, answered.setdefault(item.label, [])), item.label
         if self.options.similar is not None and not waited_for:
-            for label in dict.fromkeys(item.label for item in objects):
-                prompts = [item.prompt for item in objects if item.label == label]
+            for label, masks in answered.items():
                 try:
-                    for prediction in islice(self._alike(encoded, prompts), self.options.max_masks):
+                    for prediction in islice(self._alike(encoded, masks), self.options.max_masks):
                         yield partial(self._refined, encoded, prediction), label
                 except RefineSAMError as error:
                     yield partial(_refuse, error), label
 
-    def _alike(self, encoded: EncodedImage, prompts: list[Prompt]) -> Iterator[Prediction]:
-        """Find what is like prompted objects, the first of them as examples, and none of them."""
+    def _alike(self, encoded: EncodedImage, masks: list[NDArray[np.bool_]]) -> Iterator[Prediction]:
+        """Find what is like the objects of a label, the first of them as examples, and none of them."""
         assert self.options.similar is not None
-        masks = [mask for mask in (encoded.predict(prompt).mask for prompt in prompts) if mask.any()]
         if masks:
             search = refinesam.SimilarMaskGenerator(self.session, encoded, masks[:MOST_EXAMPLES])
             for one in search.iterate(encoded):
                 likely = one.similarity is not None and one.similarity >= self.options.similar
                 if likely and max(mask_iou(one.mask, mask) for mask in masks) < SAME_OBJECT:
                     yield one
-
-    def _prompted(self, encoded: EncodedImage, objects: list[PromptedObject]) -> Iterator[Job]:
-        for item in objects:
-            yield partial(self._predicted, encoded, item.prompt), item.label
 
     def _everything(self, encoded: EncodedImage, name: str) -> Iterator[Job]:
         tag = self.config.output_for(self.options.label, self.options.output, name)
@@ -181,8 +176,12 @@ class TaskPredictor:
         for prediction in islice(found, self.options.max_masks):
             yield partial(self._refined, encoded, prediction), label
 
-    def _predicted(self, encoded: EncodedImage, prompt: Prompt) -> Prediction:
-        return self._refined(encoded, encoded.predict(prompt))
+    def _predicted(self, encoded: EncodedImage, item: PromptedObject, answered: list[NDArray[np.bool_]]) -> Prediction:
+        """Answer a prompt, and add its mask to those that were answered."""
+        prediction = encoded.predict(item.prompt)
+        if prediction.mask.any():
+            answered.append(prediction.mask)
+        return self._refined(encoded, prediction)
 
     def _refined(self, encoded: EncodedImage, prediction: Prediction) -> Prediction:
         return prediction if self.options.amr is None else encoded.refine(prediction, self.options.amr)

@@ -14,6 +14,7 @@ from qtpy.QtCore import QObject, Signal
 
 import refinesam
 from refinesam import Prediction, PromptError, mask_iou
+from refinesam.hosts import LIKELY_SIMILARITY, MOST_EXAMPLES
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, confidence, form, row, show
 from refinesam_napari.document import Origin, PlanePrompts, Point, SegmentedObject
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Candidate", "EverythingPanel", "Filters", "Review"]
 
 MOST_PIXELS = 2**31 - 1
-MOST_EXAMPLES = 5
 # A candidate that agrees with an example by more is that example.
 SAME_OBJECT = 0.5
-# Of candidates like some objects, those of at least this similarity are shown first.
-LIKELY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +117,8 @@ class Review(QObject):
         crop, objects = request.crop, workspace.objects
         masks = [objects.mask_of(one, plane) for one in examples] if objects is not None else []
         shown = [mask for mask in (_in_crop(mask, crop) for mask in masks) if mask.any()]
+        if masks and not shown:
+            raise PromptError("None of the selected objects lies in what the model is shown: choose another crop.")
 
         def run(work: Work) -> list[Candidate]:
             session = sessions.get(request.model)
@@ -268,7 +268,7 @@ class EverythingPanel(Panel):
         self.review = review
         self._selected = selected
         # Unlikely ones come, too: they are hidden until the threshold is lowered.
-        self._similar, self._other_threshold = False, LIKELY
+        self._similar, self._other_threshold = False, LIKELY_SIMILARITY
         self.start = self.button("Segment everything", "In the plane in view", self._start)
         tip = "What is like the objects that are selected in the list above, one to five of a kind"
         self.similar = self.button("Find similar", tip, self._start_similar)

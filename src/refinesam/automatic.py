@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -20,7 +21,7 @@ from refinesam.models.frames import Frame
 from refinesam.predictor import Predictor
 from refinesam.types import FloatArray, OnProgress, Prediction, Prompt
 
-__all__ = ["AutomaticMaskGenerator", "EncodingSession", "check_memory"]
+__all__ = ["AutomaticMaskGenerator", "EncodingSession", "MaskGenerator"]
 
 # Candidates that reach non-maximum suppression; AR@1000 never looks at more.
 MAX_CANDIDATES = 1000
@@ -55,7 +56,51 @@ class EncodingSession(Protocol):
         ...
 
 
-class AutomaticMaskGenerator:
+class MaskGenerator(ABC):
+    """Finds masks in an image, and gives predictions of them together or one at a time."""
+
+    session: EncodingSession
+
+    @abstractmethod
+    def find(self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None) -> list[Found]:
+        """Find masks, in the order in which they are given."""
+
+    @abstractmethod
+    def answer(self, encoded: EncodedImage, found: Found) -> Prediction:
+        """Make a prediction of a mask that was found."""
+
+    def generate(
+        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
+    ) -> list[Prediction]:
+        """Return a prediction of each mask that `find` finds, with one mask of the whole image, in its order.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or an image already encoded.
+            on_progress: as for `find`.
+
+        Raises:
+            ImageError: so many masks of so large an image would take more than 8 GiB; `iterate` gives one at a time.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
+        found, (height, width) = self.find(encoded, on_progress), encoded.image_hw
+        if len(found) * height * width > MOST_BYTES:
+            raise ImageError(
+                f"{len(found)} masks of {width} x {height} pixels take {len(found) * height * width / 2**30:.0f} GiB "
+                "together: iterate over them (Session.iterate_everything, SimilarMaskGenerator.iterate), or take "
+                "refinesam batch."
+            )
+        return [self.answer(encoded, one) for one in found]
+
+    def iterate(
+        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
+    ) -> Iterator[Prediction]:
+        """Give the predictions of `generate` one at a time: keep what you need of each."""
+        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
+        for one in self.find(encoded, on_progress):
+            yield self.answer(encoded, one)
+
+
+class AutomaticMaskGenerator(MaskGenerator):
     """Segments everything in an image with the session's model."""
 
     def __init__(
@@ -117,44 +162,17 @@ class AutomaticMaskGenerator:
         self.config = AMRConfig() if refine is True else refine or None
         self.prompts_per_batch = prompts_per_batch or (4 if model.device.type == "cpu" else 64)
 
-    def generate(
-        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
-    ) -> list[Prediction]:
-        """Segment everything.
-
-        Args:
-            image: (H, W, 3) uint8 RGB, or an image already encoded.
-            on_progress: called with the clicks decided so far and their number; an exception it raises ends the work.
-
-        Returns:
-            One prediction a mask, each with one mask of the whole image, by falling predicted IoU.
-
-        Raises:
-            ImageError: so many masks of so large an image would take more than 8 GiB; `iterate` gives one at a time.
-        """
-        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        found = self.find(encoded, on_progress)
-        check_memory(len(found), encoded.image_hw)
-        return list(self._predictions(encoded, found))
-
-    def iterate(
-        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
-    ) -> Iterator[Prediction]:
-        """Segment everything, as `generate` does, and give one prediction at a time: keep what you need of each."""
-        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        yield from self._predictions(encoded, self.find(encoded, on_progress))
-
-    def _predictions(self, encoded: EncodedImage, found: list[Found]) -> Iterator[Prediction]:
-        for one in found:
-            prediction = self.prediction(encoded, one)
-            yield prediction if self.config is None else encoded.refine(prediction, self.config)
+    def answer(self, encoded: EncodedImage, found: Found) -> Prediction:
+        """Make a prediction of a mask that was found, refined where that was asked for."""
+        prediction = self.prediction(encoded, found)
+        return prediction if self.config is None else encoded.refine(prediction, self.config)
 
     def find(self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None) -> list[Found]:
-        """Segment everything, as `generate` does, into masks that take no more memory than what they cover.
+        """Segment everything into masks that take no more memory than what they cover.
 
         Args:
             image: as for `generate`.
-            on_progress: as for `generate`.
+            on_progress: called with the clicks decided so far and their number; an exception it raises ends the work.
 
         Returns:
             The masks, unrefined, by falling predicted IoU.
@@ -285,16 +303,6 @@ class AutomaticMaskGenerator:
             if placed is not None:
                 found.append(replace(placed, logits=low_res[i]) if whole else placed)
         return found
-
-
-def check_memory(masks: int, image_hw: tuple[int, int]) -> None:
-    """Refuse to keep more masks (H, W) than memory may hold."""
-    height, width = image_hw
-    if masks * height * width > MOST_BYTES:
-        raise ImageError(
-            f"{masks} masks of {width} x {height} pixels take {masks * height * width / 2**30:.0f} GiB together: "
-            "iterate over them (Session.iterate_everything, SimilarMaskGenerator.iterate), or take refinesam batch."
-        )
 
 
 class _Progress:

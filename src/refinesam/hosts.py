@@ -13,6 +13,7 @@ Weights:
 Measures of masks and what is known of their mean:
 
 - `boundary_iou` compares outlines, `size_of` names COCO's size of an area, `coco_scores` counts AP and AR as COCO does.
+- `MOST_EXAMPLES` are taken by the search for similar objects, and at `LIKELY_SIMILARITY` what it finds is shown.
 - `bootstrap_interval` is the interval of a mean over objects that come in groups, such as images.
 
 Every name is imported when it is first used.
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from refinesam.evaluation.metrics import bootstrap_interval, size_of
     from refinesam.files import check_outputs, replacing, write_json, write_outputs
     from refinesam.registry import known_weights
+    from refinesam.types import LIKELY_SIMILARITY, MOST_EXAMPLES
     from refinesam.weights import variant_of
 
 __all__ = [
+    "LIKELY_SIMILARITY",
+    "MOST_EXAMPLES",
     "CocoScores",
     "bootstrap_interval",
     "boundary_iou",
@@ -54,6 +58,7 @@ __getattr__, __dir__ = lazy_names(
         "refinesam.evaluation.metrics": "bootstrap_interval size_of",
         "refinesam.files": "check_outputs replacing write_json write_outputs",
         "refinesam.registry": "known_weights",
+        "refinesam.types": "LIKELY_SIMILARITY MOST_EXAMPLES",
         "refinesam.weights": "variant_of",
     },
 )

@@ -7,7 +7,7 @@ is scored by both, so that a threshold can be moved afterwards without decoding 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -20,17 +20,24 @@ from torch import Tensor
 
 from refinesam.amr import Window
 from refinesam.arrays import mask_array
-from refinesam.automatic import AutomaticMaskGenerator, EncodingSession, check_memory
+from refinesam.automatic import AutomaticMaskGenerator, EncodingSession, MaskGenerator
 from refinesam.encoded_image import EncodedImage
 from refinesam.errors import PromptError
 from refinesam.found import Found, crop_windows, place
 from refinesam.models.frames import Frame
 from refinesam.models.image_encoder import ImageFeatures
-from refinesam.types import BoolArray, FloatArray, OnProgress, Prediction, Prompt
+from refinesam.types import (
+    LIKELY_SIMILARITY,
+    MOST_EXAMPLES,
+    BoolArray,
+    FloatArray,
+    OnProgress,
+    Prediction,
+    Prompt,
+)
 
-__all__ = ["MOST_EXAMPLES", "SimilarMaskGenerator"]
+__all__ = ["SimilarMaskGenerator"]
 
-MOST_EXAMPLES = 5
 # Of the model's input, how long an object shall be in a crop (the root of its area); never more crops a side than this.
 OBJECT_SHARE, MOST_CROPS = 0.1, 12
 # Clicks lie this many object lengths apart.
@@ -39,8 +46,8 @@ SPACING = 0.5
 LEAST_LIKE = 0.1
 # Of two masks that overlap by more, in IoU or as a share of the smaller one, the one less alike goes.
 OVERLAP, CONTAINED = 0.5, 0.7
-# Least similarity that is returned at all, and what clicks are left out on.
-LEAST, COVERING = 0.05, 0.5
+# Least similarity that is returned at all.
+LEAST = 0.05
 # Of predicted IoU, likeness in the encoder's coarsest and finest map, in colour and in size; and a constant. Set by
 # hand near a logistic regression on training images, which gives (10.0, 0.8, 0.5, 0.3, 1.4, -5.4) for masks whose IoU
 # with an object is 0.5 or more (`benchmarks/similar.py --fit`). Likeness in looks counts for more than was fitted:
@@ -78,7 +85,7 @@ class _Looks:
         )
 
 
-class SimilarMaskGenerator:
+class SimilarMaskGenerator(MaskGenerator):
     """Finds every object that is like the examples, in their image or in others."""
 
     def __init__(
@@ -113,41 +120,20 @@ class SimilarMaskGenerator:
         self.length = float(np.median([np.sqrt(np.count_nonzero(mask)) for mask in masks]))
         self._learn(encoded, masks, others)
 
-    def generate(
-        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
-    ) -> list[Prediction]:
-        """Segment what is like the examples.
-
-        Args:
-            image: (H, W, 3) uint8 RGB, or an image already encoded; the examples' or another.
-            on_progress: called with the parts of the image that are done and their number; an exception it raises ends
-                the work.
-
-        Returns:
-            One prediction an object, each with one mask, by falling `similarity`. Those above a threshold are what a
-            search with that threshold would return: to move it, leave out the others.
-
-        Raises:
-            ImageError: so many masks of so large an image would take more than 8 GiB; `iterate` gives one at a time.
-        """
-        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        found = self.find(encoded, on_progress)
-        check_memory(len(found), encoded.image_hw)
-        return list(self._predictions(encoded, found))
-
-    def iterate(
-        self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None
-    ) -> Iterator[Prediction]:
-        """Segment what is like the examples, as `generate` does, and give one prediction at a time."""
-        encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
-        yield from self._predictions(encoded, self.find(encoded, on_progress))
-
-    def _predictions(self, encoded: EncodedImage, found: list[Found]) -> Iterator[Prediction]:
-        for one in found:
-            yield replace(self._prediction(encoded, one), similarity=one.similarity)
+    def answer(self, encoded: EncodedImage, found: Found) -> Prediction:
+        """Make a prediction of a mask that was found, with its similarity."""
+        return replace(self._prediction(encoded, found), similarity=found.similarity)
 
     def find(self, image: NDArray[np.uint8] | EncodedImage, on_progress: OnProgress | None = None) -> list[Found]:
-        """Find what is like the examples, as `generate` does, in masks that take no more memory than they cover."""
+        """Find what is like the examples, by falling similarity, in masks that take no more memory than they cover.
+
+        Those above a threshold are what a search with that threshold would return: to move it, leave out the others.
+
+        Args:
+            image: as for `generate`; the examples' or another.
+            on_progress: called with the parts of the image that are done and their number; an exception it raises ends
+                the work.
+        """
         encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
         windows = self._windows(encoded)
         found: list[Found] = []
@@ -286,7 +272,7 @@ class SimilarMaskGenerator:
                 similarity = self._similarity(view, logits, iou)
                 good = (similarity >= LEAST) & (logits > 0).any(-1).any(-1)
                 kept.append((logits[good], iou[good], similarity[good], clicks[good.cpu().numpy()]))
-            sure = [logits[similarity >= COVERING] for logits, _, similarity, _ in kept]
+            sure = [logits[similarity >= LIKELY_SIMILARITY] for logits, _, similarity, _ in kept]
             if sure:
                 covered = (torch.cat(sure) > 0).any(0, keepdim=True).float().cpu().numpy()
         if not kept:

@@ -28,7 +28,21 @@ from refinesam.arrays import (
 from refinesam.candidates import distinct
 from refinesam.errors import PromptError
 
-__all__ = ["BoolArray", "Capabilities", "FloatArray", "OnProgress", "Prediction", "Prompt", "RefinementReport"]
+__all__ = [
+    "LIKELY_SIMILARITY",
+    "MOST_EXAMPLES",
+    "BoolArray",
+    "Capabilities",
+    "FloatArray",
+    "OnProgress",
+    "Prediction",
+    "Prompt",
+    "RefinementReport",
+]
+
+# A search for similar objects takes so many examples at most; what it finds is likely of their kind from here on.
+MOST_EXAMPLES = 5
+LIKELY_SIMILARITY = 0.5
 
 # Called with the steps done so far and their number.
 OnProgress = Callable[[int, int], None]
