@@ -61,6 +61,19 @@ def test_confidence_and_similarity_have_a_threshold_each(open_gui: Callable[...,
         panel.score.value = after
 
 
+def test_objects_that_the_model_is_not_shown_are_no_examples(open_gui: Callable[..., Gui]) -> None:
+    gui = with_coins(open_gui)
+    gui.controller.predictions.use_options(crop_mode="view")
+    camera = gui.viewer.scene.camera
+    camera.zoom, camera.center = 12, (0, 250, 330)
+    gui.settle()
+    gui.widget.objects_panel.list.selectAll()
+    gui.widget.everything_panel.similar.native.click()
+    gui.settle()
+    assert "None of the selected objects lies in what the model is shown" in gui.widget.status.text()
+    assert not gui.widget.review.candidates
+
+
 def test_no_selected_object_is_told(open_gui: Callable[..., Gui]) -> None:
     gui = with_coins(open_gui)
     gui.widget.objects_panel.list.clearSelection()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from skimage import data
 
 from napari_gui import Gui
 from refinesam import decode_rle
+from refinesam_napari import propagation, stack
 from refinesam_napari.document import Document
 from refinesam_napari.storage import read_session
 
@@ -173,6 +175,27 @@ def test_a_disk_is_followed_through_time(open_gui: Callable[..., Gui]) -> None:
     ] and both.widget.stack.axis == 1
     panel.axis.native.setCurrentIndex(1)
     assert both.widget.stack.axis == 0
+
+
+@pytest.mark.parametrize(("axis", "depth"), [("z", True), ("t", False), ("Time", False)])
+def test_rules_for_sections_hold_in_depth_alone(
+    open_gui: Callable[..., Gui], monkeypatch: pytest.MonkeyPatch, axis: str, depth: bool
+) -> None:
+    asked: list[bool] = []
+
+    def recorded(*given: Any) -> Any:
+        asked.append(given[3].depth)
+        return propagation.propagate(*given)
+
+    monkeypatch.setattr(stack, "propagate", recorded)
+    gui = open_gui(sphere()[0], axis_labels=(axis, "y", "x"))
+    gui.viewer.dims.set_point(0, 5)
+    gui.key("U")
+    gui.drag(gui.viewer.layers["image"], (5, 26, 26), (5, 70, 70))
+    gui.mask()
+    gui.widget.stack_panel.start.native.click()
+    gui.settle()
+    assert asked == [depth]
 
 
 def test_save_load_and_replay_to_the_bit(
