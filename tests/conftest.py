@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,6 +22,13 @@ os.environ["REFINESAM_BACKEND"] = "torch"
 
 settings.register_profile("refinesam", deadline=None, print_blob=True)
 settings.load_profile("refinesam")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A test that crashes its process fails; it never takes the others along."""
+    from groups import Scheduling
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
