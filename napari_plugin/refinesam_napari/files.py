@@ -212,7 +212,7 @@ class Files:
             self._timer.start()
 
     def _autosave_first(self, workspace: Workspace) -> None:
-        """The objects, which are about to go, stay in a file of their own; what comes after goes into another."""
+        """What may be about to go stays in a file of its own; what comes after goes into another."""
         if workspace in self._edited:
             self.autosave()
         self._end(workspace)

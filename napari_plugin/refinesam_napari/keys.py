@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,8 @@ class Keys:
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self._bound: list[Any] = []
+        # Not held: a removed layer takes its image's memory along.
+        self._bound: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def bind(self) -> None:
         """Bind the keys to the viewer and to the layers that there are by now: a layer's own bindings win."""
@@ -66,14 +68,14 @@ class Keys:
         if workspace is not None:
             targets += [workspace.image, workspace.objects and workspace.objects.layer]
         for target in targets:
-            if target is not None and not any(target is other for other in self._bound):
+            if target is not None and id(target) not in self._bound:
                 for key, (_, action) in KEYS.items():
                     target.bind_key(key, self._call(action), overwrite=True)
-                self._bound.append(target)
+                self._bound[id(target)] = target
 
     def release(self) -> None:
         """Take the keys back."""
-        for target in self._bound:
+        for target in self._bound.values():
             for key in KEYS:
                 target.bind_key(key, None)
         self._bound.clear()

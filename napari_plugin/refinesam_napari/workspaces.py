@@ -13,6 +13,7 @@ from napari.layers import Labels
 from qtpy.QtCore import QObject, Signal
 
 from refinesam import ConfigError
+from refinesam_napari.attached import Attached
 from refinesam_napari.document import Document, History, Write
 from refinesam_napari.engine import Work
 from refinesam_napari.images import ImageSettings, ImageSnapshot
@@ -27,6 +28,7 @@ from refinesam_napari.workspace import Workspace
 if TYPE_CHECKING:
     from napari.layers import Image, Layer
     from napari.viewer import Viewer
+    from napari.window import Window
 
 __all__ = ["Workspaces", "first_settings"]
 
@@ -46,15 +48,13 @@ class _Kept:
         on_edit: told of what the user paints into the labels, by the widget that is open.
     """
 
-    workspaces: weakref.WeakKeyDictionary[Layer, Workspace] = field(default_factory=weakref.WeakKeyDictionary)
-    removed: weakref.WeakKeyDictionary[Layer, tuple[Workspace, History, dict[int, Box]]] = field(
-        default_factory=weakref.WeakKeyDictionary
-    )
+    workspaces: Attached[Layer, Workspace] = field(default_factory=Attached)
+    removed: Attached[Layer, tuple[Workspace, History, dict[int, Box]]] = field(default_factory=Attached)
     image: weakref.ref[Image] | None = None
     on_edit: Callable[[Workspace], None] | None = None
 
 
-_kept: weakref.WeakKeyDictionary[Viewer, _Kept] = weakref.WeakKeyDictionary()
+_kept: Attached[Window, _Kept] = Attached()
 
 
 class Workspaces(QObject):
@@ -66,7 +66,7 @@ class Workspaces(QObject):
     Signals:
         changed: something that a widget shows has changed.
         edited: the document of the workspace that it carries changed.
-        losing: the objects of the workspace that it carries are about to be let go, since their layer was removed.
+        losing: what was made in the workspace that it carries may be about to go, since one of its layers was removed.
         returned: the layer of the current objects, with their history, is back.
         labels_chosen: objects go into the Labels layer that it carries from now on.
     """
@@ -81,7 +81,7 @@ class Workspaces(QObject):
         super().__init__(parent)
         self.viewer, self._tasks = viewer, tasks
         self.current: Workspace | None = None
-        self._kept = _kept.setdefault(viewer, _Kept())
+        self._kept = _kept.setdefault(viewer.window, _Kept())
         self._workspaces, self._removed = self._kept.workspaces, self._kept.removed
 
     def pause(self) -> None:
@@ -122,13 +122,15 @@ class Workspaces(QObject):
         return image
 
     def layer_removed(self, layer: Layer) -> None:
-        """Let go of objects whose layer is gone, and of a workspace of an image that is gone and has nothing in it."""
+        """Let go of objects whose layer is gone; what was made of an image that is gone can be restored on another."""
         for workspace in self:
             if workspace.objects is not None and layer is workspace.objects.layer:
                 self.let_go_of_objects(workspace)
         made = self._workspaces.get(layer)
         if made is not None and made.history.undo_name is None and made.history.redo_name is None:
-            del self._workspaces[layer]  # Since it holds the image's memory.
+            del self._workspaces[layer]
+        elif made is not None:
+            self.losing.emit(made)
 
     def _edited_by_hand(self, workspace: Workspace) -> None:
         self.edited.emit(workspace)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -265,3 +267,25 @@ def test_the_layers_menu_shows_a_hidden_dock(open_gui: Callable[..., Gui]) -> No
     assert gui.widget.isVisible()
     gui.click(image, *COIN)
     assert gui.mask()[COIN]
+
+
+def test_a_closed_viewer_is_forgotten(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    gui.segment(gui.viewer.layers["image"], *COIN)
+    gone = [weakref.ref(one) for one in (gui.controller, gui.viewer.layers["image"], gui.controller.workspace)]
+    gui.viewer.close()
+    del gui
+    QTest.qWait(50)
+    gc.collect()
+    assert [one() for one in gone] == [None, None, None], "its images and masks take no memory any more"
+
+
+def test_removed_layers_are_forgotten_when_nobody_holds_them(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    gui.segment(gui.viewer.layers["image"], *COIN)
+    gone = [weakref.ref(one) for one in (gui.viewer.layers["image"], gui.controller.workspace)]
+    gui.viewer.layers.clear()
+    gui.viewer.add_image(data.coins(), name="next")
+    QTest.qWait(50)
+    gc.collect()
+    assert [one() for one in gone] == [None, None]

@@ -270,6 +270,19 @@ def test_autosave_follows_and_is_restored(open_gui: Callable[..., Gui], autosave
     gui.until(lambda: not panel.restore.visible)
 
 
+def test_what_was_made_of_a_removed_image_is_offered_when_it_is_opened_again(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    gui.segment(gui.viewer.layers["image"], *COIN)
+    made = gui.labels()
+    gui.viewer.layers.clear()
+    assert not gui.widget.files_panel.restore.visible
+    gui.viewer.add_image(data.coins(), name="image")
+    gui.until(lambda: gui.widget.files_panel.restore.visible)
+    gui.widget.files_panel.restore.native.click()
+    gui.until(lambda: gui.controller.workspace.objects is not None)
+    assert np.array_equal(gui.labels(), made)
+
+
 def left_behind(path: Path, number: int, when: float) -> Path:
     """A copy of an autosave as another process would have left it, written at some time."""
     copy = path.with_name(f"image.99999999{number}.abc{number}.json")
