@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QComboBox, QFormLayout, QGroupBox, QSizePolicy, QVBox
 
 from refinesam_napari.controller import Controller
 
-__all__ = ["Panel", "combo", "confidence", "form", "row", "show", "words"]
+__all__ = ["Panel", "combo", "confidence", "form", "row", "show", "show_in_order", "words"]
 
 Choices = Callable[[Any], Iterable[tuple[str, object]]]
 
@@ -86,6 +86,15 @@ def show(widget: ValueWidget[Any], value: object, anew: bool = False) -> None:
             widget.reset_choices()
         if value is not None:
             widget.value = value
+
+
+def show_in_order(widget: ComboBox, choices: Sequence[tuple[str, object]], value: object) -> None:
+    """Show a value among choices in their order, as no choice of the user: magicgui appends those that are new."""
+    native = widget.native
+    with widget.changed.blocked():
+        if [native.itemText(index) for index in range(native.count())] != [text for text, _ in choices]:
+            native.clear()
+    show(widget, value, anew=True)
 
 
 def confidence(score: float) -> str:

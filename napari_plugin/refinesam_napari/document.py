@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
 
-__all__ = ["Change", "Correction", "Document", "History", "Origin", "PlanePrompts", "Point", "SegmentedObject", "Write"]
+__all__ = [
+    "Change",
+    "Classes",
+    "Correction",
+    "Document",
+    "History",
+    "ObjectClass",
+    "Origin",
+    "PlanePrompts",
+    "Point",
+    "SegmentedObject",
+    "Write",
+]
 
 # How an object came about: from prompts in each of its planes, from segment-everything, through propagation from
 # prompted planes to others, by hand in the labels layer, or it was in a layer that the user chose.
@@ -67,6 +79,17 @@ PromptsByPlane = Mapping[Plane, PlanePrompts]
 NO_PROMPTS: PromptsByPlane = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class ObjectClass:
+    """What objects may be, such as nuclei; `colour` as "#rrggbb". No two of an image have the same name."""
+
+    name: str
+    colour: str
+
+
+Classes = Mapping[int, ObjectClass]
+
+
 @dataclass(frozen=True, eq=False)
 class Correction:
     """Pixels of a plane that were painted into an object, and others that were erased from it.
@@ -101,6 +124,7 @@ class SegmentedObject:
         score: predicted IoU, of the plane committed last; None for an object that was painted.
         corrections: what was painted and erased by hand, by plane. It belongs to the object: whatever its mask becomes
             through prompts or propagation, this holds.
+        class_id: key of its class among the document's, None without one.
     """
 
     id: int
@@ -109,6 +133,7 @@ class SegmentedObject:
     origin: Origin = "prompts"
     score: float | None = None
     corrections: Mapping[Plane, Correction] = field(default_factory=lambda: MappingProxyType({}), compare=False)
+    class_id: int | None = None
 
     def corrected(self, plane: Plane, correction: Correction) -> SegmentedObject:
         """Return the object after it was painted or erased in a plane."""
@@ -126,11 +151,13 @@ class Document:
         draft: prompts of the object in hand.
         editing: id of the committed object whose prompts these are; None for a new object.
         objects: by id.
+        classes: those that objects may have, by keys that stay the same when a class gets another name.
     """
 
     draft: PromptsByPlane = field(default_factory=lambda: NO_PROMPTS)
     editing: int | None = None
     objects: Mapping[int, SegmentedObject] = field(default_factory=lambda: MappingProxyType({}))
+    classes: Classes = field(default_factory=lambda: MappingProxyType({}))
 
     def with_object(self, item: SegmentedObject) -> Document:
         """Return the document with an object added or replaced."""
@@ -146,6 +173,33 @@ class Document:
         """Return the document with another choice of what the draft's prompts in a plane mean."""
         chosen = replace(self.draft[plane], candidate=candidate)
         return replace(self, draft=MappingProxyType({**self.draft, plane: chosen}))
+
+    def class_of(self, item: SegmentedObject) -> ObjectClass | None:
+        """Return the class of an object, None without one."""
+        return None if item.class_id is None else self.classes.get(item.class_id)
+
+    def with_class(self, class_id: int, made: ObjectClass) -> Document:
+        """Return the document with a class added or replaced."""
+        return replace(self, classes=MappingProxyType({**self.classes, class_id: made}))
+
+    def with_classes_of(self, others: Classes) -> Document:
+        """Return the document with classes of another added, but those that it has, perhaps by another name."""
+        new = {
+            class_id: made
+            for class_id, made in others.items()
+            if class_id not in self.classes and self.class_named(made.name) is None
+        }
+        return replace(self, classes=MappingProxyType({**self.classes, **new})) if new else self
+
+    def known_class(self, others: Classes, class_id: int | None) -> int | None:
+        """Return the key that a class of another document has here, by its key or its name; None if it has none."""
+        if class_id is None or class_id not in others:
+            return None
+        return class_id if class_id in self.classes else self.class_named(others[class_id].name)
+
+    def class_named(self, name: str) -> int | None:
+        """Return the key of the class of a name."""
+        return next((class_id for class_id, made in self.classes.items() if made.name == name), None)
 
     def cleared(self) -> Document:
         """Return the document with no object in hand."""
@@ -248,6 +302,12 @@ class History:
                 steps[index + 1].before = steps[index].after
         if position:
             self.document = steps[position - 1].after
+
+    def rewrite_all(self, edit: Callable[[Document], Document]) -> None:
+        """Change the documents before and after every step, so that no step takes it back."""
+        for change in self.steps:
+            change.before, change.after = edit(change.before), edit(change.after)
+        self.document = edit(self.document)
 
     @property
     def steps(self) -> list[Change]:

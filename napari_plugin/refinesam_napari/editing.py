@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from refinesam import RefineSAMError
+from refinesam_napari.classes import Classifying
 from refinesam_napari.document import Change, Document, History, Origin, PlanePrompts, SegmentedObject, Write
 from refinesam_napari.geometry import NO_MASK, Crop, Plane, PlaneMask
 from refinesam_napari.objects_layer import ObjectsLayer, ids_in
@@ -17,28 +18,21 @@ __all__ = ["Editing"]
 
 
 @dataclass(eq=False, kw_only=True)
-class Editing:
+class Editing(Classifying):
     """What was made of one image, and what can be done with it.
 
     Pixels are written before a step is recorded. No step leaves an object without a pixel, but those whose masks are
     still being computed.
 
     Attributes:
-        history: the document, and the steps to it.
         objects: the labels layer with the committed objects, None before the first.
         crops: what the model saw last, by plane, for the object in hand.
         channel_axis: the data axis that objects have no place on, or None.
     """
 
-    history: History = field(default_factory=History)
     objects: ObjectsLayer | None = None
     crops: dict[Plane, Crop] = field(default_factory=dict)
     channel_axis: int | None = None
-
-    @property
-    def document(self) -> Document:
-        """The current document."""
-        return self.history.document
 
     def edit_draft(self, name: str, prompts: Mapping[Plane, PlanePrompts]) -> bool:
         """Replace the draft's prompts; False if they are the same."""
@@ -92,8 +86,10 @@ class Editing:
         corrected = {plane: self._corrected(object_id, plane, mask) for plane, mask in masks.items()}
         writes += self.plan(object_id, corrected, overwrite)
         item = SegmentedObject(object_id, MappingProxyType(dict(prompts)), tuple(planes), origin, score)
-        if before is not None:
-            item = replace(item, corrections=before.corrections)
+        if before is None:
+            item = self.classed(item)
+        else:
+            item = replace(item, corrections=before.corrections, class_id=before.class_id)
         name = f"{'change' if before else 'add'} object {object_id}"
         with self._pixels_first() as written:
             self._write(writes, written)
@@ -120,7 +116,7 @@ class Editing:
                 planned = self.plan(item.id, masks, overwrite)
                 if planned:
                     self._write(planned, written)
-                    document = document.with_object(item)
+                    document = document.with_object(self.classed(item))
                     count += 1
         if count:
             self._record(f"add {count} objects", document, written)
@@ -155,10 +151,14 @@ class Editing:
             ConfigError: see `commit`.
         """
         self._check_ids(object_id for object_id, _ in masks)
-        others = [item for key, item in self.document.objects.items() if key not in document.objects]
-        stay = {item.id: item for item in others if item.origin == "found"}
-        if stay:
-            document = replace(document, objects=MappingProxyType({**stay, **document.objects}))
+        before = self.document
+        document = document.with_classes_of(before.classes)
+        stay = {
+            item.id: replace(item, class_id=document.known_class(before.classes, item.class_id))
+            for item in before.objects.values()
+            if item.id not in document.objects and item.origin == "found"
+        }
+        document = replace(document, objects=MappingProxyType({**stay, **document.objects}))
         with self._pixels_first() as written:
             for object_id, item in self.document.objects.items():
                 if object_id not in stay:
@@ -170,6 +170,7 @@ class Editing:
             if not document.objects[object_id].prompts:
                 document = document.without_object(object_id)
         self.history.do(name, document, written)
+        self.class_id = document.known_class(before.classes, self.class_id)
         self.crops.clear()
         return empty
 
@@ -276,7 +277,7 @@ class Editing:
         for (object_id, plane), correction in corrections_of(writes, axes, self.channel_axis).items():
             item = document.objects.get(object_id)
             if item is not None or correction.added.pixels.size:
-                item = item or SegmentedObject(object_id, origin="painted")
+                item = item or self.classed(SegmentedObject(object_id, origin="painted"))
                 document = document.with_object(item.corrected(plane, correction))
         self._record("paint", document, writes)
 

@@ -146,6 +146,8 @@ def coco_from_masks(
     axis_labels: Sequence[str],
     *,
     scores: Mapping[int, float | None] | None = None,
+    classes: Sequence[str] = (),
+    class_of: Mapping[int, str] | None = None,
     category: str = "object",
     polygons: bool = False,
     source: str | None = None,
@@ -163,7 +165,9 @@ def coco_from_masks(
         shape: length of each data axis.
         axis_labels: name of each data axis.
         scores: predicted IoU by object id; an annotation has a score where it is known.
-        category: name of the one category.
+        classes: names of the categories, in order.
+        class_of: name of its category by object id, one of `classes`.
+        category: name of that of objects without a class; left out where there are classes and each object has one.
         source: the file that the image was read from.
         polygons: write polygons instead of RLE. COCO takes the union of an annotation's polygons, so they can't say
             that there is a hole: a mask with holes stays RLE. Both give back exactly the same pixels.
@@ -173,11 +177,14 @@ def coco_from_masks(
     """
     planes = {plane: number for number, plane in enumerate(sorted({plane for _, plane in _filled(masks)}), start=1)}
     annotations: list[dict[str, Any]] = []
+    names = {object_id: (class_of or {}).get(object_id) or category for object_id, _ in _filled(masks)}
+    categories = dict.fromkeys([*classes, *sorted({*names.values()} - {*classes})] or [category])
+    numbers = {name: number for number, name in enumerate(categories, start=1)}
     for object_id, plane in sorted(_filled(masks), key=lambda key: (planes[key[1]], key[0])):
         mask, hw = masks[object_id, plane], _plane_hw(plane, shape)
         _check_inside(object_id, mask, hw)
         score = (scores or {}).get(object_id)
-        annotation = coco_annotation(mask.pixels, planes[plane], 1, len(annotations) + 1, score)
+        annotation = coco_annotation(mask.pixels, planes[plane], numbers[names[object_id]], len(annotations) + 1, score)
         annotation["bbox"][0] += mask.x0
         annotation["bbox"][1] += mask.y0
         annotation["segmentation"] = (_polygons(mask) if polygons else None) or _plane_rle(mask, hw)
@@ -187,7 +194,7 @@ def coco_from_masks(
         "info": {"description": f"Objects segmented in {layer}", "axis_labels": [str(label) for label in axis_labels]},
         "images": [_coco_image(number, plane, layer, shape, axis_labels, source) for plane, number in planes.items()],
         "annotations": annotations,
-        "categories": [{"id": 1, "name": category}],
+        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
     }
 
 
@@ -198,7 +205,8 @@ def write_coco(path: str | Path, saved: SavedSession, *, category: str = "object
         DatasetError: a mask that reaches outside its plane, or a plane of 2**31 pixels or more.
         OSError: the place can't be written.
     """
-    shape = saved.image["shape"]
+    shape, document = saved.image["shape"], saved.document
+    classes = {object_id: document.class_of(item) for object_id, item in document.objects.items()}
     write_json(
         path,
         coco_from_masks(
@@ -206,7 +214,9 @@ def write_coco(path: str | Path, saved: SavedSession, *, category: str = "object
             saved.image["name"],
             shape,
             saved.image.get("axis_labels") or [str(axis) for axis in range(len(shape))],
-            scores={object_id: item.score for object_id, item in saved.document.objects.items()},
+            scores={object_id: item.score for object_id, item in document.objects.items()},
+            classes=[made.name for made in document.classes.values()],
+            class_of={object_id: made.name for object_id, made in classes.items() if made is not None},
             category=category,
             polygons=polygons,
             source=_file_of(saved.image),

@@ -20,7 +20,6 @@ from refinesam import DatasetError, Session
 from refinesam_napari.autosave import Autosave, autosave_folder, discard_autosave, pending_autosaves, tidy_autosaves
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, combo, row, show
-from refinesam_napari.document import Document
 from refinesam_napari.engine import Work
 from refinesam_napari.export import write_coco, write_labels_tiff
 from refinesam_napari.geometry import Plane, PlaneMask
@@ -221,7 +220,7 @@ class Files:
         """Have the state of what was edited written in the background."""
         for workspace in self._edited:
             if workspace not in self._autosaves:
-                if workspace.document == Document():
+                if not workspace.holds_work:
                     continue  # There is nothing yet that could be lost.
                 self._autosaves[workspace] = Autosave(
                     autosave_folder(), workspace.image.name, wait_s=0.0, on_error=self._tell
@@ -243,10 +242,10 @@ class Files:
             self._end(workspace)
 
     def _end(self, workspace: Workspace) -> None:
-        autosave, document = self._autosaves.pop(workspace, None), workspace.document
+        autosave = self._autosaves.pop(workspace, None)
         if autosave is None:
             return
-        if document.draft or document.objects:
+        if workspace.holds_work:
             autosave.close()
         else:
             autosave.remove()  # All of it was undone or deleted.

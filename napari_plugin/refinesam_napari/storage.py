@@ -2,9 +2,10 @@
 
 ::
 
-    {"format": "refinesam-napari", "version": 3, "image": {...}, "settings": {...}, "editing": 3,
+    {"format": "refinesam-napari", "version": 4, "image": {...}, "settings": {...}, "editing": 3,
+     "classes": [{"name": "nucleus", "colour": "#e6194b"}, ...],
      "draft":   [{"plane": {...}, "prompts": {...}}, ...],
-     "objects": [{"id": 3, "origin": "prompts", "score": 0.9, "planes": [...],
+     "objects": [{"id": 3, "origin": "prompts", "score": 0.9, "class_name": "nucleus", "planes": [...],
                   "corrections": [{"plane": {...}, "added": {"y0": 10, "x0": 20, "rle": ...}, "erased": {...}}, ...],
                   "prompts": [{"plane": {...}, "prompts": {...}}, ...],
                   "masks":   [{"plane": {...}, "y0": 10, "x0": 20, "rle": {"size": [h, w], "counts": "..."}}, ...]}]}
@@ -17,24 +18,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from refinesam import DatasetError, decode_rle, encode_rle
 from refinesam.hosts import replacing
-from refinesam_napari.document import Correction, Document, Origin, PlanePrompts, SegmentedObject
+from refinesam_napari.classes import CLASS_COLOURS, new_class_id
+from refinesam_napari.document import Correction, Document, ObjectClass, Origin, PlanePrompts, SegmentedObject
 from refinesam_napari.geometry import FREE, Plane, PlaneMask
 
 __all__ = ["SavedSession", "read_image_description", "read_session", "write_session"]
 
-FORMAT, VERSION = "refinesam-napari", 3
-# Before version 2 nothing was known of what was painted by hand, before 3 nothing of a choice between masks.
-READ_VERSIONS = (1, 2, 3)
+FORMAT, VERSION = "refinesam-napari", 4
+# Before version 2 nothing was known of what was painted by hand, before 3 nothing of a choice between masks, before 4
+# nothing of classes.
+READ_VERSIONS = (1, 2, 3, 4)
+# Of a class that objects name, but that the file does not describe.
+UNKNOWN_COLOUR = CLASS_COLOURS[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +82,7 @@ def write_session(path: str | Path, saved: SavedSession) -> None:
                 "image": image,
                 "settings": saved.settings,
                 "editing": saved.document.editing,
+                "classes": list(saved.document.classes.values()),
                 "draft": _prompt_entries(saved.document.draft),
                 "objects": _object_entries(saved),
             }
@@ -101,6 +107,7 @@ def read_session(path: str | Path) -> SavedSession:
     """
     content = _read_content(Path(path))
     problems: list[str] = []
+    classes = _classes(content, problems)
     draft: dict[Plane, PlanePrompts] = {}
     for index, entry in enumerate(content.draft):
         with _noting(problems, f"draft[{index}]"):
@@ -114,13 +121,13 @@ def read_session(path: str | Path) -> SavedSession:
             if read.id in objects:
                 raise DatasetError(f"id: {read.id} is another object's, and each object needs one of its own")
             item, item_masks = _object(read, content.image.shape)
-            objects[item.id] = item
+            objects[item.id] = replace(item, class_id=_class_id(classes, read.class_name))
             masks |= item_masks
     editing = content.editing
     if editing is not None and editing not in objects:
         problems.append(f"editing: there is no object {editing}. The draft became a new object; commit it as such.")
         editing = None
-    document = Document(MappingProxyType(draft), editing, MappingProxyType(objects))
+    document = Document(MappingProxyType(draft), editing, MappingProxyType(objects), MappingProxyType(classes))
     return SavedSession(
         document, MappingProxyType(masks), content.image.model_dump(), content.settings, tuple(problems)
     )
@@ -154,6 +161,12 @@ class _Content(_Entry):
     editing: int | None
     draft: list[Any]
     objects: list[Any]
+    classes: list[Any] = []
+
+
+class _ClassEntry(_Entry):
+    name: str = Field(min_length=1)
+    colour: str = Field(pattern="^#[0-9a-fA-F]{6}$")
 
 
 class _PromptEntry(_Entry):
@@ -190,6 +203,7 @@ class _ObjectEntry(_Entry):
     prompts: list[_PromptEntry]
     masks: list[_MaskEntry]
     corrections: list[_CorrectionEntry] = []
+    class_name: str | None = Field(default=None, min_length=1)
 
 
 def _json(content: object) -> str:
@@ -227,6 +241,7 @@ def _object_entries(saved: SavedSession) -> list[dict[str, Any]]:
             "id": object_id,
             "origin": item.origin,
             "score": item.score,
+            "class_name": made.name if (made := saved.document.class_of(item)) is not None else None,
             "planes": item.planes,
             "prompts": _prompt_entries(item.prompts),
             "masks": masks[object_id],
@@ -300,6 +315,28 @@ def _object(entry: _ObjectEntry, shape: Sequence[int]) -> tuple[SegmentedObject,
         corrections[made.plane] = Correction(added, erased)
     item = SegmentedObject(entry.id, prompts, entry.planes, entry.origin, entry.score, MappingProxyType(corrections))
     return item, masks
+
+
+def _classes(content: _Content, problems: list[str]) -> dict[int, ObjectClass]:
+    classes: dict[int, ObjectClass] = {}
+    for index, entry in enumerate(content.classes):
+        with _noting(problems, f"classes[{index}]"):
+            read = _ClassEntry.model_validate(entry)
+            if any(made.name == read.name for made in classes.values()):
+                raise DatasetError(f"name: {read.name!r} is another class's, and each class needs one of its own")
+            classes[new_class_id()] = ObjectClass(read.name, read.colour)
+    return classes
+
+
+def _class_id(classes: dict[int, ObjectClass], name: str | None) -> int | None:
+    """Return the key of the class of a name, which is added if it is missing, so that no object loses its class."""
+    if name is None:
+        return None
+    known = next((class_id for class_id, made in classes.items() if made.name == name), None)
+    if known is None:
+        known = new_class_id()
+        classes[known] = ObjectClass(name, UNKNOWN_COLOUR)
+    return known
 
 
 def _prompts(

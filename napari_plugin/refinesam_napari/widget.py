@@ -13,7 +13,8 @@ from refinesam_napari.controls import Panel
 from refinesam_napari.engine import Progress
 from refinesam_napari.files import Files, FilesPanel
 from refinesam_napari.keys import KEYS, Keys
-from refinesam_napari.panels import ImagePanel, ObjectsPanel, PromptPanel
+from refinesam_napari.objects_panel import ObjectsPanel
+from refinesam_napari.panels import ImagePanel, PromptPanel
 from refinesam_napari.review import EverythingPanel, Review
 from refinesam_napari.stack import Stack, StackPanel
 
@@ -103,6 +104,7 @@ class RefineSAMWidget(QWidget):
         if self.controller.tasks.is_active:
             self.keys.release()
             self.review.clear()
+            self.objects_panel.classes.colours.restore()
             self.files.flush()
             self.controller.pause()
 

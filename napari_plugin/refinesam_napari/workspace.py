@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from refinesam_napari.document import PlanePrompts
+from refinesam_napari.document import Classes, PlanePrompts
 from refinesam_napari.editing import Editing
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
@@ -31,16 +31,24 @@ class Workspace(Editing):
         generation: counts up whenever earlier predictions lose their validity.
         shape: of the image that all of it belongs to, without colours.
         pixels: the layer's data that the predictions are about.
+        first_classes: those that came along from the image in hand before.
     """
 
     image: Image
     settings: ImageSettings
     generation: int = 0
+    first_classes: Classes = field(default_factory=dict)
     _predictions: OrderedDict[Hashable, PlanePrediction] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.shape, self.pixels = shape_of(self.image), self.image.data
         self.channel_axis = self.settings.channel_axis
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is anything that could be lost."""
+        document = self.document
+        return bool(document.draft or document.objects or document.classes != self.first_classes)
 
     # -- predictions ------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from qtpy.QtCore import QObject, Signal
 
 from refinesam import ConfigError
 from refinesam_napari.attached import Attached
-from refinesam_napari.document import Document, History, Write
+from refinesam_napari.document import Classes, Document, History, Write
 from refinesam_napari.engine import Work
 from refinesam_napari.images import ImageSettings, ImageSnapshot
 from refinesam_napari.objects_layer import ObjectsLayer
@@ -45,12 +45,14 @@ class _Kept:
         removed: objects' layers that were removed, with the history that belongs to them and where their objects
             were: they may come back.
         image: the one in hand last.
+        classes: of the image in hand last, and the key of its current one.
         on_edit: told of what the user paints into the labels, by the widget that is open.
     """
 
     workspaces: Attached[Layer, Workspace] = field(default_factory=Attached)
     removed: Attached[Layer, tuple[Workspace, History, dict[int, Box]]] = field(default_factory=Attached)
     image: weakref.ref[Image] | None = None
+    classes: tuple[Classes, int | None] = field(default_factory=lambda: ({}, None))
     on_edit: Callable[[Workspace], None] | None = None
 
 
@@ -59,9 +61,6 @@ _kept: Attached[Window, _Kept] = Attached()
 
 class Workspaces(QObject):
     """The workspaces of a viewer's images, and the layers of their objects.
-
-    Attributes:
-        current: that of the image in hand, None without one.
 
     Signals:
         changed: something that a widget shows has changed.
@@ -80,9 +79,26 @@ class Workspaces(QObject):
     def __init__(self, viewer: Viewer, tasks: Tasks, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self.viewer, self._tasks = viewer, tasks
-        self.current: Workspace | None = None
+        self._current: Workspace | None = None
         self._kept = _kept.setdefault(viewer.window, _Kept())
         self._workspaces, self._removed = self._kept.workspaces, self._kept.removed
+
+    @property
+    def current(self) -> Workspace | None:
+        """That of the image in hand, None without one."""
+        return self._current
+
+    @current.setter
+    def current(self, workspace: Workspace | None) -> None:
+        """Go on with another image; classes come along."""
+        if self._current is not None:
+            self._kept.classes = self._current.document.classes, self._current.current_class
+        if workspace is not None and workspace is not self._current:
+            known = workspace.document.classes
+            workspace.take_classes(*self._kept.classes)
+            came = {key: made for key, made in workspace.document.classes.items() if key not in known}
+            workspace.first_classes = {**workspace.first_classes, **came}
+        self._current = workspace
 
     def pause(self) -> None:
         """Let go of the viewer; what was made stays for `resume`, of this widget or the next."""
@@ -259,7 +275,7 @@ class Workspaces(QObject):
         self._removed[workspace.objects.layer] = (workspace, workspace.history, workspace.objects.boxes)
         workspace.objects = None
         draft = workspace.document.draft
-        workspace.history = History(Document(draft=draft))
+        workspace.history = History(Document(draft=draft, classes=workspace.document.classes))
         # No edit: closing the viewer comes this way, too, and must not empty the autosave.
         self.changed.emit()
 
@@ -272,7 +288,8 @@ class Workspaces(QObject):
             return
         workspace.objects = self._objects(workspace, layer, empty=layer.multiscale)
         workspace.objects.know(boxes)
-        draft, workspace.history = workspace.document.draft, history
+        draft, classes, workspace.history = workspace.document.draft, workspace.document.classes, history
+        workspace.take_classes(classes, workspace.class_id)
         if not layer.multiscale:  # Nobody but us can have changed a pyramid.
             self._find_objects(workspace)
         if draft != history.document.draft:

@@ -301,7 +301,7 @@ def test_a_draft_that_edits_a_lost_object_becomes_a_new_one(tmp_path: Path) -> N
 DAMAGED_FILES = {
     "another format": (put("format", value="coco"), 'its "format" must be "refinesam-napari"'),
     "no format": (put("format", value=None), 'its "format" must be "refinesam-napari"'),
-    "newer version": (put("version", value=4), "has version 4, this refinesam reads versions up to 3.*or update"),
+    "newer version": (put("version", value=5), "has version 5, this refinesam reads versions up to 4.*or update"),
     "no version": (put("version", value=None), "has version None"),
     "version that is true": (put("version", value=True), "version: Input should be a valid integer"),
     "image of text": (put("image", value="cells"), "image: Input should be .*got 'cells'.*Correct the field"),
