@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import threading
@@ -19,7 +20,15 @@ import psutil
 from refinesam import DatasetError, RefineSAMError
 from refinesam_napari.storage import SavedSession, read_image_description, write_session
 
-__all__ = ["Autosave", "autosave_folder", "discard_autosave", "pending_autosaves", "tidy_autosaves"]
+__all__ = [
+    "Autosave",
+    "SessionFile",
+    "autosave_folder",
+    "discard_autosave",
+    "pending_autosaves",
+    "tidy_autosaves",
+    "written_at",
+]
 
 FOLDER_VARIABLE = "REFINESAM_AUTOSAVE_DIR"
 
@@ -46,8 +55,11 @@ class Autosave:
 
     Attributes:
         path: the file, which exists from the first write to `remove`.
+        kept: whether the file is the place of the work, not only a copy until the user saves it.
         on_error: is told, in a sentence, why a write failed.
     """
+
+    kept = False
 
     def __init__(
         self,
@@ -122,7 +134,7 @@ class Autosave:
                 saved = self._take()
             if saved is not None:
                 try:
-                    write_session(self.path, saved)
+                    self._save(saved)
                 except (OSError, RefineSAMError) as error:
                     with self._fields:
                         # Kept for the next flush, unless there is something newer by now.
@@ -132,6 +144,9 @@ class Autosave:
         # Outside the locks, for whoever is told may come back with a call.
         self._report(failure)
         return failure is None
+
+    def _save(self, saved: SavedSession) -> None:
+        write_session(self.path, saved)
 
     def _take(self) -> SavedSession | None:
         saved, self._pending = self._pending, None
@@ -143,6 +158,47 @@ class Autosave:
     def _report(self, failure: str | None) -> None:
         if failure is not None and self.on_error is not None:
             self.on_error(failure)
+
+
+class SessionFile(Autosave):
+    """The file of an image's session, which is the place of the work on it.
+
+    What somebody else wrote there, or what was not read in full, is not lost: it is kept under another name.
+    """
+
+    kept = True
+
+    def __init__(self, path: Path, read: int | None, on_error: Callable[[str], None] | None = None) -> None:
+        """Write to a file, whose folder is made when it is needed.
+
+        Args:
+            path: the file.
+            read: `written_at` of the file when it was read in full, None if it was not.
+            on_error: see `Autosave`.
+        """
+        super().__init__(path.parent, path.stem, 0.0, on_error)
+        _in_use.discard(self.path)
+        self.path, self._known = path, read
+
+    def _save(self, saved: SavedSession) -> None:
+        now = written_at(self.path)
+        if now is not None and now != self._known:
+            names = (self.path.with_name(f"{self.path.stem}.{number}.json") for number in itertools.count(1))
+            self.path.rename(next(name for name in names if not name.exists()))
+        write_session(self.path, saved)
+        self._known = written_at(self.path)
+
+    def remove(self) -> None:
+        """Stop, and delete the file, unless it is somebody else's; see `Autosave`."""
+        super().remove() if written_at(self.path) == self._known else self.close()
+
+
+def written_at(path: Path) -> int | None:
+    """Return when a file was written last, in nanoseconds, None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def pending_autosaves(folder: str | Path) -> list[tuple[Path, dict[str, Any], datetime]]:

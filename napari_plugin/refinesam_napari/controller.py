@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QObject
+from qtpy.QtCore import QObject, Signal
 
 from refinesam_napari.document import Change
 from refinesam_napari.engine import Work
@@ -35,7 +35,12 @@ class Controller(QObject):
         workspaces: what was made of the images, and the labels layers of their objects.
         view: the image in hand, the plane in view, the layers of prompts and preview.
         predictions: the masks for the prompts in view, and the options that they depend on.
+
+    Signals:
+        image_asked: the next (+1) or the previous (-1) image of a folder is asked for.
     """
+
+    image_asked = Signal(int)
 
     def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
         super().__init__(parent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,15 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from magicgui.widgets import Label
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QFileDialog
 
 import refinesam
 from refinesam import DatasetError, Session
 from refinesam_napari.autosave import Autosave, autosave_folder, discard_autosave, pending_autosaves, tidy_autosaves
 from refinesam_napari.controller import Controller
-from refinesam_napari.controls import Panel, combo, row, show
 from refinesam_napari.engine import Work
 from refinesam_napari.export import write_coco, write_labels_tiff
 from refinesam_napari.geometry import Plane, PlaneMask
@@ -28,9 +24,7 @@ from refinesam_napari.inference import Model, PredictionRequest, predict, sessio
 from refinesam_napari.storage import SavedSession, read_session, write_session
 from refinesam_napari.workspace import Workspace
 
-__all__ = ["Files", "FilesPanel", "replayed"]
-
-SESSION_FILES = "refinesam session (*.json)"
+__all__ = ["Files", "replayed"]
 
 # After an edit, before the state is taken for the autosave: one drag of many small edits is one of them.
 AUTOSAVE_MS = 500
@@ -48,6 +42,8 @@ class Files:
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
         self._autosaves = _autosaves
+        # Where else the work on an image belongs than among the autosaves.
+        self.session_file: Callable[[Workspace], Autosave | None] = lambda workspace: None
         # Edited since their last autosave; the image in hand may be another one by the time that it is due.
         self._edited: set[Workspace] = set()
         self._timer = QTimer(controller, singleShot=True, interval=AUTOSAVE_MS)
@@ -104,8 +100,10 @@ class Files:
         write_session(path, self.saved())
         # It is safe now; the next edit begins another autosave.
         workspace = self._workspace()
-        self._edited.discard(workspace)
-        if workspace in self._autosaves:
+        autosave = self._autosaves.get(workspace)
+        if autosave is None or not autosave.kept:
+            self._edited.discard(workspace)
+        if autosave is not None and not autosave.kept:
             self._autosaves.pop(workspace).remove()
 
     def load(self, path: str | Path) -> tuple[str, ...]:
@@ -210,23 +208,46 @@ class Files:
             self._edited.add(workspace)
             self._timer.start()
 
+    def forget_edit(self, workspace: Workspace) -> None:
+        """What is on disk is what there is now."""
+        self._edited.discard(workspace)
+
     def _autosave_first(self, workspace: Workspace) -> None:
         """What may be about to go stays in a file of its own; what comes after goes into another."""
         if workspace in self._edited:
             self.autosave()
-        self._end(workspace)
+        self.end(workspace)
 
     def autosave(self) -> None:
         """Have the state of what was edited written in the background."""
         for workspace in self._edited:
-            if workspace not in self._autosaves:
-                if not workspace.holds_work:
-                    continue  # There is nothing yet that could be lost.
-                self._autosaves[workspace] = Autosave(
-                    autosave_folder(), workspace.image.name, wait_s=0.0, on_error=self._tell
-                )
-            self._autosaves[workspace].request(self.saved(workspace))
+            self._request(workspace)
         self._edited.clear()
+
+    def _request(self, workspace: Workspace) -> None:
+        """Have what there is of an image written, unless there is nothing, and was nothing."""
+        autosave = self._autosaves.get(workspace)
+        if autosave is None:
+            autosave = self.session_file(workspace) or Autosave(autosave_folder(), workspace.image.name, wait_s=0.0)
+            if not workspace.holds_work and not autosave.path.exists():
+                autosave.remove()
+                return
+            autosave.on_error = self._tell
+            self._autosaves[workspace] = autosave
+        autosave.request(self.saved(workspace))
+
+    def move(self, workspace: Workspace) -> bool:
+        """Write the work on an image to where it belongs by now; return whether it is on disk there."""
+        before = self._autosaves.get(workspace)
+        if before is not None and before.kept:
+            return self.flush()
+        self._autosaves.pop(workspace, None)
+        if before is not None or workspace.history.steps:
+            self._request(workspace)
+        done = self.flush()
+        if before is not None:
+            before.remove() if done else before.close()
+        return done
 
     def flush(self) -> bool:
         """Write what is not written yet, now; return whether all of it is on disk."""
@@ -239,9 +260,10 @@ class Files:
         """The viewer is closed: write what is not written yet. What was not saved can be restored from its file."""
         self.flush()
         for workspace in self._mine():
-            self._end(workspace)
+            self.end(workspace)
 
-    def _end(self, workspace: Workspace) -> None:
+    def end(self, workspace: Workspace) -> None:
+        """Nothing more is done with an image: its file stays as it is, or goes, if nothing of the work is left."""
         autosave = self._autosaves.pop(workspace, None)
         if autosave is None:
             return
@@ -310,73 +332,3 @@ def replayed(
             result = predict(request, session, reader, work)
             if result is not None:
                 yield (object_id, plane), result.mask
-
-
-class FilesPanel(Panel):
-    """Save, load, replay, export, restore. Dialogs are Qt's: magicgui's FileEdit is a field in the panel."""
-
-    def __init__(self, controller: Controller, files: Files) -> None:
-        super().__init__(controller, "Files")
-        self.files = files
-        self._image: Any = None
-        self._left: list[tuple[str, object]] = []
-        tip = "Prompts and masks as JSON"
-        self.save = self.button("Save ...", tip, lambda: self._to("Save", "", "json", files.save))
-        self.load = self.button("Load ...", "Prompts and masks from JSON", self._load)
-        tip = "Compute all masks from their prompts again, with the model chosen now"
-        self.replay = self.button("Replay prompts", tip, files.replay)
-        self.tiff = self.button(
-            "Labels as TIFF ...",
-            "Export",
-            lambda: self._to("Labels as TIFF", "_labels", "tif", files.export_tiff),
-        )
-        self.coco = self.button(
-            "COCO JSON ...", "Export", lambda: self._to("COCO JSON", "_coco", "json", files.export_coco)
-        )
-        self.left = combo(lambda _: self._left, tip="When it was written last, the newest first")
-        self.restore = self.button("Restore", "Load what was not saved when a viewer ended", self._restore)
-        self.discard = self.button("Discard", "Delete this unsaved work for good", self._discard)
-        self.unsaved = row(Label(value="Unsaved work of"), self.left, self.restore, self.discard)
-        self._rows = row(self.save, self.load, self.replay), row(self.tiff, self.coco)
-        self.fill(*self._rows, self.unsaved)
-
-    def update_shown(self) -> None:
-        """Show the state of now."""
-        workspace = self.controller.workspace
-        self.setEnabled(workspace is not None)
-        image = None if workspace is None else workspace.image
-        if image is not self._image:  # Looking into the folder takes time; do so once for an image.
-            self._image = image
-            self._look_for_unsaved()
-
-    def _look_for_unsaved(self) -> None:
-        seen, self._left = Counter[str](), []
-        for path, when in self.files.left_behind():  # magicgui knows choices by their words.
-            seen[when] += 1
-            self._left.append((when if seen[when] == 1 else f"{when} ({seen[when]})", path))
-        show(self.left, self._left[0][1] if self._left else None, anew=True)
-        self.unsaved.visible = bool(self._left)
-
-    def _to(self, title: str, ending: str, suffix: str, write: Callable[[str], None]) -> None:
-        name = "session" if self._image is None else self._image.name
-        path, _ = QFileDialog.getSaveFileName(self, title, f"{name}{ending}.{suffix}", f"*.{suffix}")
-        if path:
-            write(path)
-            self.controller.tasks.tell(f"Written: {path}")
-
-    def _load(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Load", "", SESSION_FILES)
-        if path:
-            self._tell_problems(self.files.load(path))
-
-    def _restore(self) -> None:
-        self._tell_problems(self.files.restore(self.left.value))
-        self._look_for_unsaved()
-
-    def _discard(self) -> None:
-        discard_autosave(self.left.value)
-        self._look_for_unsaved()
-
-    def _tell_problems(self, problems: tuple[str, ...]) -> None:
-        if problems:
-            self.controller.tasks.told.emit("Left out, being damaged: " + "; ".join(problems), True)

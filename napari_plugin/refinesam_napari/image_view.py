@@ -22,7 +22,7 @@ from refinesam_napari.workspace import Workspace, shape_of
 from refinesam_napari.workspaces import Workspaces, first_settings
 
 if TYPE_CHECKING:
-    from napari.layers import Labels
+    from napari.layers import Layer
     from napari.viewer import Viewer
 
 __all__ = ["ImageView"]
@@ -102,9 +102,12 @@ class ImageView(QObject):
         self.prompts.fit_to_zoom()
         self.preview.fit_to_zoom()
 
-    def _draw_over(self, labels: Labels) -> None:
-        preview, prompts = self.preview, self.prompts
-        on_top(self.viewer, [preview.layer, preview.amr_points, prompts.boxes, prompts.points], labels)
+    def _draw_over(self, layer: Layer) -> None:
+        """Draw what belongs to the image in hand after a layer: an opaque one would hide it."""
+        workspace, preview, prompts = self._workspaces.current, self.preview, self.prompts
+        objects = None if workspace is None or workspace.objects is None else workspace.objects.layer
+        own = objects if objects is not layer and objects is not None and is_ours(objects) else None
+        on_top(self.viewer, [own, preview.layer, preview.amr_points, prompts.boxes, prompts.points], layer)
 
     def images(self) -> list[Image]:
         """The layers that can be segmented: not those that the plugin made."""
@@ -193,6 +196,7 @@ class ImageView(QObject):
                 self._pixels_changed()
             else:
                 self._placed()
+            self._draw_over(image)
         self._workspaces.changed.emit()
 
     def _watch(self, image: Image | None) -> None:

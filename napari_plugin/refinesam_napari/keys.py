@@ -47,6 +47,8 @@ KEYS: dict[str, tuple[str, Callable[[Controller], object]]] = {
     ",": ("the next smaller one", lambda controller: controller.step_candidate(-1)),
     "J": ("edit the previous object", lambda controller: controller.step_object(-1)),
     "K": ("edit the next object", lambda controller: controller.step_object(+1)),
+    "PageDown": ("the next image of the folder", lambda controller: controller.image_asked.emit(+1)),
+    "PageUp": ("the previous image of the folder", lambda controller: controller.image_asked.emit(-1)),
     "Control-Z": ("undo", Controller.undo),
     "Control-Shift-Z": ("redo", Controller.redo),
 }

@@ -77,6 +77,11 @@ class Tasks(QObject):
         """Whether something runs or waits."""
         return self._engine.busy or self._queued > 0
 
+    @property
+    def running(self) -> bool:
+        """Whether what `run` began goes on; what was enqueued does not count."""
+        return self._engine.busy
+
     def cancel(self) -> None:
         """Give up what `run` began."""
         self._engine.cancel()

@@ -11,7 +11,9 @@ import napari
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel
 from refinesam_napari.engine import Progress
-from refinesam_napari.files import Files, FilesPanel
+from refinesam_napari.files import Files
+from refinesam_napari.files_panel import FilesPanel
+from refinesam_napari.folder import FolderPanel, ImageFolder
 from refinesam_napari.keys import KEYS, Keys
 from refinesam_napari.objects_panel import ObjectsPanel
 from refinesam_napari.panels import ImagePanel, PromptPanel
@@ -41,10 +43,13 @@ class RefineSAMWidget(QWidget):
         self.files = Files(self.controller)
         self.stack = Stack(self.controller)
         self.review = Review(self.controller)
+        self.folder = ImageFolder(self.controller, self.files, self.review.clear)
+        self.folder_panel = FolderPanel(self.controller, self.folder)
         self.everything_panel = EverythingPanel(self.controller, self.review, lambda: self.objects_panel.selected)
         self.stack_panel = StackPanel(self.controller, self.stack, lambda: self.objects_panel.chosen)
         self.files_panel = FilesPanel(self.controller, self.files)
         self.panels: list[Panel] = [
+            self.folder_panel,
             self.image_panel,
             self.prompt_panel,
             self.objects_panel,

@@ -132,6 +132,12 @@ class Workspaces(QObject):
         self._workspaces[image] = Workspace(image, settings)
         return self._workspaces[image]
 
+    def forget(self, image: Image) -> None:
+        """Let go of what was made of an image, which is in a file, and of the image's memory."""
+        workspace = self._workspaces.pop(image, None)
+        if workspace is not None and workspace.objects is not None:
+            workspace.objects.release()
+
     def take_last_image(self) -> Image | None:
         """Return the image that was in hand before the widget was closed, once."""
         image, self._kept.image = None if self._kept.image is None else self._kept.image(), None
