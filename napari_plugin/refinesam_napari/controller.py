@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject, Signal
 
-from refinesam_napari.document import Change
+from refinesam_napari.document import Change, PlanePrompts
 from refinesam_napari.engine import Work
 from refinesam_napari.geometry import NO_MASK, Plane, PlaneMask
 from refinesam_napari.image_view import ImageView
@@ -49,6 +50,7 @@ class Controller(QObject):
         self.view = ImageView(viewer, self.workspaces, self)
         self.predictions = Predictions(self.workspaces, self.view, self.tasks, self)
         self.tasks.finished.connect(self.workspaces.changed)
+        self.predictions.object_asked.connect(self.tasks.attempting(self.add_object))
         self.resume()
 
     def pause(self) -> None:
@@ -135,27 +137,61 @@ class Controller(QObject):
         self.predictions.after_step()
         return True
 
+    def use_one_each(self, on: bool) -> None:
+        """Make an object of every click and every box from now on, or not; prompts in hand are added first."""
+        workspace = self.workspace
+        if on and workspace is not None and any(asked.names_an_object for asked in workspace.document.draft.values()):
+            self.commit()
+        self.predictions.use_options(one_each=on)
+
+    def add_object(self, prompts: Mapping[Plane, PlanePrompts]) -> None:
+        """Make a new object of prompts; its masks are added when they arrive.
+
+        Raises:
+            ConfigError: the labels can't take it.
+        """
+        workspace, options = self.workspace, self.predictions.options
+        if workspace is None:
+            return
+        self.workspaces.ensure_objects()
+        requests = []
+        for plane, asked in prompts.items():
+            if asked.names_an_object:
+                request = self.predictions.request_for(plane, asked)
+                requests.append(replace(request, prompts=replace(asked, crop=request.crop, refine=options.refine)))
+        asked_for = MappingProxyType({request.plane: request.prompts for request in requests})
+        object_id = workspace.next_id()
+        change = workspace.commit(object_id, asked_for, {}, options.overwrite, None)
+        if change is not None:
+            awaited = {request.plane for request in requests}
+            for request in requests:
+                self._complete_later(workspace, change, object_id, request, awaited)
+        self.predictions.after_step()
+
     def _complete_later(
         self, workspace: Workspace, change: Change, object_id: int, request: PredictionRequest, awaited: set[Plane]
     ) -> None:
         overwrite, reader = self.predictions.options.overwrite, self.predictions.reader
 
-        def run() -> PlaneMask:
+        def run() -> tuple[PlaneMask, float | None]:
             found = predict(request, sessions.get(request.model), reader, Work(lambda progress: None))
-            return NO_MASK if found is None else found.mask
+            return (NO_MASK, None) if found is None else found.shown(before=not request.refine)
 
-        def deliver(mask: PlaneMask | Exception) -> None:
+        def deliver(answer: tuple[PlaneMask, float | None] | Exception) -> None:
             awaited.discard(request.plane)
+            mask = NO_MASK
             try:
-                if isinstance(mask, Exception):
-                    raise mask
+                if isinstance(answer, Exception):
+                    raise answer
+                mask, score = answer
                 workspace.complete(change, object_id, request.plane, mask, overwrite)
+                workspace.note_score(change, object_id, score)
             finally:  # What is told of an error comes after.
                 dropped = not awaited and workspace.drop_ghost(change, object_id)
                 self.workspaces.edited.emit(workspace)
                 self.workspaces.changed.emit()
             if dropped:
-                reason = COVERED if not isinstance(mask, Exception) and mask.pixels.size else NOTHING_FOUND
+                reason = COVERED if mask.pixels.size else NOTHING_FOUND
                 self.tasks.tell(f"Object {object_id} was not added. {reason} Undo brings its prompts back.")
 
         self.tasks.enqueue(run, deliver)

@@ -31,6 +31,10 @@ def _toggle_refine(controller: Controller) -> None:
     controller.predictions.use_options(refine=not controller.predictions.options.refine)
 
 
+def _toggle_one_each(controller: Controller) -> None:
+    controller.use_one_each(not controller.predictions.options.one_each)
+
+
 def _toggle_first(controller: Controller) -> None:
     controller.predictions.use_options(show_first=not controller.predictions.options.show_first)
 
@@ -38,6 +42,7 @@ def _toggle_first(controller: Controller) -> None:
 # By key: what it does, in words, and the action.
 KEYS: dict[str, tuple[str, Callable[[Controller], object]]] = {
     "N": ("add the object, and go on with the next", Controller.commit),
+    "Shift-N": ("every click and every box an object of its own, or no longer", _toggle_one_each),
     "Q": ("drop the prompts in hand", Controller.discard),
     "W": ("turn the selected points, or the next ones, from on to off the object and back", _turn_sign),
     "U": ("draw a box; again: back to points", _use_boxes),

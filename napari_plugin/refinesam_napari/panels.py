@@ -155,12 +155,16 @@ class PromptPanel(Panel):
         )
         self.other = self.button("Other candidate  [.]", tip, lambda: controller.step_candidate(+1))
         tip = "What refinement measured and decided: κ counts the parts, Q says how compact it is"
+        tip = "Every click and every box is an object of its own, added at once; Alt-click first for what is off it"
+        self.one_each = CheckBox(text="one object each  [Shift-N]", tooltip=tip)
         self.details = CheckBox(text="details", tooltip=tip)
         self.told = words()
         self.told.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self._tools = row(self.positive, self.negative, self.box)
         self._masks = row(self.refine, self.first)
-        self.fill(self._tools, self._masks, self.other, self.told, self.details)
+        self._choices = row(self.one_each, self.other)
+        self.fill(self._tools, self._masks, self._choices, self.told, self.details)
+        self.on_change(controller.use_one_each, self.one_each)
         self.on_change(lambda on: predictions.use_options(refine=on), self.refine)
         self.on_change(lambda on: predictions.use_options(show_first=on), self.first)
         self.on_change(lambda on: self.update_shown(), self.details)
@@ -170,11 +174,13 @@ class PromptPanel(Panel):
         options, found = self.controller.predictions.options, self.controller.predictions.current
         show(self.refine, options.refine)
         show(self.first, options.show_first)
+        show(self.one_each, options.one_each)
         self.first.enabled = options.refine
         self.setEnabled(self.controller.view.plane is not None)
         self.other.enabled = found is not None and len(found.offered(options.show_first).masks) > 1
         if found is None:
-            self.told.value = "Click on an object, or draw a box around it."
+            each = "Every click and every box is added as an object of its own."
+            self.told.value = each if options.one_each else "Click on an object, or draw a box around it."
             return
         mask, score = found.shown(options.show_first)
         lines = [f"{mask.area:,} pixels, {confidence(score)}"]

@@ -40,6 +40,7 @@ class Options:
         show_first: look at the mask before refinement, and commit that.
         overwrite: new objects may cover others.
         crop_mode: see `refinesam_napari.crops.choose_crop`.
+        one_each: every click and every box is an object of its own.
     """
 
     model: Model = Model()
@@ -47,6 +48,7 @@ class Options:
     show_first: bool = False
     overwrite: bool = False
     crop_mode: CropMode = "auto"
+    one_each: bool = False
 
 
 class Predictions(QObject):
@@ -54,9 +56,11 @@ class Predictions(QObject):
 
     Signals:
         arrived: a prediction for prompts in view came.
+        object_asked: these prompts, by plane, shall be an object of their own.
     """
 
     arrived = Signal()
+    object_asked = Signal(object)
 
     def __init__(self, workspaces: Workspaces, view: ImageView, tasks: Tasks, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -122,13 +126,27 @@ class Predictions(QObject):
             return
         self._idle = False
         inside = {plane: kept for plane, asked in prompts.items() if (kept := _inside(workspace, plane, asked))}
-        if workspace.edit_draft(name, inside):
+        if self.options.one_each and self._begin_an_object(workspace, inside):
+            # Not now: napari is not done with the mouse.
+            QTimer.singleShot(0, self._tasks.attempting(lambda: self._ask_for_object(workspace, inside)))
+        elif workspace.edit_draft(name, inside):
             self.refresh()
             self._workspaces.edited.emit(workspace)
         if inside != prompts:
             self._tasks.tell("That is outside the image: click on an object in it.")
         if inside != prompts or self._view.prompts.has_strays:
             QTimer.singleShot(0, self._show_draft)
+
+    def _begin_an_object(self, workspace: Workspace, prompts: Mapping[Plane, PlanePrompts]) -> bool:
+        """Whether nothing was in hand before these prompts, and they name an object."""
+        document = workspace.document
+        if document.editing is not None or any(before.names_an_object for before in document.draft.values()):
+            return False
+        return any(asked.names_an_object for asked in prompts.values())
+
+    def _ask_for_object(self, workspace: Workspace, prompts: Mapping[Plane, PlanePrompts]) -> None:
+        if self._tasks.is_active and workspace is self._workspaces.current:
+            self.object_asked.emit(prompts)
 
     def _show_draft(self) -> None:
         if self._workspaces.current is not None:

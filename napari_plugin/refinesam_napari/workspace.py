@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from refinesam_napari.document import Classes, PlanePrompts
+from refinesam_napari.document import Change, Classes, Document, PlanePrompts
 from refinesam_napari.editing import Editing
 from refinesam_napari.geometry import Plane
 from refinesam_napari.images import ImageSettings, ImageSnapshot
@@ -49,6 +49,18 @@ class Workspace(Editing):
         """Whether there is anything that could be lost."""
         document = self.document
         return bool(document.draft or document.objects or document.classes != self.first_classes)
+
+    def note_score(self, change: Change, object_id: int, score: float | None) -> None:
+        """Note the score of a mask that arrived after the step that committed its object."""
+        if change not in self.history.steps or (committed := change.after.objects.get(object_id)) is None:
+            return
+
+        def noted(document: Document) -> Document:
+            item = document.objects.get(object_id)
+            same = item is not None and item.prompts is committed.prompts
+            return document.with_object(replace(item, score=score)) if item is not None and same else document
+
+        self.history.rewrite(change, None, noted)
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
