@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import PushButton
 from napari.layers import Image
-from qtpy.QtWidgets import QFileDialog
+from qtpy.QtCore import QSignalBlocker
+from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QWidget
 
 from refinesam import ConfigError, ImageError
 from refinesam_napari.autosave import SessionFile, autosave_folder, written_at
 from refinesam_napari.controller import Controller
-from refinesam_napari.controls import Panel, combo, row, show_in_order
+from refinesam_napari.controls import Panel
 from refinesam_napari.document import History
 from refinesam_napari.files import Files
 from refinesam_napari.targets import is_ours
@@ -313,21 +314,22 @@ class FolderPanel(Panel):
         tip = (
             "The images of the folder; ✓: work was done on it, and is kept in the folder “refinesam” beside the images"
         )
-        self.image = combo(self._choices, tip=tip)
+        # magicgui's lists take a second for some thousand names.
+        self.image = QComboBox(toolTip=tip)
+        self.image.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.choose = self.button("Folder ...", "Go through the images of a folder", self._choose)
-        self._row = row(self.previous, self.image, self.next, self.choose)
+        self._row = QWidget()
+        layout = QHBoxLayout(self._row)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for widget in (self.previous.native, self.image, self.next.native, self.choose.native):
+            layout.addWidget(widget, 1 if widget is self.image else 0)
         self.fill(self._row)
-        self.on_change(self._open, self.image)
+        self.image.currentIndexChanged.connect(controller.tasks.attempting(lambda index: self._open()))
 
     def _arrow(self, text: str, tip: str, step: int) -> PushButton:
         made = self.button(text, tip, lambda: self.folder.step(step))
         made.max_width = 36
         return made
-
-    def _choices(self, _: object) -> list[tuple[str, object]]:
-        folder = self.folder
-        names = [(f"✓ {file.name}" if file.name in folder.done else file.name, file) for file in folder.images]
-        return [*names] if folder.current in folder.images else [(NO_IMAGE, NO_IMAGE), *names]
 
     def update_shown(self) -> None:
         """Show the state of now."""
@@ -338,12 +340,19 @@ class FolderPanel(Panel):
         listed = list(folder.images), set(folder.done), current
         if listed != self._listed:
             self._listed = listed
-            show_in_order(self.image, self._choices(None), current if current in folder.images else NO_IMAGE)
+            there = folder.images.index(current) if current is not None and current in folder.images else None
+            names = [f"✓ {file.name}" if file.name in folder.done else file.name for file in folder.images]
+            with QSignalBlocker(self.image):
+                self.image.clear()
+                self.image.addItems([NO_IMAGE, *names] if there is None else names)
+                self.image.setCurrentIndex(there or 0)
 
-    def _open(self, file: Any) -> None:
+    def _open(self) -> None:
+        images = self._listed[0] if self._listed is not None else []
+        at = self.image.currentIndex() - (self.image.count() - len(images))
         try:
-            if file != NO_IMAGE:
-                self.folder.open(file)
+            if at >= 0:
+                self.folder.open(images[at])
         finally:
             self._listed = None
             self.update_shown()

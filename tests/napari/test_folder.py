@@ -54,7 +54,7 @@ def image(gui: Gui) -> object:
 
 
 def listed(gui: Gui) -> list[str]:
-    native = gui.widget.folder_panel.image.native
+    native = gui.widget.folder_panel.image
     return [native.itemText(index) for index in range(native.count())]
 
 
@@ -113,7 +113,7 @@ def test_the_work_on_each_image_is_there_again_on_return(
     assert not autosaves.exists() or not list(autosaves.iterdir()), "the sessions are the place of the work"
 
     # Chosen in the list, and all that was done is undone there: the mark goes.
-    native = gui.widget.folder_panel.image.native
+    native = gui.widget.folder_panel.image
     native.setCurrentIndex(native.findText("✓ c10.png"))
     gui.until(lambda: image(gui).name == "c10")
     gui.settle()
