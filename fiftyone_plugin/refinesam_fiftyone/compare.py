@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import fiftyone as fo
     from fiftyone.core.collections import SampleCollection
 
-__all__ = ["Comparison", "check_samples", "compare", "loaded_session"]
+__all__ = ["Comparison", "check_images", "check_samples", "compare", "loaded_session", "read_pixels"]
 
 # Images read ahead of the model; more would only take memory.
 READ_AHEAD: Final = 4
@@ -118,8 +118,8 @@ def compare(
     return work.summary(len(ids), stopped=False)
 
 
-def check_samples(samples: SampleCollection, settings: Settings) -> None:
-    """Raise ConfigError or DatasetError unless the samples are images that have the fields the settings name."""
+def check_images(samples: SampleCollection) -> None:
+    """Raise DatasetError unless the samples are images."""
     if samples.media_type == "group":
         slices = [name for name, kind in samples.group_media_types.items() if kind == "image"]
         raise DatasetError(
@@ -131,6 +131,11 @@ def check_samples(samples: SampleCollection, settings: Settings) -> None:
             f"The samples are of media type {samples.media_type!r}; refinesam segments images."
             + (frames if samples.media_type == "video" else "")
         )
+
+
+def check_samples(samples: SampleCollection, settings: Settings) -> None:
+    """Raise ConfigError or DatasetError unless the samples are images that have the fields the settings name."""
+    check_images(samples)
     wanted = [(settings.truth_field, "Detections")]
     if settings.prompts in ("boxes", "keypoints"):
         wanted.append((settings.prompt_field, "Keypoints" if settings.prompts == "keypoints" else "Detections"))
@@ -237,7 +242,7 @@ class _Work:
 
     def _digest_of(self, labels: list[fo.Label] | None) -> str:
         """Digest of what a sample's answers hang on beside its image."""
-        source = "" if labels is None else source_digest(labels, self.settings)
+        source = "" if labels is None else source_digest(labels, masks=self.settings.prompts == "random-2")
         return hashlib.blake2b(repr((*self._asked, source)).encode(), digest_size=16).hexdigest()
 
     def _read(self, pending: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -247,7 +252,7 @@ class _Work:
             futures: list[tuple[tuple[Any, ...], Future[Any]]] = []
             while True:
                 for sample in islice(waiting, READ_AHEAD - len(futures)):
-                    futures.append((sample, pool.submit(_pixels, sample[1], sample[2])))
+                    futures.append((sample, pool.submit(read_pixels, sample[1], sample[2])))
                 if not futures:
                     return
                 sample, future = futures.pop(0)
@@ -281,7 +286,7 @@ class _Work:
         return sample_result(self.run, self._folder, sample_id, digest, image_hw, asked, answers, candidates)
 
 
-def _pixels(path: str, labels: list[fo.Label] | None) -> NDArray[np.uint8] | tuple[Failure, str]:
+def read_pixels(path: str, labels: list[fo.Label] | None) -> NDArray[np.uint8] | tuple[Failure, str]:
     """Read an image; or say, as a failure and its reason, why there is nothing to do."""
     name = Path(path).name
     if labels is not None and not labels:

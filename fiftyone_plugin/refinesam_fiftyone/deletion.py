@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .files import remove, split_files
+from .label_runs import list_label_runs
 from .others import count_others
 from .record import attributes_of, made, moved
 from .runs import config_of, made_as, place_of, read_settings, view_state
@@ -49,7 +50,7 @@ def contents(dataset: fo.Dataset, run: Fields) -> Contents:
     Raises:
         ConfigError: no such run.
     """
-    settings = read_settings(dataset, run)
+    masks_dir = None if run.key in list_label_runs(dataset) else read_settings(dataset, run).masks_dir
     place, folders = place_of(dataset, run), config_of(dataset, run).get("folders") or ()
     run = made_as(dataset, run)
     own = made(place, run)
@@ -68,8 +69,8 @@ def contents(dataset: fo.Dataset, run: Fields) -> Contents:
     stays += [f"the view `{name}`: this run did not save it" for name, state in states.items() if state == "other"]
     if shared:
         stays.append(f"{len(shared)} mask files that other labels use, too")
-    if settings.masks_dir and not folders:
-        stays.append(f"mask files in `{settings.masks_dir}`: an earlier version wrote them, and noted none")
+    if masks_dir and not folders:
+        stays.append(f"mask files in `{masks_dir}`: an earlier version wrote them, and noted none")
     known = set() if place.frames else place.texts("tags", re.escape(f"{run.key}:"))
     tags = [tag for tag in map(run.failure_tag, FAILURES) if tag in known]
     added = [f"`{path}`" for path in attributes_of(place, run, names)]

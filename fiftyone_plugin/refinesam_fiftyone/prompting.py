@@ -91,23 +91,23 @@ def random_clicks(mask: np.ndarray[Any, np.dtype[np.bool_]], prompt_id: str, see
     return Prompt(points=np.stack([columns, rows], axis=1) + 0.5)
 
 
-def source_digest(labels: Sequence[fo.Label], settings: Settings) -> str:
-    """Return a digest that changes when what prompts are made from does, wherever its files lie."""
+def source_digest(labels: Sequence[fo.Label], *, masks: bool) -> str:
+    """Return a digest that changes when labels do: class, box or points, and masks, wherever their files lie."""
     digest = hashlib.blake2b(digest_size=16)
     for label in labels:
-        for part in _parts(label, settings):
+        for part in _parts(label, masks):
             digest.update(part)
             digest.update(b"\0")
     return digest.hexdigest()
 
 
-def _parts(label: fo.Label, settings: Settings) -> Iterator[bytes]:
+def _parts(label: fo.Label, masks: bool) -> Iterator[bytes]:
     yield repr((str(label.id), label.label)).encode()
     if isinstance(label, fo.Keypoint):
         yield repr((label.points, [label[n] for n in (*SIGNS, *NOT_SEEN) if label.has_attribute(n)])).encode()
         return
     yield repr(label.bounding_box).encode()
-    if settings.prompts != "random-2":
+    if not masks:
         return
     if label.mask is not None:
         yield np.packbits(np.asarray(label.mask) > 0).tobytes()

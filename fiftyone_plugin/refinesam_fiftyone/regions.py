@@ -18,7 +18,7 @@ from .labels import placed_mask
 from .samples import Target
 from .schema import Failure
 
-__all__ = ["Region", "StoredLabel", "StoredSample", "iou", "read_samples"]
+__all__ = ["Region", "StoredLabel", "StoredSample", "iou", "read_samples", "region_of"]
 
 _ATTRIBUTES = ("id", "label", "bounding_box", "mask", "mask_path", "empty", "prompt_id", "predicted_iou")
 
@@ -50,6 +50,15 @@ class Region:
         row, column = int(np.floor(y)) - self.top, int(np.floor(x)) - self.left
         rows, columns = self.part.shape
         return 0 <= row < rows and 0 <= column < columns and bool(self.part[row, column])
+
+
+def region_of(mask: NDArray[np.bool_]) -> Region:
+    """Return a mask of the image, (H, W), as the part that it covers."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return Region(0, 0, np.zeros((0, 0), np.bool_), 0)
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    return Region(int(rows[0]), int(columns[0]), part, int(np.count_nonzero(part)))
 
 
 def iou(a: Region, b: Region) -> float:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "begin_run",
+    "check_place",
     "check_run",
     "config_of",
     "differences",
@@ -53,7 +54,7 @@ def register_run(dataset: fo.Dataset, run: Fields, settings: Settings, **more: A
     """
     known = run.key in list_runs(dataset)
     if not known and dataset.has_run(run.key):
-        raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
+        raise ConfigError(f"The dataset has another run {run.key!r} that is no comparison: choose another key.")
     kept = {"record": 1, "key": run.key, **(config_of(dataset, run) if known else {}), **more}
     config = dataset.init_run(kind=_KIND, **{**kept, "settings": settings.to_dict()})
     if known:
@@ -95,7 +96,7 @@ def run_of(samples: SampleCollection, run_key: str) -> tuple[Target, Fields, Set
     """
     run, target = Fields(run_key), target_of(samples)
     settings = read_settings(target.root, run)
-    _check_place(target, run)
+    check_place(target, run)
     return target, run, settings
 
 
@@ -110,7 +111,8 @@ def made_as(dataset: fo.Dataset, run: Fields) -> Fields:
     return Fields(config_of(dataset, run).get("key") or run.key)
 
 
-def _check_place(target: Target, run: Fields) -> None:
+def check_place(target: Target, run: Fields) -> None:
+    """Raise ConfigError if a run was renamed, or is one of frames where samples were given, or the other way round."""
     key = made_as(target.root, run).key
     if key != run.key:
         raise ConfigError(
@@ -139,9 +141,9 @@ def check_run(target: Target, run: Fields, settings: Settings, asked: str | None
     root = target.root
     if run.key not in list_runs(root):
         if root.has_run(run.key):
-            raise ConfigError(f"The dataset has another run {run.key!r} that is not refinesam's: choose another key.")
+            raise ConfigError(f"The dataset has another run {run.key!r} that is no comparison: choose another key.")
     else:
-        _check_place(target, run)
+        check_place(target, run)
         changed = differences(root, run, settings, asked)
         others = _done_elsewhere(target, run) if changed else 0
         if others:

@@ -17,7 +17,7 @@ from .labels import detection_from_mask, holes_in, keypoint_from_points, label_i
 from .prompting import Asked
 from .schema import Failure, Fields, Role
 
-__all__ = ["SampleResult", "failed_sample", "sample_result"]
+__all__ = ["SampleResult", "failed_sample", "failure_label", "sample_result"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class SampleResult:
         rejected: those that have a rejected candidate.
         candidates: all masks that each prompt may mean, the smallest first; empty where they are not asked for.
         points: those for which AMR placed points.
+        labels: of a run that compares nothing, all it has.
         failures: one a prompt that was not answered, or one for the whole sample.
     """
 
@@ -42,12 +43,13 @@ class SampleResult:
     rejected: list[fo.Detection] = field(default_factory=list)
     candidates: list[fo.Detection] = field(default_factory=list)
     points: list[fo.Keypoint] = field(default_factory=list)
+    labels: list[fo.Detection] = field(default_factory=list)
     failures: list[fo.Classification] = field(default_factory=list)
 
 
 def failed_sample(run: Fields, sample_id: str, digest: str, failure: Failure, reason: str) -> SampleResult:
     """Return the result of a sample that failed as a whole."""
-    return SampleResult(sample_id, digest, failures=[_failure(run, sample_id, failure, reason)])
+    return SampleResult(sample_id, digest, failures=[failure_label(run, sample_id, failure, reason)])
 
 
 def sample_result(
@@ -76,11 +78,13 @@ def sample_result(
     remaining = iter(answers)
     for prompted in asked:
         if prompted.prompt is None:
-            result.failures.append(_failure(run, prompted.prompt_id, prompted.failure or "bad_prompt", prompted.reason))
+            result.failures.append(
+                failure_label(run, prompted.prompt_id, prompted.failure or "bad_prompt", prompted.reason)
+            )
             continue
         answer = next(remaining)
         if answer.prediction is None or answer.refined is None:
-            result.failures.append(_failure(run, prompted.prompt_id, "bad_prompt", answer.error or "No answer."))
+            result.failures.append(failure_label(run, prompted.prompt_id, "bad_prompt", answer.error or "No answer."))
             continue
         try:
             own_folder = folder and folder / sample_id
@@ -88,7 +92,7 @@ def sample_result(
             _add(result, labels, candidates)
         except OSError as error:
             reason = f"The mask could not be written: {error.strerror}. Make room or choose another folder, run again."
-            result.failures.append(_failure(run, prompted.prompt_id, "not_stored", reason))
+            result.failures.append(failure_label(run, prompted.prompt_id, "not_stored", reason))
     return result
 
 
@@ -104,7 +108,8 @@ def _add(result: SampleResult, labels: _Labels, with_candidates: bool) -> None:
     result.points.extend(points)
 
 
-def _failure(run: Fields, prompt_id: str, failure: Failure, reason: str) -> fo.Classification:
+def failure_label(run: Fields, prompt_id: str, failure: Failure, reason: str) -> fo.Classification:
+    """Return what is listed of a prompt, or of a sample as a whole, that failed."""
     return fo.Classification(
         id=label_id(run.key, prompt_id, "failure"), label=failure, prompt_id=prompt_id, reason=reason
     )

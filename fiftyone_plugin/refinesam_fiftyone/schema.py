@@ -28,6 +28,7 @@ __all__ = [
     "VIEW_TITLES",
     "Bucket",
     "Fields",
+    "LabelSource",
     "Settings",
     "check_whole",
 ]
@@ -52,8 +53,9 @@ Failure = Literal[
     "outdated",
 ]
 FAILURES: Final[tuple[Failure, ...]] = get_args(Failure)
-# The masks of one prompt, each role in a field of its own; candidates only where a run is asked for them.
-Role = Literal["baseline", "amr", "rejected", "candidates"]
+# The masks of one prompt, each role in a field of its own; candidates only where a run is asked for them. A run that
+# compares nothing has "labels" alone: what was found, or imported.
+Role = Literal["baseline", "amr", "rejected", "candidates", "labels"]
 ALL_ROLES: Final[tuple[Role, ...]] = get_args(Role)
 ROLES: Final = ALL_ROLES[:3]
 
@@ -83,6 +85,18 @@ CANDIDATE_ATTRIBUTES: Final[Mapping[str, FieldKind]] = {
     "area_px": fo.IntField,
     "empty": fo.BooleanField,
 }
+# On every label of a run that compares nothing, by where the labels come from.
+LabelSource = Literal["similar", "batch"]
+OWN_ATTRIBUTES: Final[Mapping[str, FieldKind]] = {
+    "prompt_id": fo.StringField,
+    "predicted_iou": fo.FloatField,
+    "area_px": fo.IntField,
+    "empty": fo.BooleanField,
+}
+SOURCE_ATTRIBUTES: Final[Mapping[LabelSource, Mapping[str, FieldKind]]] = {
+    "similar": {"similarity": fo.FloatField},
+    "batch": {"kept": fo.StringField},
+}
 # On each sample, `{key}_{name}`, by evaluation.
 SAMPLE_SCORES: Final[Mapping[str, FieldKind]] = {
     "objects": fo.IntField,
@@ -104,6 +118,7 @@ VIEW_TITLES: Final[Mapping[str, str]] = {
     "no_change": "no change",
     "both_failed": "both failed",
     "failures": "failures",
+    "likely": "likely",
 }
 VIEW_DESCRIPTIONS: Final[Mapping[str, str]] = {
     "amr_helped": "Objects whose mask AMR made better; the sample that it helped most comes first.",
@@ -111,6 +126,7 @@ VIEW_DESCRIPTIONS: Final[Mapping[str, str]] = {
     "no_change": "Objects whose mask AMR left as good as it was.",
     "both_failed": "Objects that neither mask found; the sample that AMR hurt most comes first.",
     "failures": "Samples with a prompt that could not be answered, or a mask that could not be compared.",
+    "likely": "What was found and is more likely an object of the kind than not.",
 }
 
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
@@ -168,6 +184,11 @@ class Fields:
         return self.masks("candidates")
 
     @property
+    def labels(self) -> str:
+        """Detections: the only masks of a run that compares nothing."""
+        return self.masks("labels")
+
+    @property
     def points(self) -> str:
         """Keypoints: the points that AMR placed."""
         return f"{self.key}_points"
@@ -198,11 +219,11 @@ class Fields:
     @property
     def may_be_written(self) -> tuple[str, ...]:
         """The fields that comparing can write, whatever its settings."""
-        return (*self.written, self.candidates)
+        return (*self.written, self.candidates, self.labels)
 
     def written_for(self, settings: Settings) -> tuple[str, ...]:
         """Return the fields that comparing writes with these settings."""
-        return self.may_be_written if settings.candidates else self.written
+        return (*self.written, self.candidates) if settings.candidates else self.written
 
     @property
     def rank(self) -> str:
@@ -225,6 +246,18 @@ class Fields:
             **{f"{self.masks(r)}.detections.{name}": kind for r in ROLES for name, kind in LABEL_ATTRIBUTES.items()},
             **{f"{self.points}.keypoints.{name}": fo.StringField for name in ("prompt_id", "kept")},
             **{f"{self.failures}.classifications.{name}": fo.StringField for name in ("prompt_id", "reason")},
+        }
+
+    def label_kinds(self, source: LabelSource) -> dict[str, FieldKind]:
+        """Return field or attribute -> kind, of what a run of labels alone writes; the fields first."""
+        own = {**OWN_ATTRIBUTES, **SOURCE_ATTRIBUTES[source]}
+        kept = {
+            path: kind for path, kind in self.kinds.items() if path.partition(".")[0] in (self.failures, self.digest)
+        }
+        return {
+            self.labels: fo.Detections,
+            **kept,
+            **{f"{self.labels}.detections.{n}": kind for n, kind in own.items()},
         }
 
     @property

@@ -22,7 +22,7 @@ from .private import backing_dataset, documents_of
 from .record import made
 from .sample_result import SampleResult, failed_sample
 from .samples import Target
-from .schema import ALL_ROLES, FAILURES, ROLES, Fields, Role
+from .schema import ALL_ROLES, FAILURES, Fields, Role
 
 __all__ = ["store", "store_values"]
 
@@ -76,13 +76,14 @@ def _write(target: Target, run: Fields, results: Sequence[SampleResult]) -> None
         return {sample_id: fo.Detections(detections=labels) for sample_id, labels in by_sample.items()}
 
     points = {result.sample_id: with_others(run.points, result.sample_id, result.points) for result in results}
-    # A field of that name may be the user's.
-    roles = ALL_ROLES if run.candidates in made(target, run) else ROLES
     columns: dict[str, dict[str, Any]] = {
-        **{run.masks(role): masks(role) for role in roles},
+        **{run.masks(role): masks(role) for role in ALL_ROLES},
         run.points: {sample_id: fo.Keypoints(keypoints=labels) for sample_id, labels in points.items()},
         run.failures: {result.sample_id: fo.Classifications(classifications=result.failures) for result in results},
     }
+    # Not every run has all of them, and a field of that name may be the user's.
+    own = made(target, run)
+    columns = {name: values for name, values in columns.items() if name in own}
     for name, values in columns.items():
         target.set_values(name, values)
     target.samples.select(ids).untag_samples([run.failure_tag(kind) for kind in FAILURES])

@@ -12,11 +12,13 @@ import pandas as pd
 from fiftyone import ViewField
 
 from refinesam import ConfigError
+from refinesam.hosts import LIKELY_SIMILARITY
 
 from .labels import label_id
 from .private import is_patches
 from .record import declare, missing, require
 from .runs import present_truth, run_of, view_state
+from .samples import target_of
 from .schema import BUCKETS, VIEW_DESCRIPTIONS, Bucket, Fields, Settings
 from .scoring import score_kinds
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import fiftyone as fo
     from fiftyone.core.collections import SampleCollection
 
-__all__ = ["bucket_view", "failures_view", "save_views", "view_of_rows"]
+__all__ = ["bucket_view", "failures_view", "save_likely_view", "save_views", "view_of_rows"]
 
 
 def save_views(samples: SampleCollection, *, run_key: str = "refinesam") -> list[str]:
@@ -96,6 +98,24 @@ def failures_view(samples: SampleCollection, *, run_key: str = "refinesam") -> f
     target, run, _ = run_of(samples, run_key)
     listed = ViewField(f"{run.failures}.classifications")
     return target.asked.match(listed.length() > 0)
+
+
+def save_likely_view(samples: SampleCollection, *, run_key: str) -> str | None:
+    """Save a view of what a search found and is more likely of the kind than not; return its name.
+
+    None, if somebody else saved a view under that name, which is left alone.
+
+    Args:
+        samples: a dataset, or a view of frames; the view shows all its samples that have such an object.
+        run_key: of a run that `find_similar` made.
+    """
+    target, run = target_of(samples), Fields(run_key)
+    name = run.view_name("likely")
+    if view_state(target.root, run, name) == "other":
+        return None
+    view = target.samples.filter_labels(run.labels, ViewField("similarity") >= LIKELY_SIMILARITY)
+    target.root.save_view(name, view, description=VIEW_DESCRIPTIONS["likely"], overwrite=True)
+    return name
 
 
 def view_of_rows(samples: SampleCollection, run: Fields, rows: pd.DataFrame) -> fo.DatasetView:

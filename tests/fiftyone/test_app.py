@@ -86,6 +86,27 @@ def test_the_form_compares_and_the_panel_shows_the_result(
     dataset.delete()
 
 
+def test_likes_of_the_selected_label_come_with_a_slider(person: App, tmp_path_factory: pytest.TempPathFactory) -> None:
+    dataset = draw_shapes(f"shapes-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("shapes"), samples=2)
+    first = dataset.first()
+    person.open_dataset(dataset.name)
+    label = {"label_id": first["ground_truth"].detections[0].id, "sample_id": first.id, "field": "ground_truth"}
+    person.session.selected_labels = [label]
+    person.open_operator("Find similar objects")
+    person.page.get_by_text("The examples are the selected labels: 1.").wait_for()
+    person.page.get_by_text("In the other samples of the view").click()
+    person.page.get_by_role("button", name="Find", exact=True).click()
+    person.page.get_by_text("objects in 1 of 1 samples").wait_for()
+    person.page.get_by_role("button", name="Done").click()
+
+    dataset.reload()
+    low, high = dataset.bounds("similar_labels.detections.similarity")
+    assert dataset.count("similar_labels.detections") >= 2 and 0.25 <= low <= high <= 1
+    person.page.locator("[data-cy=sidebar-field-arrow-enabled-similar_labels]").click()
+    person.page.locator("[data-cy=numeric-slider-container-similar_labels-detections-similarity]").wait_for()
+    dataset.delete()
+
+
 def test_frames_of_videos_are_compared_and_opened(person: App, tmp_path_factory: pytest.TempPathFactory) -> None:
     name = f"videos-{uuid.uuid4().hex[:8]}"
     dataset = draw_videos(name, tmp_path_factory.mktemp("videos"), videos=2, frames=2)

@@ -8,8 +8,9 @@ from .comparing import Compare
 from .evaluating import Evaluate, Rank
 from .explaining import Explain
 from .exporting import Export
+from .finding import FindSimilar
 from .runs import Cancel, DeleteRun
 
 __all__ = ["OPERATORS"]
 
-OPERATORS: Final = (Compare, Evaluate, Rank, Explain, Export, Cancel, DeleteRun)
+OPERATORS: Final = (Compare, Evaluate, Rank, Explain, Export, FindSimilar, Cancel, DeleteRun)

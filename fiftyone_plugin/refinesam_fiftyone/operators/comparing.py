@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import fiftyone.operators as foo
@@ -18,7 +17,18 @@ from ..samples import target_of
 from ..schema import Fields, Settings
 from ..views import save_views
 from .evaluating import told
-from .forms import DatasetOperator, choose, flag, has_masks, label_fields, samples_of, writable_parent
+from .forms import (
+    DatasetOperator,
+    ask_masks,
+    ask_weights,
+    check_weights,
+    choose,
+    flag,
+    has_masks,
+    label_fields,
+    masks_dir_of,
+    samples_of,
+)
 from .progress import run_reporting, shown_progress
 
 if TYPE_CHECKING:
@@ -193,14 +203,7 @@ def _ask_truth(ctx: ExecutionContext, inputs: types.Object) -> None:
 
 
 def _ask_model(ctx: ExecutionContext, inputs: types.Object) -> None:
-    weights = types.AutocompleteView(choices=[types.Choice("builtin", label="builtin")])
-    inputs.str(
-        "weights",
-        default="builtin",
-        label="Weights",
-        description="A name that 'refinesam weights list' shows, or a file",
-        view=weights,
-    )
+    ask_weights(inputs)
     choices = (
         ("full", "Full: a closer look at each object, which takes an encoding for each"),
         ("fast", "Fast: after a box, a second look at what was encoded"),
@@ -212,10 +215,7 @@ def _ask_model(ctx: ExecutionContext, inputs: types.Object) -> None:
 
 
 def _ask_storage(ctx: ExecutionContext, inputs: types.Object) -> None:
-    choices = (("database", "In the database"), ("files", "As PNG files in a folder (for large datasets)"))
-    choose(inputs, "masks", choices, radio=True, label="Keep masks", default="database")
-    if ctx.params.get("masks") == "files":
-        inputs.str("masks_dir", required=True, label="Folder for the masks", default=str(Path.home() / "masks"))
+    ask_masks(ctx, inputs)
     inputs.str(
         "run_key",
         default="refinesam",
@@ -234,10 +234,8 @@ def _check(ctx: ExecutionContext, inputs: types.Object) -> None:
         settings = settings_of(ctx.params)
         check_samples(samples, settings)
         check_run(target_of(samples), run, settings)
-        if settings.weights != "builtin" and _is_path(settings.weights) and not Path(settings.weights).is_file():
-            raise ConfigError(f"There is no file {settings.weights}: give another, or a name.")
-        if settings.masks_dir and writable_parent(Path(settings.masks_dir)) is None:
-            raise ConfigError(f"The folder {settings.masks_dir} cannot be written to: choose another.")
+        check_weights(settings.weights)
+        masks_dir_of(ctx.params)
         if run.key in list_runs(ctx.dataset):
             _say_what_is_there(ctx, inputs, run, settings)
         if not samples.count():
@@ -252,7 +250,3 @@ def _say_what_is_there(ctx: ExecutionContext, inputs: types.Object, run: Fields,
     if changed:
         label += f" Its answers are replaced, since settings differ: {'; '.join(changed.values())}."
     inputs.view("there", types.Notice(label=label))
-
-
-def _is_path(weights: str) -> bool:
-    return "/" in weights or "\\" in weights or weights.endswith((".safetensors", ".pt", ".pth"))

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
+from refinesam import ConfigError
+
+from ..label_runs import list_label_runs
 from ..runs import list_runs, progress
 from ..samples import target_of
 from ..schema import Fields
@@ -20,11 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DatasetOperator",
+    "ask_masks",
+    "ask_weights",
+    "check_weights",
     "choose",
     "choose_run",
     "flag",
     "has_masks",
     "label_fields",
+    "masks_dir_of",
     "samples_of",
     "writable_parent",
 ]
@@ -99,9 +106,18 @@ def choose(
     return inputs.enum(name, view.values(), view=view, **options)
 
 
-def choose_run(ctx: ExecutionContext, inputs: types.Object, *, label: str = "Run") -> str | None:
-    """Add the choice of a run and return the one that is chosen; flag it if there is none."""
-    runs = list_runs(ctx.dataset)
+def choose_run(
+    ctx: ExecutionContext, inputs: types.Object, *, label: str = "Run", of_labels: bool = False
+) -> str | None:
+    """Add the choice of a run and return the one that is chosen; flag it if there is none.
+
+    Comparisons are offered, and with `of_labels` also runs that found or imported labels.
+    """
+    found = list_label_runs(ctx.dataset) if of_labels else []
+    runs = list_runs(ctx.dataset) + found
+    if not runs and of_labels:
+        flag(inputs, "no_run", "There is no run yet", "Compare masks, find similar objects or import masks first.")
+        return None
     if not runs:
         flag(inputs, "no_run", "Nothing was compared yet", "Run 'Compare masks with and without refinement' first.")
         return None
@@ -111,8 +127,52 @@ def choose_run(ctx: ExecutionContext, inputs: types.Object, *, label: str = "Run
         return None
     done, total = progress(ctx.dataset, Fields(chosen))
     if done < total:
-        inputs.view("partly", types.Notice(label=f"{done} of {total} samples of the dataset are compared."))
+        what = "have labels of this run" if chosen in found else "are compared"
+        inputs.view("partly", types.Notice(label=f"{done} of {total} samples of the dataset {what}."))
     return str(chosen)
+
+
+def ask_masks(ctx: ExecutionContext, inputs: types.Object) -> None:
+    """Add the choice of where masks are kept: "masks", and "masks_dir" for files."""
+    choices = (("database", "In the database"), ("files", "As PNG files in a folder (for large datasets)"))
+    choose(inputs, "masks", choices, radio=True, label="Keep masks", default="database")
+    if ctx.params.get("masks") == "files":
+        inputs.str("masks_dir", required=True, label="Folder for the masks", default=str(Path.home() / "masks"))
+
+
+def masks_dir_of(params: dict[str, Any]) -> str | None:
+    """Return the folder for masks that a form's values name, None for the database.
+
+    Raises:
+        ConfigError: no folder is given, or it cannot be written to.
+    """
+    if params.get("masks") != "files":
+        return None
+    folder = params.get("masks_dir")
+    if not folder:
+        raise ConfigError("To keep masks as files, give masks_dir, the folder for them.")
+    if writable_parent(Path(folder)) is None:
+        raise ConfigError(f"The folder {folder} cannot be written to: choose another.")
+    return str(folder)
+
+
+def check_weights(weights: str) -> None:
+    """Raise ConfigError for weights that name a file which is not there."""
+    path = "/" in weights or "\\" in weights or weights.endswith((".safetensors", ".pt", ".pth"))
+    if weights != "builtin" and path and not Path(weights).is_file():
+        raise ConfigError(f"There is no file {weights}: give another, or a name.")
+
+
+def ask_weights(inputs: types.Object) -> None:
+    """Add the choice of the model."""
+    weights = types.AutocompleteView(choices=[types.Choice("builtin", label="builtin")])
+    inputs.str(
+        "weights",
+        default="builtin",
+        label="Weights",
+        description="A name that 'refinesam weights list' shows, or a file",
+        view=weights,
+    )
 
 
 def flag(inputs: types.Object, name: str, label: str, description: str) -> None:

@@ -20,7 +20,7 @@ __all__ = ["Cancel", "DeleteRun", "listed"]
 
 
 class Cancel(DatasetOperator):
-    """Stop a comparison, in whichever process it runs; what it stored stays."""
+    """Stop a comparison or a search, in whichever process it runs; what it stored stays."""
 
     submit = "Stop"
 
@@ -29,8 +29,8 @@ class Cancel(DatasetOperator):
         """How the App runs it."""
         return foo.OperatorConfig(
             name="cancel",
-            label="Stop a comparison in progress",
-            description="It ends after its current batch; comparing again goes on from there",
+            label="Stop work in progress",
+            description="A comparison or search ends after its current batch; the same again goes on from there",
             icon="cancel",
             dynamic=True,
         )
@@ -38,7 +38,7 @@ class Cancel(DatasetOperator):
     def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         running = in_progress(ctx)
-        run_key = choose_run(ctx, inputs)
+        run_key = choose_run(ctx, inputs, of_labels=True)
         if run_key is not None:
             state = f"{running[run_key]} samples are done." if run_key in running else "No progress was reported yet."
             inputs.view("state", types.Notice(label=state))
@@ -60,7 +60,7 @@ class DeleteRun(DatasetOperator):
         """How the App runs it."""
         return foo.OperatorConfig(
             name="delete_run",
-            label="Delete a comparison",
+            label="Delete a run",
             description="What it made: fields, attributes, tags, saved views and mask files; nothing else",
             icon="delete",
             dynamic=True,
@@ -68,7 +68,7 @@ class DeleteRun(DatasetOperator):
 
     def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
-        run_key = choose_run(ctx, inputs)
+        run_key = choose_run(ctx, inputs, of_labels=True)
         if run_key is not None:
             inputs.md(listed(contents(ctx.dataset, Fields(run_key))), name="contents")
             inputs.bool("sure", default=False, label="Yes, delete its masks and results", view=types.CheckboxView())
