@@ -51,6 +51,7 @@ PUBLIC_NAMES = [
 HOST_NAMES = [
     "LIKELY_SIMILARITY",
     "MOST_EXAMPLES",
+    "BatchResults",
     "CocoScores",
     "bootstrap_interval",
     "boundary_iou",

@@ -95,7 +95,7 @@ OWN_ATTRIBUTES: Final[Mapping[str, FieldKind]] = {
 }
 SOURCE_ATTRIBUTES: Final[Mapping[LabelSource, Mapping[str, FieldKind]]] = {
     "similar": {"similarity": fo.FloatField},
-    "batch": {"kept": fo.StringField},
+    "batch": {"kept": fo.StringField, "source_id": fo.StringField},
 }
 # On each sample, `{key}_{name}`, by evaluation.
 SAMPLE_SCORES: Final[Mapping[str, FieldKind]] = {

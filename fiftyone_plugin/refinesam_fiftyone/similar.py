@@ -208,7 +208,7 @@ class _Search:
         for sample in self.target.select(ids).select_fields(self.run.digest):
             stamp = file_stamp(Path(sample.filepath))
             digest = f"{digest_of(self.asked, self.digests.get(sample.id))}-{stamp}"
-            if not self.work.is_done(sample, digest):
+            if not self.work.is_done(sample[self.run.digest], digest):
                 results.append(self._result(sample.id, sample.filepath, digest))
         self.work.store(results)
 

@@ -10,6 +10,10 @@ Weights:
 - `known_weights` has the names that `refinesam.load` takes, with what each is good at.
 - `variant_of` tells the model variant of a name or file, which finetuning has to be told.
 
+Results of jobs:
+
+- `BatchResults` reads what `refinesam batch` has written so far.
+
 Measures of masks and what is known of their mean:
 
 - `boundary_iou` compares outlines, `size_of` names COCO's size of an area, `coco_scores` counts AP and AR as COCO does.
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from refinesam.evaluation.coco import CocoScores, coco_scores
     from refinesam.evaluation.metrics import bootstrap_interval, size_of
     from refinesam.files import check_outputs, replacing, write_json, write_outputs
+    from refinesam.jobs.folder import BatchResults
     from refinesam.registry import known_weights
     from refinesam.types import LIKELY_SIMILARITY, MOST_EXAMPLES
     from refinesam.weights import variant_of
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIKELY_SIMILARITY",
     "MOST_EXAMPLES",
+    "BatchResults",
     "CocoScores",
     "bootstrap_interval",
     "boundary_iou",
@@ -57,6 +63,7 @@ __getattr__, __dir__ = lazy_names(
         "refinesam.evaluation.coco": "CocoScores coco_scores",
         "refinesam.evaluation.metrics": "bootstrap_interval size_of",
         "refinesam.files": "check_outputs replacing write_json write_outputs",
+        "refinesam.jobs.folder": "BatchResults",
         "refinesam.registry": "known_weights",
         "refinesam.types": "LIKELY_SIMILARITY MOST_EXAMPLES",
         "refinesam.weights": "variant_of",

@@ -19,7 +19,18 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "fiftyone_plugin" / "refinesam_fiftyone"
 NAME = "@refinesam/amr"
-OPERATORS = {"cancel", "compare", "comparison", "delete_run", "evaluate", "explain", "export", "find_similar", "rank"}
+OPERATORS = {
+    "import_batch",
+    "cancel",
+    "compare",
+    "comparison",
+    "delete_run",
+    "evaluate",
+    "explain",
+    "export",
+    "find_similar",
+    "rank",
+}
 LIST = """
 import json, sys
 import fiftyone.operators as foo

@@ -9,8 +9,9 @@ from .evaluating import Evaluate, Rank
 from .explaining import Explain
 from .exporting import Export
 from .finding import FindSimilar
+from .importing import ImportBatch
 from .runs import Cancel, DeleteRun
 
 __all__ = ["OPERATORS"]
 
-OPERATORS: Final = (Compare, Evaluate, Rank, Explain, Export, FindSimilar, Cancel, DeleteRun)
+OPERATORS: Final = (Compare, Evaluate, Rank, Explain, Export, FindSimilar, ImportBatch, Cancel, DeleteRun)

@@ -21,7 +21,7 @@ from refinesam.evaluation.parquet import write_rows
 from refinesam.files import JsonObject, write_json, writing
 from refinesam.jobs.rows import COLUMNS, Row, Task, read_rows
 
-__all__ = ["JobFolder", "Totals", "result_rows"]
+__all__ = ["BatchResults", "JobFolder", "Totals", "result_rows"]
 
 JOB, SHARDS, FAILURES = "job.json", "shards", "failures.csv"
 FAILURE_COLUMNS = ("image", "object", "prompt_id", "class_name", "error", "shard")
@@ -120,25 +120,50 @@ class JobFolder:
         return any(row["error"] is not None for row in read_rows(self.shard(number), ["error"]))
 
 
+class BatchResults:
+    """What `refinesam batch` has written so far, whether or not the job is done.
+
+    Attributes:
+        path: the folder.
+        job: what the job was started with, as its job.json has it; "images" is the number of its images.
+        shards: the files of rows that are there, in the order of the images.
+        missing: the names of those that are not there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Look at what is there; DatasetError where it is no folder of results."""
+        job = path / JOB
+        if not job.is_file():
+            raise DatasetError(f"{path} holds no results of refinesam batch: give the folder that was its --output.")
+        self.path, self.job = path, _read_job(job)
+        self._count = -(-self.job["images"] // self.job["images_per_shard"])
+        shards = [path / SHARDS / f"{number:05d}.parquet" for number in range(self._count)]
+        self.shards = [shard for shard in shards if shard.is_file()]
+        self.missing = [shard.name for shard in shards if shard not in self.shards]
+
+    def rows(self, shard: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Read a shard's rows, image by image, with all columns or some; DatasetError where it is damaged."""
+        return read_rows(shard, columns)
+
+    def check_done(self) -> None:
+        """Raise DatasetError if shards are missing."""
+        if self.missing:
+            raise DatasetError(
+                f"{len(self.missing)} of {self._count} shards of {self.path} are not there yet, such as "
+                f"{self.missing[0]}: run the same refinesam batch again, which goes on where it stopped."
+            )
+
+
 def result_rows(path: Path) -> Iterator[Row]:
     """Read all rows of a folder of results, image by image, in the order of the images.
 
     Raises:
         DatasetError: it is no such folder, or the job is not done.
     """
-    job = path / JOB
-    if not job.is_file():
-        raise DatasetError(f"{path} holds no results of refinesam batch: give the folder that was its --output.")
-    described = _read_job(job)
-    count = -(-described["images"] // described["images_per_shard"])
-    shards = [path / SHARDS / f"{number:05d}.parquet" for number in range(count)]
-    if missing := [shard for shard in shards if not shard.is_file()]:
-        raise DatasetError(
-            f"{len(missing)} of {count} shards of {path} are not there yet, such as {missing[0].name}: run the same "
-            "refinesam batch again, which goes on where it stopped."
-        )
-    for shard in shards:
-        yield from read_rows(shard)
+    results = BatchResults(path)
+    results.check_done()
+    for shard in results.shards:
+        yield from results.rows(shard)
 
 
 def _read_job(job: Path) -> JsonObject:
