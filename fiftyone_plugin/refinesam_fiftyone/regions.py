@@ -18,7 +18,7 @@ from .labels import placed_mask
 from .samples import Target
 from .schema import Failure
 
-__all__ = ["Region", "StoredLabel", "StoredSample", "iou", "read_samples", "region_of"]
+__all__ = ["Region", "StoredLabel", "StoredSample", "iou", "overlap", "read_samples", "region_of"]
 
 _ATTRIBUTES = ("id", "label", "bounding_box", "mask", "mask_path", "empty", "prompt_id", "predicted_iou")
 
@@ -63,16 +63,26 @@ def region_of(mask: NDArray[np.bool_]) -> Region:
 
 def iou(a: Region, b: Region) -> float:
     """Return the intersection over union of two masks of one image, in its pixels; 0 where both are empty."""
+    common = _common(a, b)
+    union = a.area + b.area - common
+    return common / union if union else 0.0
+
+
+def overlap(a: Region, b: Region) -> float:
+    """Return what share of the smaller one of two masks lies in the other; 0 where one is empty."""
+    smaller = min(a.area, b.area)
+    return _common(a, b) / smaller if smaller else 0.0
+
+
+def _common(a: Region, b: Region) -> int:
     top, left = max(a.top, b.top), max(a.left, b.left)
     bottom = min(a.top + a.part.shape[0], b.top + b.part.shape[0])
     right = min(a.left + a.part.shape[1], b.left + b.part.shape[1])
-    common = 0
     if top < bottom and left < right:
         first = a.part[top - a.top : bottom - a.top, left - a.left : right - a.left]
         second = b.part[top - b.top : bottom - b.top, left - b.left : right - b.left]
-        common = int(np.count_nonzero(first & second))
-    union = a.area + b.area - common
-    return common / union if union else 0.0
+        return int(np.count_nonzero(first & second))
+    return 0
 
 
 @dataclass(frozen=True, eq=False)

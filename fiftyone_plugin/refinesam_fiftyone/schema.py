@@ -119,6 +119,7 @@ VIEW_TITLES: Final[Mapping[str, str]] = {
     "both_failed": "both failed",
     "failures": "failures",
     "likely": "likely",
+    "labels": "doubtful labels",
 }
 VIEW_DESCRIPTIONS: Final[Mapping[str, str]] = {
     "amr_helped": "Objects whose mask AMR made better; the sample that it helped most comes first.",
@@ -126,6 +127,7 @@ VIEW_DESCRIPTIONS: Final[Mapping[str, str]] = {
     "no_change": "Objects whose mask AMR left as good as it was.",
     "both_failed": "Objects that neither mask found; the sample that AMR hurt most comes first.",
     "failures": "Samples with a prompt that could not be answered, or a mask that could not be compared.",
+    "labels": "Samples with ground truth that the model surely disagrees with, or lacks, the most doubtful first.",
     "likely": "What was found and is more likely an object of the kind than not.",
 }
 

@@ -30,6 +30,7 @@ OPERATORS = {
     "export",
     "find_similar",
     "rank",
+    "rank_labels",
 }
 LIST = """
 import json, sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .comparing import Compare
-from .evaluating import Evaluate, Rank
+from .evaluating import Evaluate, Rank, RankLabels
 from .explaining import Explain
 from .exporting import Export
 from .finding import FindSimilar
@@ -14,4 +14,4 @@ from .runs import Cancel, DeleteRun
 
 __all__ = ["OPERATORS"]
 
-OPERATORS: Final = (Compare, Evaluate, Rank, Explain, Export, FindSimilar, ImportBatch, Cancel, DeleteRun)
+OPERATORS: Final = (Compare, Evaluate, Rank, RankLabels, Explain, Export, FindSimilar, ImportBatch, Cancel, DeleteRun)

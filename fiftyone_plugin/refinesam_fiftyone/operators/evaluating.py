@@ -11,6 +11,7 @@ from fiftyone.operators import types
 from refinesam import RefineSAMError
 
 from ..evaluation import Evaluation, check_evaluation, evaluate
+from ..label_ranking import check_label_ranking, doubtful_view, rank_labels
 from ..ranking import check_ranking, rank
 from ..runs import read_settings, run_of
 from ..samples import Target
@@ -22,7 +23,7 @@ from .progress import run_reporting
 if TYPE_CHECKING:
     from fiftyone.operators.executor import ExecutionContext
 
-__all__ = ["Evaluate", "Rank", "told"]
+__all__ = ["Evaluate", "Rank", "RankLabels", "told"]
 
 
 class Evaluate(DatasetOperator):
@@ -92,7 +93,7 @@ class Evaluate(DatasetOperator):
 
 
 def _flag_problem(
-    ctx: ExecutionContext, inputs: types.Object, run_key: str, check: Callable[[Target, Fields, Settings], None]
+    ctx: ExecutionContext, inputs: types.Object, run_key: str, check: Callable[[Target, Fields, Settings], object]
 ) -> None:
     try:
         check(*run_of(samples_of(ctx), run_key))
@@ -147,3 +148,49 @@ class Rank(DatasetOperator):
         ctx.ops.reload_dataset()
         ctx.ops.set_view(samples.sort_by(f"{run_key}_rank"))
         return {"objects": len(ranked)}
+
+
+class RankLabels(DatasetOperator):
+    """Order ground truth by how surely the model disagrees with it."""
+
+    submit = "Rank"
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """How the App runs it."""
+        return foo.OperatorConfig(
+            name="rank_labels",
+            label="Find doubtful ground truth",
+            description="Labels that both masks of a run agree against, and objects without a label, the surest first",
+            icon="rule",
+            dynamic=True,
+            execute_as_generator=True,
+            allow_delegated_execution=True,
+        )
+
+    def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
+        """Add the form's fields."""
+        inputs.view_target(ctx, action_description="Rank")
+        run_key = choose_run(ctx, inputs)
+        if run_key is None:
+            return
+        _flag_problem(ctx, inputs, run_key, check_label_ranking)
+        if read_settings(ctx.dataset, Fields(run_key)).prompts != "everything":
+            label = "This run asked about boxes or clicks. A run without prompts also finds objects that have no label."
+            inputs.view("prompted", types.Notice(label=label))
+
+    def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
+        """Rank, and show the most doubtful samples first."""
+        samples, run_key = samples_of(ctx), ctx.params["run_key"]
+        try:
+            yield from run_reporting(
+                ctx,
+                run_key,
+                "Ranking",
+                lambda on_progress, _: rank_labels(samples, run_key=run_key, on_progress=on_progress),
+            )
+        except RefineSAMError as error:
+            yield ctx.ops.notify(str(error), variant="error")
+            raise
+        yield ctx.trigger("reload_dataset")
+        yield ctx.ops.set_view(doubtful_view(samples, run_key=run_key))
