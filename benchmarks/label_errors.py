@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sources", nargs="+", default=list(SOURCES))
-    parser.add_argument("--images", type=int, default=12, help="of each source, the first of its validation images")
+    parser.add_argument("--images", type=int, default=10, help="of each source, the first of its validation images")
     parser.add_argument("--share", type=float, default=0.15, help="of the labels, damaged")
     parser.add_argument("--amr", default="fast", choices=["fast", "full", "paper"])
     parser.add_argument("--seed", type=int, default=0)

@@ -169,10 +169,8 @@ def _doubt_of(label: StoredLabel, masks: Sequence[_Mask]) -> tuple[float, float]
     assert label.region is not None
     fit, against = 0.0, 0.0
     for mask in masks:
-        share = overlap(mask.regions[1], label.region)
-        if share:
-            fit = max(fit, mask.fit(label.region))
-            against = max(against, mask.sureness * share)
+        fit = max(fit, mask.fit(label.region))
+        against = max(against, mask.sureness * overlap(mask.regions[1], label.region))
     return fit, (1 - fit) * against
 
 
