@@ -272,7 +272,7 @@ def test_versions_add_up(studio: FakeProject, corrections: Corrections, weights:
     assert [entry["started_from"] for entry in listed] == ["builtin", first]
     assert Path(weights_for(str(versions))).read_bytes() == weights.read_bytes()
     # Of what each started from: the built-in weights, and those of the first run.
-    assert told == [("hybrid_lite0", 384), ("hybrid_ti", 64)]
+    assert told == [("hybrid_lite0", 448), ("hybrid_ti", 64)]
     assert asked[0][1:5] == ["-m", "refinesam.cli", "train", "finetune"]
 
 

@@ -10,7 +10,7 @@ from refinesam.errors import ConfigError
 from refinesam.training.finetune.config import TRAINABLE, read_config, read_phases
 
 FOLDER = Path(__file__).resolve().parents[3] / "training"
-RECIPES = sorted([*FOLDER.glob("builtin.toml"), *FOLDER.glob("gpu.toml"), *FOLDER.glob("finetune_*.toml")])
+RECIPES = sorted([*FOLDER.glob("builtin*.toml"), *FOLDER.glob("gpu.toml"), *FOLDER.glob("finetune_*.toml")])
 GOOD = """
 seed = 1
 
