@@ -58,6 +58,7 @@ RESULTS = {
         ),
     ),
     "fiftyone_report": _benchmark("fiftyone_report", "--data {data} --images 10"),
+    "label_errors": _benchmark("label_errors", "--data {data}"),
     "everything": _benchmark("everything", "measure --data {data} --images 2 --recall"),
     "similar": _benchmark(
         "similar", "--data {data} --images 2 --sources dsb2018 coelho_nuclei mushrooms embryos emps shrimp pills"

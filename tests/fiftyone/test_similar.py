@@ -16,6 +16,7 @@ from fiftyone.operators.executor import ExecutionContext, ExecutionError, Execut
 
 import refinesam
 from fiftyone_flat import documents
+from real_fiftyone import draw_videos
 from refinesam import ConfigError, PromptError, Session
 from refinesam_fiftyone.deletion import contents, delete_run
 from refinesam_fiftyone.label_runs import list_label_runs
@@ -78,8 +79,13 @@ def found(sample: Any, truths: list[Any]) -> list[int]:
 def test_the_likes_of_two_examples_in_their_sample_and_in_others(drawn: Any, session: Session) -> None:
     drawn.add_samples([fo.Sample(str(Path(drawn.first().filepath).with_name("gone.png")))])
     before = documents(drawn)
+    # Stopped after the first sample, and gone on with.
+    steps: list[int] = []
+    stop = {"batch_size": 1, "on_progress": lambda at, _: steps.append(at), "should_stop": lambda: bool(steps)}
+    done = find_similar(drawn, drawn.exists("mine"), SimilarSettings(["mine"], "both"), session=session, **stop)
+    assert (done.samples, done.done, done.stopped) == (4, 1, True)
     done = find_similar(drawn, drawn.exists("mine"), SimilarSettings(["mine"], "both"), session=session)
-    assert (done.samples, done.done, done.failures) == (4, 4, {"missing_file": 1})
+    assert (done.skipped, done.done, done.failures) == (1, 3, {"missing_file": 1})
     drawn.reload()
     first, *others, missing = drawn
     assert found(first, first["all"].detections) == [0, 0, 1, 1], "the examples are not found again"
@@ -143,6 +149,19 @@ def test_what_cannot_be_searched_for_is_refused_and_leaves_no_run(drawn: Any, se
     for wrong in ({"where": "here"}, {"least": 2.0}, {"fields": "mine"}, {"fields": []}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             SimilarSettings(**{"fields": ["mine"], **wrong})
+
+
+def test_frames_of_videos_are_searched(session: Session, tmp_path: Path) -> None:
+    dataset = draw_videos("similar-videos", tmp_path, videos=1, frames=2)
+    frames = dataset.to_frames()
+    done = find_similar(frames, frames.limit(1), SimilarSettings(["ground_truth"]), session=session)
+    assert (done.samples, done.done) == (1, 1)
+    dataset.reload()
+    shown, searched = (dataset.first().frames[number][RUN.labels] for number in (1, 2))
+    assert shown is None and len(searched.detections) >= 2
+    delete_run(dataset, RUN)
+    assert not [name for name in dataset.get_frame_field_schema() if name.startswith("similar")]
+    dataset.delete()
 
 
 def form(samples: Any, params: dict[str, Any], **request: Any) -> dict[str, Any]:
