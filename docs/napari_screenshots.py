@@ -129,6 +129,24 @@ def cell() -> None:
     window.close()
 
 
+def classes() -> None:
+    window = Window("coins")
+    window.wait()
+    controller = window.widget.controller
+    controller.view.prompts.use_points(True)
+    controller.use_one_each(True)
+    places = {"small coin": [(57, 100), (53, 275), (125, 336)], "large coin": [(44, 335), (119, 270), (187, 346)]}
+    for name, spots in places.items():
+        controller.workspace.add_class(name)
+        for coin in spots:
+            window.click(*coin)
+    window.widget.objects_panel.classes.by_class.native.click()
+    window.wait()
+    scroll(window, window.widget.objects_panel)
+    window.shoot("classes")
+    window.close()
+
+
 def stack() -> None:
     window = Window("nuclei_stack")
     window.viewer.dims.set_point(0, 12 * 2.0)
@@ -162,4 +180,5 @@ if __name__ == "__main__":
         os.environ["REFINESAM_AUTOSAVE_DIR"] = folder
         coins()
         cell()
+        classes()
         stack()

@@ -105,19 +105,23 @@ class Review(QObject):
         self._request: PredictionRequest | None = None
         self._workspace: Workspace | None = None
         self._crop: Crop | None = None
+        # What was sought last, and what was not.
+        self._examples: Sequence[PlaneMask] = ()
+        self._negatives: Sequence[PlaneMask] = ()
 
-    def start(self, examples: Iterable[int] = ()) -> None:
-        """Segment everything, or what is like some objects, in the plane in view, or in what of it the crop chooses."""
+    def start(self, examples: Sequence[PlaneMask] = (), negatives: Sequence[PlaneMask] = ()) -> None:
+        """Segment everything, or what is like some masks, in the plane in view, or in what of it the crop chooses."""
         controller, workspace, plane = self.controller, self.controller.workspace, self.controller.view.plane
         if workspace is None or plane is None:
             return
         request = controller.predictions.request_for(plane, PlanePrompts())
         if request.crop_mode == "auto":
             request = replace(request, crop_mode="whole")
-        crop, objects = request.crop, workspace.objects
-        masks = [objects.mask_of(one, plane) for one in examples] if objects is not None else []
-        shown = [mask for mask in (_in_crop(mask, crop) for mask in masks) if mask.any()]
-        if masks and not shown:
+        crop = request.crop
+        shown, others = (
+            [mask for mask in (_in_crop(mask, crop) for mask in masks) if mask.any()] for masks in (examples, negatives)
+        )
+        if examples and not shown:
             raise PromptError("None of the selected objects lies in what the model is shown: choose another crop.")
 
         def run(work: Work) -> list[Candidate]:
@@ -126,16 +130,17 @@ class Review(QObject):
             if not shown:
                 step = work.step("Segmenting everything")
                 return [Candidate.of(one, crop) for one in session.iterate_everything(encoded, on_progress=step)]
-            search = refinesam.SimilarMaskGenerator(session, encoded, shown)
+            search = refinesam.SimilarMaskGenerator(session, encoded, shown, others)
             return [
                 Candidate.of(one, crop)
                 for one in search.iterate(encoded, work.step("Finding what is similar"))
-                if max(mask_iou(one.mask, mask) for mask in shown) < SAME_OBJECT
+                if max(mask_iou(one.mask, mask) for mask in (*shown, *others)) < SAME_OBJECT
             ]
 
         def deliver(candidates: list[Candidate]) -> None:
             self.clear()
             self._request, self._workspace, self._crop = request, workspace, crop
+            self._examples, self._negatives = examples, negatives
             self.candidates = dict(enumerate(candidates, start=1))
             self._show()
             controller.tasks.tell(f"{len(self.shown)} candidates. Accept what is good; click on one to choose it.")
@@ -158,7 +163,26 @@ class Review(QObject):
                 f"{len(there)} objects of this slice are selected. Select one to {MOST_EXAMPLES} of a kind in the list "
                 "of objects (Ctrl-click for more than one), then press Find similar."
             )
-        self.start(there)
+        objects = workspace.objects
+        self.start([objects.mask_of(one, plane) for one in there] if objects is not None else [])
+
+    def exclude(self, numbers: Sequence[int]) -> None:
+        """Search again: these candidates, and what is more like them than like the examples, are not sought.
+
+        Raises:
+            PromptError: nothing similar was sought in the plane in view, no candidate is given, or they are too many.
+        """
+        request, view = self._request, self.controller.view
+        here = request is not None and view.plane == request.plane and self.controller.workspace is self._workspace
+        if not self._examples or not here:
+            raise PromptError("There are no candidates of Find similar in this slice: press Find similar first.")
+        negatives = [*self._negatives, *(self.candidates[number].mask for number in numbers)]
+        if not numbers or len(negatives) > MOST_EXAMPLES:
+            raise PromptError(
+                f"{len(numbers)} candidates are selected, beside {len(self._negatives)} that are excluded already: "
+                f"select what is not sought in the list (Ctrl-click for more than one), {MOST_EXAMPLES} in all."
+            )
+        self.start(self._examples, negatives)
 
     def use_filters(self, filters: Filters) -> None:
         """Show other candidates."""
@@ -169,6 +193,11 @@ class Review(QObject):
     def shown(self) -> list[int]:
         """Numbers of the candidates that pass the filters, the best first."""
         return [number for number, candidate in self.candidates.items() if self.filters.passes(candidate)]
+
+    @property
+    def is_similar(self) -> bool:
+        """Whether the candidates are what is like some objects."""
+        return bool(self._examples)
 
     def accept(self, numbers: Iterable[int]) -> int:
         """Make objects of candidates, where nothing else is; returns how many."""
@@ -209,6 +238,8 @@ class Review(QObject):
         """Drop all candidates and their layer."""
         self.candidates = {}
         self._show()
+        # They hold the image's memory.
+        self._request, self._workspace, self._examples, self._negatives = None, None, (), ()
 
     def _show(self) -> None:
         if self.chosen not in self.candidates:
@@ -272,6 +303,8 @@ class EverythingPanel(Panel):
         self.start = self.button("Segment everything", "In the plane in view", self._start)
         tip = "What is like the objects that are selected in the list above, one to five of a kind"
         self.similar = self.button("Find similar", tip, self._start_similar)
+        tip = "Search again, without the chosen candidates and what is more like them than like the examples"
+        self.exclude = self.button("Not these", tip, lambda: review.exclude(self.chosen))
         self.score = FloatSlider(label="Least confidence or similarity", max=1.0, step=0.05)
         self.least_area = SpinBox(label="Least area, px", max=MOST_PIXELS, step=50)
         self.greatest_area = SpinBox(label="Greatest area (0: any)", max=MOST_PIXELS, step=500)
@@ -284,7 +317,7 @@ class EverythingPanel(Panel):
         self.clear = self.button("Drop all", "Drop all candidates", review.clear)
         self._form = form(self.score, self.least_area, self.greatest_area)
         self._buttons = row(self.accept_all, self.accept, self.discard, self.clear)
-        self.fill(row(self.start, self.similar), self._form, self.list, self._buttons)
+        self.fill(row(self.start, self.similar, self.exclude), self._form, self.list, self._buttons)
         self.on_change(self._filter, self.score, self.least_area, self.greatest_area)
         review.changed.connect(self.update_shown)
 
@@ -309,6 +342,7 @@ class EverythingPanel(Panel):
             self.list.native.scrollToItem(self.list.native.selectedItems()[-1])
         for made in (self.accept_all, self.accept, self.discard, self.clear):
             made.enabled = bool(review.candidates)
+        self.exclude.enabled = bool(review.candidates) and review.is_similar
 
     def _start(self) -> None:
         self.review.start()

@@ -8,6 +8,7 @@ import numpy as np
 from skimage import data
 
 from napari_gui import Gui
+from refinesam import mask_iou
 
 COINS = [(50, 48), (50, 105)]  # row and column
 
@@ -81,3 +82,37 @@ def test_no_selected_object_is_told(open_gui: Callable[..., Gui]) -> None:
     gui.settle()
     assert "Select one to 5 of a kind in the list" in gui.widget.status.text()
     assert not gui.widget.review.candidates
+
+
+def test_what_is_not_meant_is_excluded_and_no_longer_found(open_gui: Callable[..., Gui]) -> None:
+    gui = with_coins(open_gui)
+    panel, review = gui.widget.everything_panel, gui.widget.review
+    assert not panel.exclude.enabled
+    gui.widget.objects_panel.list.selectAll()
+    panel.similar.native.click()
+    gui.until(lambda: review.candidates)
+    gui.settle()
+    before = dict(review.candidates)
+    panel.list.value = []
+    panel.exclude.native.click()
+    assert "0 candidates are selected" in gui.widget.status.text() and review.candidates == before
+    other = review.shown[-1]
+    panel.list.value = [other]
+    panel.exclude.native.click()
+    gui.until(lambda: review.candidates != before)
+    gui.settle()
+    found = list(review.candidates.values())
+    excluded = before[other].mask.on(data.coins().shape)
+    assert found and all(mask_iou(one.mask.on(excluded.shape), excluded) < 0.5 for one in found)
+    assert {one.similarity for one in found} != {one.similarity for one in before.values()}, "all are judged anew"
+    # A second one is beside the first, and of segment-everything nothing can be excluded.
+    panel.list.value = [review.shown[-1]]
+    again = dict(review.candidates)
+    panel.exclude.native.click()
+    gui.until(lambda: review.candidates != again)
+    gui.settle()
+    assert all(mask_iou(one.mask.on(excluded.shape), excluded) < 0.5 for one in review.candidates.values())
+    panel.start.native.click()
+    gui.until(lambda: all(one.similarity is None for one in review.candidates.values()))
+    gui.settle()
+    assert review.candidates and not panel.exclude.enabled
