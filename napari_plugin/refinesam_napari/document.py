@@ -135,6 +135,10 @@ class SegmentedObject:
     corrections: Mapping[Plane, Correction] = field(default_factory=lambda: MappingProxyType({}), compare=False)
     class_id: int | None = None
 
+    def after(self, before: SegmentedObject) -> SegmentedObject:
+        """Return the object outlined anew, with what stays of it as it was: corrections and class."""
+        return replace(self, corrections=before.corrections, class_id=before.class_id)
+
     def corrected(self, plane: Plane, correction: Correction) -> SegmentedObject:
         """Return the object after it was painted or erased in a plane."""
         before = self.corrections.get(plane)

@@ -86,10 +86,7 @@ class Editing(Classifying):
         corrected = {plane: self._corrected(object_id, plane, mask) for plane, mask in masks.items()}
         writes += self.plan(object_id, corrected, overwrite)
         item = SegmentedObject(object_id, MappingProxyType(dict(prompts)), tuple(planes), origin, score)
-        if before is None:
-            item = self.classed(item)
-        else:
-            item = replace(item, corrections=before.corrections, class_id=before.class_id)
+        item = self.classed(item) if before is None else item.after(before)
         name = f"{'change' if before else 'add'} object {object_id}"
         with self._pixels_first() as written:
             self._write(writes, written)
@@ -158,7 +155,8 @@ class Editing(Classifying):
             for item in before.objects.values()
             if item.id not in document.objects and item.origin == "found"
         }
-        document = replace(document, objects=MappingProxyType({**stay, **document.objects}))
+        if stay:
+            document = replace(document, objects=MappingProxyType({**stay, **document.objects}))
         with self._pixels_first() as written:
             for object_id, item in self.document.objects.items():
                 if object_id not in stay:
