@@ -20,6 +20,10 @@ Measures of masks and what is known of their mean:
 - `MOST_EXAMPLES` are taken by the search for similar objects, and at `LIKELY_SIMILARITY` what it finds is shown.
 - `bootstrap_interval` is the interval of a mean over objects that come in groups, such as images.
 
+What others found, as `refinesam batch` takes it:
+
+- `prompts_by_image` reads a detector's boxes, each an `ObjectPrompt`; `match_images` finds the images they belong to.
+
 Every name is imported when it is first used.
 """
 
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from refinesam.evaluation.metrics import bootstrap_interval, size_of
     from refinesam.files import check_outputs, replacing, write_json, write_outputs
     from refinesam.jobs.folder import BatchResults
+    from refinesam.jobs.prompts import ObjectPrompt, match_images, prompts_by_image
     from refinesam.registry import known_weights
     from refinesam.types import LIKELY_SIMILARITY, MOST_EXAMPLES
     from refinesam.weights import variant_of
@@ -44,11 +49,14 @@ __all__ = [
     "MOST_EXAMPLES",
     "BatchResults",
     "CocoScores",
+    "ObjectPrompt",
     "bootstrap_interval",
     "boundary_iou",
     "check_outputs",
     "coco_scores",
     "known_weights",
+    "match_images",
+    "prompts_by_image",
     "replacing",
     "size_of",
     "variant_of",
@@ -64,6 +72,7 @@ __getattr__, __dir__ = lazy_names(
         "refinesam.evaluation.metrics": "bootstrap_interval size_of",
         "refinesam.files": "check_outputs replacing write_json write_outputs",
         "refinesam.jobs.folder": "BatchResults",
+        "refinesam.jobs.prompts": "ObjectPrompt match_images prompts_by_image",
         "refinesam.registry": "known_weights",
         "refinesam.types": "LIKELY_SIMILARITY MOST_EXAMPLES",
         "refinesam.weights": "variant_of",

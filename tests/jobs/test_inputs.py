@@ -15,7 +15,7 @@ from file_server import FileServer
 from planted_job import coco_boxes, write_images
 from refinesam.errors import DatasetError, ImageError
 from refinesam.jobs.inputs import Reading, Source, find_sources, read_source
-from refinesam.jobs.prompts import ObjectPrompt, read_prompts
+from refinesam.jobs.prompts import ObjectPrompt, match_images, read_prompts
 
 
 def names_of(sources: list[Source]) -> list[str]:
@@ -148,6 +148,23 @@ def test_prompts_of_other_images_are_counted_or_refused(tmp_path: Path, caplog: 
     # A name that two images end in means neither.
     with pytest.raises(DatasetError, match="holds no prompt for any"):
         read_prompts(tmp_path / "boxes.json", ["1/a.png", "2/a.png"])
+
+
+def test_images_are_told_apart_by_as_much_of_the_path_as_it_takes() -> None:
+    given, unmatched = match_images(
+        ["a/1.png", "s3://bucket/b/1.png", "1.png", "1", "c/2.png"], ["x/a/1.png", "b/1.png"]
+    )
+    assert given == {"x/a/1.png": "a/1.png", "b/1.png": "s3://bucket/b/1.png"}
+    assert unmatched["c/2.png"] == "no image is called so"
+    assert unmatched["1.png"] == unmatched["1"] == "2 images are called so, such as x/a/1.png: give more of the path"
+
+
+def test_two_names_never_mean_one_image() -> None:
+    given, unmatched = match_images(["a/1.png", "b/1.png"], ["1.png"])
+    assert given == {}
+    assert unmatched["a/1.png"] == "1.png may be it, or b/1.png: give more of the path"
+    given, unmatched = match_images(["a/1.png", "1.png"], ["1.png"])
+    assert (given, list(unmatched)) == ({"1.png": "1.png"}, ["a/1.png"])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from refinesam.errors import DatasetError, PromptError
 from refinesam.evaluation.dataset import categories_of, checked_lists
@@ -21,7 +22,7 @@ from refinesam.jobs.tables import read_table
 from refinesam.rle import shown
 from refinesam.types import Prompt
 
-__all__ = ["ObjectPrompt", "read_prompts"]
+__all__ = ["ImageMatches", "ObjectPrompt", "match_images", "prompts_by_image", "read_prompts"]
 
 BOX, POINT = ("x0", "y0", "x1", "y1"), ("x", "y")
 IMAGE_COLUMNS = ("image", "file_name", "path", "filename", "filepath", "url")
@@ -65,66 +66,99 @@ class ObjectPrompt:
         return json.dumps({name: value for name, value in given.items() if value})
 
 
-@dataclass
-class _Names:
-    """Finds a job's image by what a prompts' file calls it: its name, or the end of its path where only one has it."""
+class ImageMatches(NamedTuple):
+    """What a file's names for images mean: by an image's name the file's, and by the file's why it means no image."""
 
-    names: Sequence[str]
-    unknown: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._exact = set(self.names)
-        self._ends: dict[str, list[str]] = defaultdict(list)
-        for name in self.names:
-            path = PurePosixPath(name)
-            for end in dict.fromkeys((path.name, path.stem, path.stem.lstrip("0") or "0")):
-                self._ends[end].append(name)
-
-    def find(self, given: str) -> str | None:
-        """Return the image's name; None, and remember it, where there is none or there are several."""
-        if given in self._exact:
-            return given
-        matches = self._ends.get(PurePosixPath(given).name, [])
-        if len(matches) == 1:
-            return matches[0]
-        self.unknown.append(given)
-        return None
+    given: dict[str, str]
+    unmatched: dict[str, str]
 
 
-def read_prompts(path: Path, names: Sequence[str], document: Path | None = None) -> dict[str, list[ObjectPrompt]]:
+def match_images(given: Iterable[str], names: Iterable[str]) -> ImageMatches:
+    """Find the images that a file means: by their names, else by the last part of the path, or more parts of it.
+
+    Args:
+        given: what the file calls its images.
+        names: of the images: paths, from any folder on.
+    """
+    known, ends = dict.fromkeys(names), defaultdict[str, list[str]](list)
+    for name in known:
+        path = PurePosixPath(name)
+        for end in dict.fromkeys((path.name, path.stem, path.stem.lstrip("0") or "0")):
+            ends[end].append(name)
+    claims, matches = defaultdict[str, list[str]](list), ImageMatches({}, {})
+    for one in dict.fromkeys(given):
+        found = [one] if one in known else ends.get(PurePosixPath(one).name, [])
+        if len(found) > 1:
+            more = [name for name in found if f"/{name}".endswith(f"/{one}") or f"/{one}".endswith(f"/{name}")]
+            found = more or found
+        if len(found) == 1:
+            claims[found[0]].append(one)
+        else:
+            several = f"{len(found)} images are called so, such as {found[0]}: give more of the path" if found else ""
+            matches.unmatched[one] = several or "no image is called so"
+    for name, claiming in claims.items():
+        if name in claiming or len(claiming) == 1:
+            matches.given[name] = name if name in claiming else claiming[0]
+        for one in claiming:
+            if one != matches.given.get(name):
+                others = ", ".join(other for other in claiming if other != one)
+                matches.unmatched[one] = f"{name} may be it, or {others}: give more of the path"
+    return matches
+
+
+def prompts_by_image(path: Path, document: Path | None = None) -> dict[str, list[ObjectPrompt]]:
     """Read prompts.
 
     Args:
         path: COCO annotations or COCO results (``.json``), CSV or Parquet, see docs/batch.md.
-        names: of the job's images.
         document: the COCO document that says which images and categories the ids of COCO results mean. Without it
             they are found by `file_name`, or by an `image_id` that is the file's name without its suffix.
 
     Returns:
-        The prompts of each image, in the file's order. What is malformed keeps its place, with the reason. A warning
-        that is logged counts what belongs to none of the images.
+        The prompts of each image, by what the file calls it, in the file's order. What is malformed keeps its place,
+        with the reason.
+
+    Raises:
+        DatasetError: the file cannot be read, or holds no prompts.
+    """
+    prompts = defaultdict[str, list[ObjectPrompt]](list)
+    for image, prompt in _from_coco(path, document) if path.suffix.lower() == ".json" else _from_table(path):
+        prompts[image].append(prompt)
+    if not prompts:
+        raise DatasetError(f"{path} holds no prompt for any of the images. It is empty. Give matching files.")
+    return dict(prompts)
+
+
+def read_prompts(path: Path, names: Sequence[str], document: Path | None = None) -> dict[str, list[ObjectPrompt]]:
+    """Read the prompts of a job's images.
+
+    Args:
+        path: as for `prompts_by_image`.
+        names: of the job's images.
+        document: as for `prompts_by_image`.
+
+    Returns:
+        The prompts of each image. A warning that is logged counts what belongs to none of the images.
 
     Raises:
         DatasetError: the file cannot be read, holds no prompts, or none of them belongs to any of the images.
     """
-    finder, prompts = _Names(names), defaultdict[str, list[ObjectPrompt]](list)
-    pairs = _from_coco(path, document) if path.suffix.lower() == ".json" else _from_table(path)
-    for image, prompt in pairs:
-        name = finder.find(image)
-        if name is not None:
-            prompts[name].append(prompt)
-    examples = ", ".join(dict.fromkeys(finder.unknown[:EXAMPLES]))
-    if not prompts:
-        names_them = f"It names {examples}; the images are {', '.join(names[:EXAMPLES])}" if examples else "It is empty"
-        raise DatasetError(f"{path} holds no prompt for any of the images. {names_them}. Give matching files.")
-    if finder.unknown:
+    prompts = prompts_by_image(path, document)
+    matches = match_images(prompts, names)
+    examples = ", ".join(list(matches.unmatched)[:EXAMPLES])
+    if not matches.given:
+        raise DatasetError(
+            f"{path} holds no prompt for any of the images. It names {examples}; the images are "
+            f"{', '.join(names[:EXAMPLES])}. Give matching files."
+        )
+    if matches.unmatched:
         _logger.warning(
             "%d prompts of %s belong to none of the images, or to several, such as %s.",
-            len(finder.unknown),
+            sum(len(prompts[given]) for given in matches.unmatched),
             path,
             examples,
         )
-    return dict(prompts)
+    return {name: prompts[given] for name, given in matches.given.items()}
 
 
 def _from_coco(path: Path, document: Path | None) -> Iterable[tuple[str, ObjectPrompt]]:
