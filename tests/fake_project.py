@@ -48,6 +48,7 @@ class FakeProject(FakeLabelStudio):
         store_s: seconds that the server takes to store predictions; the rows appear at the end, all together.
         lose_answers: answers of stored predictions that get lost on their way back.
         refused: tasks whose predictions make the server refuse a request.
+        left_out: tasks whose predictions the server says nothing of and doesn't store.
         label_config: the project's. backends: models that it is connected to.
         legacy_enabled: whether a legacy token is taken.
         settings: of the project, what it shows.
@@ -61,6 +62,7 @@ class FakeProject(FakeLabelStudio):
         self.next_id = 10_000
         self.store_s, self.lose_answers = 0.0, 0
         self.refused: set[int] = set()
+        self.left_out: set[int] = set()
         self.label_config = EXAMPLES["brush"]
         self.backends: list[dict[str, Any]] = []
         self.legacy_enabled = True
@@ -127,6 +129,7 @@ class _ProjectHandler(_Handler):
             return self.answer(401, {"detail": "Invalid token."})
         if self.server.refused & {row["task"] for row in rows}:
             return self.answer(400, {"detail": "invalid task"})
+        rows = [row for row in rows if row["task"] not in self.server.left_out]
         self.server.store(rows)
         if self.server.lose_answers:
             self.server.lose_answers -= 1

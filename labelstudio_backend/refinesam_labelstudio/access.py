@@ -95,15 +95,24 @@ class LabelStudioServer:
         """Return a project, its labeling configuration under "label_config"; ServerError if it isn't there."""
         return self._object("GET", f"/api/projects/{int(project_id)}")
 
-    def tasks(self, project_id: int, page: int = 1, page_size: int = 100) -> list[JsonObject]:
-        """Return a page of a project's tasks, by id; pages count from 1, and a page beyond the last is empty."""
+    def tasks(self, project_id: int, page: int = 1, page_size: int = 100, data_only: bool = False) -> list[JsonObject]:
+        """Return a page of a project's tasks, by id; pages count from 1, and a page beyond the last is empty.
+
+        Args:
+            project_id: whose tasks.
+            page: its number.
+            page_size: tasks on a page.
+            data_only: without annotations, drafts and predictions, and with addresses in storages as they were given.
+        """
         params: dict[str, str | int] = {
             "project": int(project_id),
             "page": page,
             "page_size": page_size,
-            "fields": "all",
+            "fields": "task_only" if data_only else "all",
             "ordering": "id",
         }
+        if data_only:
+            params["resolve_uri"] = "false"
         try:
             tasks = self._object("GET", "/api/tasks", params=params).get("tasks")
         except ServerError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from refinesam import ConfigError
 from refinesam.hosts import write_json
 from refinesam_labelstudio.agreement import compare_versions, options_of, show_version
 from refinesam_labelstudio.corrections import approve, project_folder, waiting
+from refinesam_labelstudio.detections import Detections, detections_version
 from refinesam_labelstudio.doctor import examine
 from refinesam_labelstudio.environment import (
     DEFAULT_FOLDER,
@@ -39,6 +41,7 @@ from refinesam_labelstudio.learning import finetune_project, weights_for
 from refinesam_labelstudio.options import weights_version
 from refinesam_labelstudio.preannotate import Preannotation, preannotate
 from refinesam_labelstudio.progress import progress_of
+from refinesam_labelstudio.task_images import TaskImages
 from refinesam_labelstudio.task_prediction import TaskPredictor
 
 __all__ = ["app"]
@@ -82,6 +85,7 @@ WHOLE = (
     "so that one Retrieve answers a few, and most of what is found there is background or parts of things; the extra "
     'params {"everything": false} leave them out.'
 )
+MOST_REASONS = 20
 ProjectOption = Annotated[int, typer.Option(help="The project's id, the number in its address.")]
 
 
@@ -125,6 +129,11 @@ def serve(
 @app.command("preannotate")
 def preannotate_project(
     project: ProjectOption,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A detector's boxes instead of what tasks hold: COCO annotations or results, CSV, Parquet."),
+    ] = None,
+    coco: Annotated[Path | None, typer.Option(help="COCO document that names the ids of COCO results.")] = None,
     overwrite_own: Annotated[
         bool, typer.Option("--overwrite-own", help="Make predictions of this model version anew.")
     ] = False,
@@ -145,6 +154,9 @@ def preannotate_project(
 ) -> None:
     """Store a prediction for every task of a project; may be ended and started again at any time.
 
+    With --prompts, a detector's boxes become masks, each with its class as label and its score. The images are found by
+    the names of their files.
+
     Without --refine and --extra-params, the extra params of the project's connection hold, so that both give the same
     model version.
 
@@ -153,15 +165,22 @@ def preannotate_project(
     _log()
     refinesam.settle_threads(threads)
     given = options_from(refine, extra_params)
+    if coco is not None and prompts is None:
+        raise ConfigError("--coco names what the ids of --prompts mean: give that, too.")
     server = required_label_studio(allow_host or ())
     connections = server.ml_backends(project)
     options = given if refine or extra_params else options_of(connections)
     config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
     config.output_for(options.label, options.output)
+    detections = None
+    if prompts is not None:
+        detections = Detections.read(prompts, TaskImages.of_project(server, project, config), coco)
     session = refinesam.load(weights_for(weights), device=device)
-    predictor = TaskPredictor(session, image_reader(server, folder, local_root or ()), config, options)
+    predictor = TaskPredictor(session, image_reader(server, folder, local_root or ()), config, options, detections)
     version = options.version(weights_version(session))
-    if difference := compare_versions(connections, version):
+    if prompts is not None:
+        version = detections_version(version, prompts, coco)
+    elif difference := compare_versions(connections, version):
         errors.print(difference, markup=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is answered is stored
     with progress_of(version, errors) as on_progress:
@@ -175,7 +194,7 @@ def preannotate_project(
             chunk=chunk,
             on_progress=on_progress,
         )
-    _print_summary(done)
+    _print_summary(done, prompts is not None)
     if done.stored or done.kept:
         console.print(show_version(server, project, version, connections, show), markup=False, soft_wrap=True)
     if report is not None:
@@ -300,7 +319,7 @@ def _log() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def _print_summary(done: Preannotation) -> None:
+def _print_summary(done: Preannotation, prompted_by_file: bool) -> None:
     table = Table("tasks", "stored", "of these nothing found", "kept", "nothing asked", "failed", "repaired", "seconds")
     lists = (done.unprompted, done.failed, done.repaired)
     numbers = (done.tasks, done.stored, len(done.empty), done.kept, *map(len, lists), done.seconds)
@@ -308,12 +327,27 @@ def _print_summary(done: Preannotation) -> None:
     console.print(table)
     if done.whole:
         console.print(done.whole, markup=False, soft_wrap=True)
-    if done.unprompted:
+    if done.unprompted and prompted_by_file:
+        console.print(f"{len(done.unprompted)} tasks have images that the file has no prompts for.")
+    elif done.unprompted:
         console.print(
             f'{len(done.unprompted)} tasks have no box and no click to answer, and "everything" is off: mark objects '
             "in them, or turn it on in the extra params."
         )
     _print_failed(done.failed)
+    missing = Counter(problem for problems in done.problems.values() for problem in problems)
+    _print_reasons(f"Tasks whose prediction lacks something: {len(done.problems)}", missing.most_common())
+    _print_reasons(f"Images of the file that are not used: {len(done.unmatched)}", list(done.unmatched.items()))
+
+
+def _print_reasons(title: str, reasons: Sequence[tuple[str, object]]) -> None:
+    """Print reasons, or what has them, as far as they fit a screen."""
+    if reasons:
+        console.print(title, markup=False)
+    for what, how in reasons[:MOST_REASONS]:
+        console.print(f"  {what}: {how}", markup=False, highlight=False, soft_wrap=True)
+    if len(reasons) > MOST_REASONS:
+        console.print(f"  ... and {len(reasons) - MOST_REASONS} more: --report FILE has all")
 
 
 def _print_failed(failed: Mapping[int, str]) -> None:

@@ -29,6 +29,10 @@ __all__ = ["Preannotation", "preannotate"]
 REFUSALS = frozenset({400, 404, 409, 413, 422})
 STORE_ATTEMPTS = 5
 FLUSH_S = 10.0
+LEFT_OUT = (
+    "Label Studio's own check of predictions left it out; its log says why. Look whether the labeling config has the "
+    "tags and labels of the prediction."
+)
 # Longest that a request may still be at work on the server after its sender is gone.
 SETTLE_S = 5.0
 
@@ -46,11 +50,13 @@ class Preannotation:
         stored: tasks that got a prediction, or a new one in place of an earlier one.
         kept: tasks that had one already.
         empty: ids of tasks, among the stored, in which nothing was found.
-        unprompted: ids of tasks that ask for nothing: without a box or a click, where "everything" is off.
+        unprompted: ids of tasks that ask for nothing: without a box or a click where "everything" is off, or not in the
+            file.
         failed: why a task has no prediction, by its id.
         repaired: ids of tasks that had an empty prediction which answered nothing; it was replaced, or deleted.
         whole: what it cost to segment images whole, in words; "" where every task had a prompt.
         problems: what is missing from the prediction of a task that has one, by its id.
+        unmatched: images of a file that are no task's, or may be several tasks', each with the reason.
         interrupted: it was ended before all tasks were done; what was answered is stored.
         seconds: the run took.
     """
@@ -65,6 +71,7 @@ class Preannotation:
     failed: dict[int, str] = field(default_factory=dict)
     repaired: list[int] = field(default_factory=list)
     problems: dict[int, list[str]] = field(default_factory=dict)
+    unmatched: dict[str, str] = field(default_factory=dict)
     whole: str = ""
     interrupted: bool = False
     seconds: float = 0.0
@@ -109,6 +116,8 @@ def preannotate(
     """
     started = time.monotonic()
     report = Preannotation(project_id, model_version)
+    if predictor.detections is not None:
+        report.unmatched = dict(predictor.detections.unmatched)
     total = int(server.project(project_id).get("task_number") or 0)
     with Journal.open(journal_path, model_version) as journal:
         run = _Run(server, predictor, journal, report, overwrite_own, flush_s)
@@ -253,8 +262,11 @@ class _Run:
         """Store rows, each once, and return by task why some are refused."""
         for attempts_left in reversed(range(STORE_ATTEMPTS)):
             try:
-                self.server.import_predictions(self.report.project, rows)
-                return {}
+                created = self.server.import_predictions(self.report.project, rows)
+                if created >= len(rows):
+                    return {}
+                # It answers with success, too, when its own check leaves predictions out.
+                return {row["task"]: LEFT_OUT for row in rows if not self._has_own(row["task"])}
             except ServerError as error:
                 if error.status in REFUSALS:
                     return self._import_by_halves(rows, error)

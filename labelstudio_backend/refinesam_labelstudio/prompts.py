@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,12 +31,14 @@ class PromptedObject(NamedTuple):
         label: what it is called, None where nothing says so.
         region_id: of the first region of the prompt.
         to_name: name of its image.
+        score: of whoever found it, in [0, 1]; None where nothing says so.
     """
 
     prompt: Prompt
     label: str | None
     region_id: str
     to_name: str
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class _Mark:
     point: tuple[float, float] | None = None
     box: tuple[float, float, float, float] | None = None
     positive: bool = True
+    score: float | None = None
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -99,25 +102,30 @@ def prompt_from_context(
 
 
 def prompts_from_annotations(
-    task: Task, config: LabelingConfig, image_hw: tuple[int, int] | None = None
+    task: Task,
+    config: LabelingConfig,
+    image_hw: tuple[int, int] | None = None,
+    on_problem: Callable[[str], None] = logger.warning,
 ) -> list[PromptedObject]:
     """Return the objects that a task's own keypoints and rectangles mark, for answering without an annotator.
 
     They come from one version, so that no object is asked for twice: the newest annotation that holds any, else the
     newest draft, else the newest prediction; skipped annotations don't count. Every rectangle is an object, and so is
     every positive keypoint outside of the rectangles of its label. A negative keypoint belongs to the rectangle around
-    it, else to the nearest object of its label. What is malformed is left out and logged.
+    it, else to the nearest object of its label. What is malformed is left out, and told.
 
     Args:
         task: with its annotations, drafts and predictions.
         config: the project's.
         image_hw: as for `prompt_from_context`.
+        on_problem: is told what is left out, and why.
     """
     remembered = _remembered(task)
     for kind in ("annotations", "drafts", "predictions"):
         for version in _newest_first(task, kind):
-            marks = list(_marks(_items(version, "result"), config, image_hw, remembered, skip=True))
-            objects = [found for group in _grouped(marks, joined=False) if (found := _object_or_none(group))]
+            marks = list(_marks(_items(version, "result"), config, image_hw, remembered, on_problem))
+            groups = _grouped(marks, joined=False)
+            objects = [found for group in groups if (found := _object_or_none(group, on_problem))]
             if objects:
                 return objects
     return []
@@ -148,9 +156,9 @@ def _marks(
     config: LabelingConfig,
     image_hw: tuple[int, int] | None,
     remembered: Mapping[str, bool],
-    skip: bool = False,
+    on_problem: Callable[[str], None] | None = None,
 ) -> Iterator[_Mark]:
-    """Yield the keypoints and rectangles among regions of the config's images; malformed ones raise, or are skipped."""
+    """Yield the keypoints and rectangles among regions of the config's images; malformed ones raise, or are told."""
     regions = list(regions)
     # A label from a Labels tag of its own is a second result of the same id.
     labels = {str(region.get("id")): _label(region) for region in regions if region.get("type") == "labels"}
@@ -166,11 +174,16 @@ def _marks(
         try:
             hw = image_hw or _size(region)
             box, point = (_box(region, hw), None) if kind == "rectangle" else (None, _point(region, hw))
-            yield _Mark(region_id, label, str(region["to_name"]), point, box, positive)
+            yield _Mark(region_id, label, str(region["to_name"]), point, box, positive, _score(region))
         except PromptError as error:
-            if not skip:
+            if on_problem is None:
                 raise
-            logger.warning("A %s is left out: %s", kind, error)
+            on_problem(f"A {kind} is left out: {error}")
+
+
+def _score(region: Region) -> float | None:
+    score = region.get("score")
+    return float(score) if isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1 else None
 
 
 def _label(region: Region) -> str | None:
@@ -250,14 +263,14 @@ def _object(group: list[_Mark]) -> PromptedObject:
     points = [mark.point for mark in group if mark.point is not None]
     signs = [int(mark.positive) for mark in group if mark.point is not None]
     prompt = Prompt(points=points or None, labels=signs or None, box=first.box)
-    return PromptedObject(prompt, first.label, first.region_id, first.to_name)
+    return PromptedObject(prompt, first.label, first.region_id, first.to_name, first.score)
 
 
-def _object_or_none(group: list[_Mark]) -> PromptedObject | None:
+def _object_or_none(group: list[_Mark], on_problem: Callable[[str], None]) -> PromptedObject | None:
     try:
         if group[0].box is None and not any(mark.positive for mark in group):
             raise PromptError("it has negative keypoints only. Add a positive one or a rectangle.")
         return _object(group)
     except PromptError as error:
-        logger.warning("The object of region %s is left out: %s", group[0].region_id, error)
+        on_problem(f"The object of region {group[0].region_id} is left out: {error}")
         return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 import refinesam
 from refinesam import DatasetError, EncodedImage, Prediction, RefineSAMError, Session, mask_iou
 from refinesam.hosts import MOST_EXAMPLES
+from refinesam_labelstudio.detections import Detections
 from refinesam_labelstudio.json_types import JsonObject, Task
 from refinesam_labelstudio.labeling_config import ImageTag, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
@@ -26,7 +29,14 @@ __all__ = ["TaskPrediction", "TaskPredictor", "ReadImage", "told_of_whole"]
 ReadImage = Callable[[object, int | None], NDArray[np.uint8]]
 # A mask with at least this IoU with a prompted object is that object.
 SAME_OBJECT = 0.5
-Job = tuple[Callable[[], Prediction], str | None]
+
+
+class Job(NamedTuple):
+    """One object to segment: how, its label, and the score of whoever found it, None for the predicted IoU."""
+
+    make: Callable[[], Prediction]
+    label: str | None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class TaskPrediction:
 
     Attributes:
         regions: as Label Studio takes them, checked against the labeling config.
-        score: mean predicted IoU of the masks, None without any.
+        score: mean of the masks' scores, None without any.
         problems: why something is missing, one sentence each.
         unprompted: nothing is asked for yet, so that there is time to encode the images.
         whole_s: seconds that it took to segment the whole images, for want of a prompt; None where there was one.
@@ -62,12 +72,14 @@ class TaskPredictor:
         read_image: from what the task says to pixels.
         config: the project's labeling config.
         options: the project's.
+        detections: what to answer instead of what tasks hold.
     """
 
     session: Session
     read_image: ReadImage
     config: LabelingConfig
     options: ServiceOptions
+    detections: Detections | None = None
 
     def answer(self, task: object, context: object = None) -> TaskPrediction:
         """Answer one task; what goes wrong with one of its objects costs that object alone.
@@ -86,31 +98,35 @@ class TaskPredictor:
             )
         if isinstance(context, Mapping) and "result" in context and not context["result"]:
             return TaskPrediction(unprompted=True)
-        images = {tag.name: self._read(task, tag) for tag in self._shown(task, context)}
-        objects: dict[str, list[PromptedObject]] = {}
-        for name, pixels in images.items():
-            prompted_objects = self._objects(task, context, pixels.shape[:2])
-            objects[name] = [item for item in prompted_objects if item.to_name == name]
-        prompted, started = any(objects.values()), time.monotonic()
-        if not prompted and self.options.everything is None:
+        shown = self._shown(task, context)
+        if self.detections is not None and not any(
+            (task.get("id"), tag.name) in self.detections.prompts for tag in shown
+        ):
             return TaskPrediction(unprompted=True)
+        images = {tag.name: self._read(task, tag) for tag in shown}
+        problems: list[str] = []
+        objects = {
+            name: self._objects(task, context, name, pixels.shape[:2], problems.append)
+            for name, pixels in images.items()
+        }
+        prompted, started = any(objects.values()), time.monotonic()
+        if not prompted and (problems or self.options.everything is None):
+            return TaskPrediction(problems=_counted(problems), unprompted=not problems)
         regions: list[JsonObject] = []
         scores: list[float] = []
-        problems: list[str] = []
         for name, pixels in images.items():
             encoded = self.session.encode(pixels)
-            for make, label in self._jobs(encoded, name, objects[name] if prompted else None, bool(context)):
+            for job in self._jobs(encoded, name, objects[name] if prompted else None, bool(context)):
                 try:
-                    prediction = make()
-                    made = self._regions(prediction, label, name)
+                    made = self._regions(job, name)
                 except RefineSAMError as error:
                     problems.append(str(error))
                     continue
                 regions += made
-                scores += [_score(prediction)] if made else []
+                scores += [made[0]["score"]] if made else []
         whole_s = None if prompted else time.monotonic() - started
         score = float(np.mean(scores)) if scores else None
-        return TaskPrediction(tuple(regions), score, tuple(problems), whole_s=whole_s)
+        return TaskPrediction(tuple(regions), score, _counted(problems), whole_s=whole_s)
 
     def images(self, task: Task) -> list[object]:
         """Return what a task's data says of the images of the labeling config that it has."""
@@ -135,11 +151,18 @@ class TaskPredictor:
             )
         return shown
 
-    def _objects(self, task: Task, context: object, image_hw: tuple[int, ...]) -> list[PromptedObject]:
+    def _objects(
+        self, task: Task, context: object, name: str, image_hw: tuple[int, ...], on_problem: Callable[[str], None]
+    ) -> list[PromptedObject]:
+        """Return what is asked for in the image of a name."""
         hw = (image_hw[0], image_hw[1])
         if isinstance(context, Mapping) and context:
-            return prompt_from_context(context, task, self.config, hw)
-        return prompts_from_annotations(task, self.config, hw)
+            found = prompt_from_context(context, task, self.config, hw)
+        elif self.detections is not None:
+            return self.detections.objects((task["id"], name), self.config, self.options.label, on_problem)
+        else:
+            found = prompts_from_annotations(task, self.config, hw, on_problem)
+        return [item for item in found if item.to_name == name]
 
     def _jobs(
         self, encoded: EncodedImage, name: str, objects: list[PromptedObject] | None, waited_for: bool
@@ -149,14 +172,15 @@ class TaskPredictor:
             return
         answered: dict[str | None, list[NDArray[np.bool_]]] = {}
         for item in objects:
-            yield partial(self._predicted, encoded, item, answered.setdefault(item.label, [])), item.label
+            make = partial(self._predicted, encoded, item, answered.setdefault(item.label, []))
+            yield Job(make, item.label, item.score)
         if self.options.similar is not None and not waited_for:
             for label, masks in answered.items():
                 try:
                     for prediction in islice(self._alike(encoded, masks), self.options.max_masks):
-                        yield partial(self._refined, encoded, prediction), label
+                        yield Job(partial(self._refined, encoded, prediction), label)
                 except RefineSAMError as error:
-                    yield partial(_refuse, error), label
+                    yield Job(partial(_refuse, error), label)
 
     def _alike(self, encoded: EncodedImage, masks: list[NDArray[np.bool_]]) -> Iterator[Prediction]:
         """Find what is like the objects of a label, the first of them as examples, and none of them."""
@@ -174,7 +198,7 @@ class TaskPredictor:
         settings: JsonObject = dict(self.options.everything or {})
         found = self.session.iterate_everything(encoded, **settings)
         for prediction in islice(found, self.options.max_masks):
-            yield partial(self._refined, encoded, prediction), label
+            yield Job(partial(self._refined, encoded, prediction), label)
 
     def _predicted(self, encoded: EncodedImage, item: PromptedObject, answered: list[NDArray[np.bool_]]) -> Prediction:
         """Answer a prompt, and add its mask to those that were answered."""
@@ -186,23 +210,28 @@ class TaskPredictor:
     def _refined(self, encoded: EncodedImage, prediction: Prediction) -> Prediction:
         return prediction if self.options.amr is None else encoded.refine(prediction, self.options.amr)
 
-    def _regions(self, prediction: Prediction, label: str | None, name: str) -> list[JsonObject]:
-        tag = self.config.output_for(label, self.options.output, name)
+    def _regions(self, job: Job, name: str) -> list[JsonObject]:
+        tag = self.config.output_for(job.label, self.options.output, name)
         regions: list[JsonObject] = []
-        for offered, words in _offered(prediction, self.options.alternatives):
+        for number, (offered, words) in enumerate(_offered(job.make(), self.options.alternatives)):
             mask = offered.mask
             regions += regions_from_mask(
                 mask,
                 tag,
-                label,
+                job.label,
                 (mask.shape[0], mask.shape[1]),
-                _score(offered),
+                _score(offered) if job.score is None or number else job.score,
                 {"text": [words]} if words else None,
                 tolerance=self.options.tolerance,
                 smallest_part=self.options.smallest_part,
             )
         check_regions(regions, self.config)
         return regions
+
+
+def _counted(problems: Sequence[str]) -> tuple[str, ...]:
+    """Return each problem once, with how often there was it."""
+    return tuple(text if count == 1 else f"{text} ({count} times)" for text, count in Counter(problems).items())
 
 
 def _refuse(error: RefineSAMError) -> Prediction:

@@ -100,6 +100,16 @@ def test_preannotate_with_the_builtin_weights(environment: dict[str, str], studi
     assert len(list((tmp_path / "folder" / "journals").glob("*-1.jsonl"))) == 1
 
 
+def test_prompts_of_other_images_are_refused(environment: dict[str, str], studio: FakeProject, tmp_path: Path) -> None:
+    (tmp_path / "found.csv").write_text("image,x0,y0,x1,y1\nb.png,1,2,3,4\n")
+    arguments = ("preannotate", "--project", 1, "--prompts", tmp_path / "found.csv")
+    done = run(environment, *arguments, **connection(studio))
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert "prompts for 1 images, and none is an image of the project (b.png: no image is called so)" in said
+    assert "There are no images with a name" in said
+
+
 def test_serve_answers_whom_it_should(environment: dict[str, str], tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -184,6 +184,14 @@ def test_broken_tasks_cost_only_themselves(studio: FakeProject, tmp_path: Path) 
     assert (again.stored, again.kept, again.unprompted, sorted(again.failed)) == (2, 2, [5], [3, 4])
 
 
+def test_what_the_server_leaves_out_in_silence_is_told(studio: FakeProject, tmp_path: Path) -> None:
+    studio.left_out = {2, 4}
+    report = run(server_of(studio), tmp_path)
+    assert (report.stored, sorted(report.failed)) == (3, [2, 4])
+    assert "own check of predictions left it out" in report.failed[4]
+    assert studio.predictions(VERSION) == {1: 1, 3: 1, 5: 1}
+
+
 def test_a_lost_answer_doubles_nothing(studio: FakeProject, tmp_path: Path) -> None:
     studio.lose_answers = 2
     report = run(server_of(studio), tmp_path, chunk=2)
