@@ -145,12 +145,14 @@ class LabelingConfig:
         outputs: at least one, in the order of `Kind`, then of the config.
         prompts: the smart tags; without any, only batches of tasks can be answered.
         messages: the image of a TextArea named "refinesam", where an annotator is told why an answer is missing.
+        unanswered: images that are not answered, and why, in words.
     """
 
     images: tuple[ImageTag, ...]
     outputs: tuple[OutputTag, ...]
     prompts: tuple[PromptTag, ...] = ()
     messages: str | None = None
+    unanswered: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, xml: str) -> LabelingConfig:
@@ -159,14 +161,20 @@ class LabelingConfig:
         Raises:
             ConfigError: not XML, or without an image or a tag that takes masks.
         """
-        tags = [_Tag(element) for element in _root(xml).iter()]
-        # Pictures with a fixed address are decoration, and lists of images (valueList) aren't answered.
-        variables = [(tag, tag.attributes.get("value", "")) for tag in tags if tag.kind == "image"]
+        root = _root(xml)
+        repeated = {
+            element for repeater in root.iter() if _Tag(repeater).kind == "repeater" for element in repeater.iter()
+        }
+        tags = [_Tag(element) for element in root.iter() if element not in repeated]
+        unanswered = tuple(_unanswered(tags, [_Tag(element) for element in repeated]))
+        # Pictures with a fixed address are decoration.
+        variables = [(tag, tag.attributes.get("value", "")) for tag in tags if tag.kind == "image" and not tag.is_list]
         images = tuple(ImageTag(tag.needed("name"), value[1:]) for tag, value in variables if value[:1] == "$")
         if not images:
             raise ConfigError(
-                "The labeling config has no <Image> tag that names a variable of the task: add one, as in "
-                '<Image name="image" value="$image"/>; valueList is not answered.'
+                " ".join(unanswered)
+                or "The labeling config has no <Image> tag that names a variable of the task: add one, as in "
+                '<Image name="image" value="$image"/>.'
             )
         names = {image.name for image in images}
         prompts = tuple(prompt for tag in tags for prompt in _prompts(tag, names))
@@ -184,7 +192,13 @@ class LabelingConfig:
             )
         areas = [tag for tag in tags if tag.kind == "textarea" and tag.attributes.get("name") == MESSAGES]
         messages = next((name for tag in areas for name in tag.images(names)), None)
-        return cls(images, tuple(sorted(outputs, key=lambda tag: get_args(Kind).index(tag.kind))), prompts, messages)
+        return cls(
+            images,
+            tuple(sorted(outputs, key=lambda tag: get_args(Kind).index(tag.kind))),
+            prompts,
+            messages,
+            unanswered,
+        )
 
     def output_for(self, label: str | None, preferred: Kind | None = None, to_name: str | None = None) -> OutputTag:
         """Return the tag whose region answers a prompt.
@@ -238,6 +252,10 @@ class _Tag:
         return "true" in (self.attributes.get("smart", "").lower(), self.attributes.get("smartonly", "").lower())
 
     @property
+    def is_list(self) -> bool:
+        return "valuelist" in self.attributes
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The labels below; an alias stands for its label in results."""
         below = [_Tag(element) for element in self.element.iter()]
@@ -258,6 +276,18 @@ def _root(xml: str) -> Element:
             "again in the project's settings, under Labeling Interface."
         ) from error
     return root
+
+
+def _unanswered(tags: list[_Tag], repeated: list[_Tag]) -> Iterator[str]:
+    """Say which images aren't answered: regions of theirs belong to a page, or to tags that each task has others of."""
+    lists = [tag.needed("name") for tag in tags if tag.kind == "image" and tag.is_list]
+    for names, of in ((lists, "valueList"), ([t.needed("name") for t in repeated if t.kind == "image"], "<Repeater>")):
+        if names:
+            yield (
+                f"{', '.join(map(repr, sorted(names)))} {'is' if len(names) == 1 else 'are'} shown by {of}, several "
+                'images a task, which is not answered: make a task of each image, with <Image name="image" '
+                'value="$image"/>.'
+            )
 
 
 def _prompts(tag: _Tag, names: set[str]) -> Iterator[PromptTag]:

@@ -88,6 +88,7 @@ def _labeling_config(config: LabelingConfig) -> Iterator[Finding]:
     outputs = ", ".join(f"{tag.kind} ({tag.from_name})" for tag in config.outputs)
     bitmask = "; Label Studio's own exports leave bitmasks out, `refinesam labelstudio export` has them"
     kinds = {tag.kind for tag in config.outputs}
+    yield from (Finding("labeling config", False, reason) for reason in config.unanswered)
     yield Finding("labeling config", True, f"answers go to {outputs}{bitmask if 'bitmask' in kinds else ''}")
     if not config.prompts:
         yield Finding(

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refinesam
-from refinesam import DatasetError, EncodedImage, Prediction, RefineSAMError, Session, mask_iou
+from refinesam import DatasetError, EncodedImage, Prediction, Prompt, RefineSAMError, Session, mask_iou
 from refinesam.hosts import MOST_EXAMPLES
 from refinesam_labelstudio.detections import Detections
 from refinesam_labelstudio.json_types import JsonObject, Task
 from refinesam_labelstudio.labeling_config import ImageTag, LabelingConfig
 from refinesam_labelstudio.options import ServiceOptions
+from refinesam_labelstudio.outlines import mask_from_outline
 from refinesam_labelstudio.prompts import PromptedObject, prompt_from_context, prompts_from_annotations
 from refinesam_labelstudio.results import check_regions, regions_from_mask
 
@@ -202,10 +203,21 @@ class TaskPredictor:
 
     def _predicted(self, encoded: EncodedImage, item: PromptedObject, answered: list[NDArray[np.bool_]]) -> Prediction:
         """Answer a prompt, and add its mask to those that were answered."""
-        prediction = encoded.predict(item.prompt)
+        prediction = encoded.predict(self._prompt(encoded, item))
         if prediction.mask.any():
             answered.append(prediction.mask)
         return self._refined(encoded, prediction)
+
+    def _prompt(self, encoded: EncodedImage, item: PromptedObject) -> Prompt:
+        """Return the prompt, with what is known of the object beside its box."""
+        if item.outline is None:
+            return item.prompt
+        asked = item.prompt
+        if self.session.model.capabilities.mask_prompt:
+            mask = mask_from_outline(item.outline, encoded.image_hw)
+            if mask.any():
+                return Prompt(points=asked.points, labels=asked.labels, box=asked.box, mask=mask)
+        return asked if len(asked.points) else asked.with_points([item.outline.mean(axis=0)])
 
     def _refined(self, encoded: EncodedImage, prediction: Prediction) -> Prediction:
         return prediction if self.options.amr is None else encoded.refine(prediction, self.options.amr)

@@ -101,7 +101,7 @@ def test_a_class_is_the_label_of_its_name(class_name: str | None, label: str | N
     assert named.label == (class_name and label or "Cat")
 
 
-def run(project: Project, folder: Path, results: list[Any] | None) -> Preannotation:
+def run(project: Project, folder: Path, results: list[Any] | None, model: FloodModel | None = None) -> Preannotation:
     server = ProjectServer(project.server.url, project.server.personal_token)
     access = ImageAccess(server, FileCache(folder / "images"))
     config = LabelingConfig.parse(server.project(project.id)["label_config"])
@@ -114,7 +114,7 @@ def run(project: Project, folder: Path, results: list[Any] | None) -> Preannotat
         version = detections_version(version, *paths)
     reader = lambda value, task_id: image_for_task(value, access, task_id)  # noqa: E731
     options = ServiceOptions(everything=None)
-    predictor = TaskPredictor(Session(FloodModel()), reader, config, options, detections)
+    predictor = TaskPredictor(Session(model or FloodModel()), reader, config, options, detections)
     try:
         return preannotate(server, project.id, predictor, version, folder / "journal.jsonl")
     finally:
@@ -187,3 +187,28 @@ def test_boxes_that_a_task_holds_become_named_masks(label_studio: LabelStudio, t
     for said in ("width 'wide'", "region r2 is left out", "'Bird', only 'Cat', 'Dog': add"):
         assert said in problems, problems
     assert "width 'wide'" in report.failed[project.tasks["two.png"]]
+
+
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_ellipses_and_turned_boxes_ask_for_what_is_inside_them(
+    label_studio: LabelStudio, tmp_path: Path, mask_prompt: bool
+) -> None:
+    tag = '<EllipseLabels name="round" toName="image"><Label value="Cat"/></EllipseLabels></View>'
+    project = label_studio.project(CONFIG.replace("</View>", tag), {"one.png": png(1)})
+    place = {**box(), "value": {"x": 50, "y": 50, "rotation": 45}}
+    ellipse = {**place, "id": "e", "type": "ellipselabels", "from_name": "round"}
+    ellipse["value"] = {**place["value"], "radiusX": 25, "radiusY": 10, "ellipselabels": ["Cat"]}
+    turned = {**place, "value": {**place["value"], "width": 25, "height": 10, "rectanglelabels": ["Dog"]}}
+    address = f"/api/tasks/{project.tasks['one.png']}/annotations/"
+    label_studio.call("POST", address, json={"result": [ellipse, turned]})
+    model = FloodModel(mask_prompt=mask_prompt)
+    assert run(project, tmp_path, None, model).problems == {}
+    assert [label for label, _, _ in regions(project, "one.png")] == ["Cat", "Dog"]
+    first, second = model.decoded
+    if mask_prompt:
+        assert first.mask is not None and second.mask is not None
+        assert abs(first.mask.sum() - np.pi * 8 * 2.4) < 8  # half axes in pixels
+        assert first.mask[12, 16] and first.mask[15, 19] and not first.mask[15, 13]
+        assert abs(second.mask.sum() - np.pi * 4 * 1.2) < 5
+    else:
+        np.testing.assert_allclose(first.points, [[16, 12]], atol=1e-4)

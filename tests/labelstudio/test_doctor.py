@@ -122,6 +122,8 @@ def test_project_that_is_not_there(studio: FakeProject) -> None:
 def test_labeling_config(studio: FakeProject) -> None:
     studio.label_config = '<View><Text name="text" value="$text"/></View>'
     one(examine(studio.url, LEGACY, project_id=1), "labeling config", "<Image", "labelstudio configs")
+    studio.label_config = EXAMPLES["brush"].replace("<View>", '<View><Image name="pages" valueList="$pages"/>')
+    one(examine(studio.url, LEGACY, project_id=1), "labeling config", "'pages' is shown by valueList", "make a task of")
     studio.label_config = EXAMPLES["brush"].replace(' smart="true"', "")
     one(examine(studio.url, LEGACY, project_id=1), "smart tags", 'smart="true"', "add it")
     mask_labels, _, rest = EXAMPLES["brush"].partition("</BrushLabels>")

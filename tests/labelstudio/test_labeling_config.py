@@ -147,6 +147,22 @@ def test_other_images_and_other_objects() -> None:
         config.output_for("Dog", to_name="left")
 
 
+REPEATED = (
+    '<View><Repeater on="$pages"><Image name="page_{{idx}}" value="$pages[{{idx}}].url"/>'
+    '<BrushLabels name="m_{{idx}}" toName="page_{{idx}}"><Label value="Cat"/></BrushLabels></Repeater></View>'
+)
+
+
+def test_of_several_images_those_are_answered_that_can_be_and_the_others_are_told() -> None:
+    more = f'<Image name="all" valueList="$all"/>{IMAGE}{labels("BrushLabels", "mask", "Cat")}</View>'
+    config = LabelingConfig.parse(REPEATED.removesuffix("</View>") + more)
+    assert ([image.name for image in config.images], [tag.from_name for tag in config.outputs]) == (["image"], ["mask"])
+    assert [reason.split(",")[0] for reason in config.unanswered] == [
+        "'all' is shown by valueList",
+        "'page_{{idx}}' is shown by <Repeater>",
+    ]
+
+
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
@@ -160,7 +176,14 @@ def test_other_images_and_other_objects() -> None:
         ('<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><View>&d;</View>', "is not XML"),
         ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><View>&b;</View>', "is not XML"),
         ("<View/>", r'no <Image> tag .*: add one, as in <Image name="image" value="\$image"/>'),
-        ('<View><Image name="image" valueList="$images"/></View>', "valueList is not answered"),
+        (
+            '<View><Image name="image" valueList="$images"/></View>',
+            "'image' is shown by valueList.*not answered: make a",
+        ),
+        (
+            REPEATED,
+            "'page_{{idx}}' is shown by <Repeater>, several images a task, which is not answered: make a task of",
+        ),
         ('<View><Image value="$image"/></View>', '<Image> has no name: add it, as in <Image name="...">'),
         (f"<View>{IMAGE}</View>", 'takes masks of .image.: add one, as in <BrushLabels name="mask" toName="image">'),
         (f"<View>{IMAGE}{labels('KeyPointLabels', 'k', 'Cat')}</View>", "no tag that takes masks"),

@@ -123,6 +123,36 @@ def test_a_turned_rectangle_asks_with_the_box_around_it(rotation: int, box: list
     np.testing.assert_allclose(found.prompt.box, box, atol=1e-4)
 
 
+def test_what_a_turned_rectangle_or_ellipse_holds_is_known_beside_its_box() -> None:
+    upright, turned = asked(rectangle(50, 50, 10, 5, 90), rectangle(50, 50, 10, 5, 45))
+    assert upright.outline is None
+    assert turned.outline is not None
+    # Inside the rectangle: 64 x 24 pixels, its middle, its ends.
+    middle = (320 + (64 - 24) / 2 / 2**0.5, 240 + (64 + 24) / 2 / 2**0.5)
+    np.testing.assert_allclose(turned.outline.mean(axis=0), middle, atol=1e-6)
+    distances = np.hypot(*(turned.outline - middle).T)
+    np.testing.assert_allclose([distances.max(), distances.min()], [32, 12], atol=1e-6)
+    end = turned.outline[distances.argmax()] - middle
+    assert abs(end[0]) == pytest.approx(abs(end[1]))
+
+
+@pytest.mark.parametrize(("rotation", "box"), [(0, [256, 216, 384, 264]), (90, [296, 176, 344, 304])])
+def test_an_ellipse_asks_with_the_box_around_it(rotation: float, box: list[float]) -> None:
+    value = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 5, "rotation": rotation, "ellipselabels": ["Object"]}
+    region = {**SIZE, "id": "e", "type": "ellipselabels", "value": value}
+    (found,) = asked(region)
+    assert found.label == "Object"
+    np.testing.assert_allclose(found.prompt.box, box, atol=1e-4)
+    (found,) = asked({**region, "value": {**value, "rotation": 45}})
+    reach = ((64**2 + 24**2) / 2) ** 0.5
+    around = [320 - reach, 240 - reach, 320 + reach, 240 + reach]
+    np.testing.assert_allclose(found.prompt.box, around, atol=1e-3)
+    assert found.outline is not None
+    np.testing.assert_allclose([*found.outline.min(axis=0), *found.outline.max(axis=0)], around, atol=0.2)
+    with pytest.raises(PromptError, match="has radiusX None"):
+        asked({**region, "value": {"x": 1, "y": 1}})
+
+
 def test_borders_lie_inside() -> None:
     (found,) = asked(keypoint(100, 100), keypoint(0, 0), keypoint(100.4, -0.2))
     found.prompt.check_inside((480, 640))
