@@ -85,7 +85,8 @@ class FakeProject(FakeLabelStudio):
             for row in rows:
                 self.next_id += 1
                 found = next(item for item in self.tasks if item["id"] == row["task"])
-                found["predictions"].append({"id": self.next_id, **row})
+                stored = {"id": self.next_id, "created_at": f"2026-01-01T00:00:{self.next_id % 60:02d}Z", **row}
+                found["predictions"].append(stored)
             self.stored += rows
 
     def restart(self, down_s: float) -> None:

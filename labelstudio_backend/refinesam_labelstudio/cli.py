@@ -1,4 +1,4 @@
-"""`refinesam labelstudio ...`: serve, preannotate, doctor, configs, export, approve, finetune."""
+"""`refinesam labelstudio ...`: serve, preannotate, status, doctor, configs, export, approve, finetune."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,6 +42,7 @@ from refinesam_labelstudio.learning import finetune_project, weights_for
 from refinesam_labelstudio.options import weights_version
 from refinesam_labelstudio.preannotate import Preannotation, preannotate
 from refinesam_labelstudio.progress import progress_of
+from refinesam_labelstudio.states import project_states
 from refinesam_labelstudio.task_images import TaskImages
 from refinesam_labelstudio.task_prediction import TaskPredictor
 
@@ -85,7 +87,7 @@ WHOLE = (
     "so that one Retrieve answers a few, and most of what is found there is background or parts of things; the extra "
     'params {"everything": false} leave them out.'
 )
-MOST_REASONS = 20
+MOST_REASONS, MOST_NAMED = 20, 5
 ProjectOption = Annotated[int, typer.Option(help="The project's id, the number in its address.")]
 
 
@@ -202,6 +204,33 @@ def preannotate_project(
     if done.interrupted:
         errors.print("Interrupted; what was answered is stored. Start the same command again for the rest.")
         raise typer.Exit(130)
+
+
+@app.command()
+def status(project: ProjectOption) -> None:
+    """Say how far the pre-annotation of a project is: done, nothing found, failed and why, and how fast.
+
+    It asks Label Studio alone, so everybody of the team who has a token sees the same, wherever `preannotate` runs.
+    """
+    with closing(required_label_studio(())) as server:
+        states = project_states(server, project)
+    table = Table("model version", "done", "of these nothing found", "failed", "left", "tasks a minute", "last stored")
+    for version, state in states.versions.items():
+        pace = state.tasks_a_minute
+        left = states.tasks - state.done - len(state.failed)
+        last = f"{state.last.astimezone():%Y-%m-%d %H:%M}" if state.last else "-"
+        numbers = (state.done, state.empty, len(state.failed), left, f"{pace:.1f}" if pace else "-", last)
+        table.add_row(version, *map(str, numbers))
+    console.print(f"Project {project} has {states.tasks} tasks.")
+    console.print(table)
+    for version, state in states.versions.items():
+        reasons = [(reason or "not told: `preannotate` has a report", _some(ids)) for reason, ids in state.reasons]
+        _print_reasons(f"Failed with {version}:", reasons)
+
+
+def _some(task_ids: Sequence[int]) -> str:
+    more = f" and {len(task_ids) - MOST_NAMED} more" if len(task_ids) > MOST_NAMED else ""
+    return f"tasks {', '.join(map(str, task_ids[:MOST_NAMED]))}{more}"
 
 
 @app.command()
@@ -347,7 +376,7 @@ def _print_reasons(title: str, reasons: Sequence[tuple[str, object]]) -> None:
     for what, how in reasons[:MOST_REASONS]:
         console.print(f"  {what}: {how}", markup=False, highlight=False, soft_wrap=True)
     if len(reasons) > MOST_REASONS:
-        console.print(f"  ... and {len(reasons) - MOST_REASONS} more: --report FILE has all")
+        console.print(f"  ... and {len(reasons) - MOST_REASONS} more; the report of `preannotate` has all")
 
 
 def _print_failed(failed: Mapping[int, str]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from refinesam import RefineSAMError
 from refinesam_labelstudio.access import ProjectServer
+from refinesam_labelstudio.failures import FailureMarks
 from refinesam_labelstudio.journal import Journal
 from refinesam_labelstudio.json_types import JsonObject, JsonView, Task
 from refinesam_labelstudio.responses import ServerError
@@ -120,7 +121,8 @@ def preannotate(
         report.unmatched = dict(predictor.detections.unmatched)
     total = int(server.project(project_id).get("task_number") or 0)
     with Journal.open(journal_path, model_version) as journal:
-        run = _Run(server, predictor, journal, report, overwrite_own, flush_s)
+        marks = FailureMarks(server, project_id, model_version, predictor.config.messages)
+        run = _Run(server, predictor, journal, report, marks, overwrite_own, flush_s)
         try:
             run.settle()
             for page in itertools.count(1):
@@ -156,6 +158,7 @@ class _Run:
     predictor: TaskPredictor
     journal: Journal
     report: Preannotation
+    marks: FailureMarks
     overwrite_own: bool
     flush_s: float
     rows: list[JsonObject] = field(default_factory=list)
@@ -175,6 +178,7 @@ class _Run:
         for task in tasks:
             task_id, own = int(task["id"]), self._own(task)
             answers = [item for item in own if _is_answer(item)]
+            self.marks.see(task)
             if answers and not self.overwrite_own:
                 self.report.kept += 1
             elif (row := self._answered(task, task_id)) is not None:
@@ -185,6 +189,7 @@ class _Run:
                 self._remove(own)
             if own and not answers:
                 self.report.repaired.append(task_id)
+            self.marks.settle(task_id)
             self.report.tasks += 1
             on_task()
             if time.monotonic() - self.flushed >= self.flush_s:
@@ -196,6 +201,7 @@ class _Run:
         rows, self.rows = self.rows, []
         self._replace([row for row in rows if row["task"] in self.replaced])
         self._store([row for row in rows if row["task"] not in self.replaced])
+        self.marks.flush()
         self.flushed = time.monotonic()
 
     def _answered(self, task: Task, task_id: int) -> JsonObject | None:
@@ -239,6 +245,7 @@ class _Run:
     def _fail(self, task_id: int, reason: str) -> None:
         _logger.warning("Task %s: %s", task_id, reason)
         self.report.failed[task_id] = reason
+        self.marks.fail(task_id, reason)
         self.journal.note("failed", [task_id], reason)
 
     def _replace(self, rows: Sequence[JsonView]) -> None:
