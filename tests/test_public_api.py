@@ -53,6 +53,7 @@ HOST_NAMES = [
     "MOST_EXAMPLES",
     "BatchResults",
     "CocoScores",
+    "JobImages",
     "ObjectPrompt",
     "bootstrap_interval",
     "boundary_iou",

@@ -1,25 +1,21 @@
-"""`refinesam labelstudio ...`: serve, preannotate, status, doctor, configs, export, approve, finetune."""
+"""`refinesam labelstudio ...`: serve, preannotate, import, status, doctor, configs, export, approve, finetune."""
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 import refinesam
 from refinesam import ConfigError
-from refinesam.hosts import write_json
-from refinesam_labelstudio.agreement import compare_versions, options_of, show_version
+from refinesam_labelstudio.agreement import compare_versions, options_of
+from refinesam_labelstudio.batch_results import BatchResults
+from refinesam_labelstudio.console import Run, console, errors, finish, log_to_console, print_failed, print_reasons
 from refinesam_labelstudio.corrections import approve, project_folder, waiting
 from refinesam_labelstudio.detections import Detections, detections_version
 from refinesam_labelstudio.doctor import examine
@@ -40,7 +36,6 @@ from refinesam_labelstudio.findings import SSRF
 from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
 from refinesam_labelstudio.learning import finetune_project, weights_for
 from refinesam_labelstudio.options import weights_version
-from refinesam_labelstudio.preannotate import Preannotation, preannotate
 from refinesam_labelstudio.progress import progress_of
 from refinesam_labelstudio.states import project_states
 from refinesam_labelstudio.task_images import TaskImages
@@ -54,8 +49,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 WeightsOption = Annotated[
     str, typer.Option(envvar="REFINESAM_WEIGHTS", help="Name of `refinesam weights list`, a file, or a versions.json.")
@@ -78,6 +71,12 @@ RootsOption = Annotated[
 HostsOption = Annotated[
     list[str] | None, typer.Option("--allow-host", help="A further host to fetch images from; repeatable.")
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite-own", help="Make predictions of this model version anew.")]
+ChunkOption = Annotated[int, typer.Option(min=1, max=1000, help="Most tasks that are stored together.")]
+ReportOption = Annotated[Path | None, typer.Option(help="Write what was done as JSON.")]
+ShowOption = Annotated[
+    bool | None, typer.Option(help="Let the project show these predictions. Default: unless somebody chose others.")
+]
 NOT_EXPORTED = (
     "Label Studio's own COCO and PNG exports leave bitmasks out: choose brush, or export with `refinesam labelstudio "
     "export`."
@@ -87,7 +86,7 @@ WHOLE = (
     "so that one Retrieve answers a few, and most of what is found there is background or parts of things; the extra "
     'params {"everything": false} leave them out.'
 )
-MOST_REASONS, MOST_NAMED = 20, 5
+MOST_NAMED = 5
 ProjectOption = Annotated[int, typer.Option(help="The project's id, the number in its address.")]
 
 
@@ -114,7 +113,7 @@ def serve(
 
     from refinesam_labelstudio.app import create_app
 
-    _log()
+    log_to_console()
     # Before the weights load and torch with them. Two answers at once are common: a click while a batch runs.
     refinesam.settle_threads(threads, concurrency=2)
     credentials, options = basic_auth(), options_from(refine, extra_params)
@@ -136,15 +135,10 @@ def preannotate_project(
         typer.Option(help="A detector's boxes instead of what tasks hold: COCO annotations or results, CSV, Parquet."),
     ] = None,
     coco: Annotated[Path | None, typer.Option(help="COCO document that names the ids of COCO results.")] = None,
-    overwrite_own: Annotated[
-        bool, typer.Option("--overwrite-own", help="Make predictions of this model version anew.")
-    ] = False,
-    chunk: Annotated[int, typer.Option(min=1, max=1000, help="Most tasks that are stored together.")] = 20,
-    report: Annotated[Path | None, typer.Option(help="Write what was done as JSON.")] = None,
-    show: Annotated[
-        bool | None,
-        typer.Option(help="Let the project show these predictions. Default: unless somebody chose others."),
-    ] = None,
+    overwrite_own: OverwriteOption = False,
+    chunk: ChunkOption = 20,
+    report: ReportOption = None,
+    show: ShowOption = None,
     weights: WeightsOption = "builtin",
     device: DeviceOption = "auto",
     refine: RefineOption = False,
@@ -164,7 +158,7 @@ def preannotate_project(
 
     LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY say where and as whom.
     """
-    _log()
+    log_to_console()
     refinesam.settle_threads(threads)
     given = options_from(refine, extra_params)
     if coco is not None and prompts is None:
@@ -184,26 +178,37 @@ def preannotate_project(
         version = detections_version(version, prompts, coco)
     elif difference := compare_versions(connections, version):
         errors.print(difference, markup=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is answered is stored
-    with progress_of(version, errors) as on_progress:
-        done = preannotate(
-            server,
-            project,
-            predictor,
-            version,
-            journal_path(folder, server.url, project),
-            overwrite_own=overwrite_own,
-            chunk=chunk,
-            on_progress=on_progress,
-        )
-    _print_summary(done, prompts is not None)
-    if done.stored or done.kept:
-        console.print(show_version(server, project, version, connections, show), markup=False, soft_wrap=True)
-    if report is not None:
-        write_json(report, done.as_json(), indent=2)
-    if done.interrupted:
-        errors.print("Interrupted; what was answered is stored. Start the same command again for the rest.")
-        raise typer.Exit(130)
+    run = Run(server, project, journal_path(folder, server.url, project), overwrite_own, chunk)
+    done = run.tell(predictor, version, "images that the file has no prompts for" if prompts is not None else None)
+    finish(run, done, show, connections, report)
+
+
+@app.command("import")
+def import_results(
+    results: Annotated[Path, typer.Argument(help="The --output of `refinesam batch`, which may still be running.")],
+    project: ProjectOption,
+    overwrite_own: OverwriteOption = False,
+    chunk: ChunkOption = 20,
+    report: ReportOption = None,
+    show: ShowOption = None,
+    extra_params: ExtraOption = "",
+    folder: FolderOption = DEFAULT_FOLDER,
+) -> None:
+    """Store the masks of `refinesam batch` as predictions, each with its class as label and its score.
+
+    Images are found by the names of their files. What is not there yet comes when the command is run again.
+    """
+    log_to_console()
+    with closing(required_label_studio(())) as server:
+        connections = server.ml_backends(project)
+        options = options_from(False, extra_params) if extra_params else options_of(connections)
+        config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
+        config.output_for(options.label, options.output)
+        answers = BatchResults.read(results, TaskImages.of_project(server, project, config), config, options)
+        run = Run(server, project, journal_path(folder, server.url, project), overwrite_own, chunk)
+        done = run.tell(answers, answers.version, "images that the results don't have")
+        print_reasons("Results that are left out:", list(answers.results.unread.items()))
+        finish(run, done, show, connections, report)
 
 
 @app.command()
@@ -225,7 +230,7 @@ def status(project: ProjectOption) -> None:
     console.print(table)
     for version, state in states.versions.items():
         reasons = [(reason or "not told: `preannotate` has a report", _some(ids)) for reason, ids in state.reasons]
-        _print_reasons(f"Failed with {version}:", reasons)
+        print_reasons(f"Failed with {version}:", reasons)
 
 
 def _some(task_ids: Sequence[int]) -> str:
@@ -267,7 +272,7 @@ def export_annotations(
     allow_host: HostsOption = None,
 ) -> None:
     """Write accepted annotations as COCO with exact masks: brushes, bitmasks and polygons alike."""
-    _log()
+    log_to_console()
     server = required_label_studio(allow_host or ())
     with progress_of("Export", errors) as on_progress:
         done = export_project(
@@ -279,7 +284,7 @@ def export_annotations(
         markup=False,
         soft_wrap=True,
     )
-    _print_failed(done.failed)
+    print_failed(done.failed)
 
 
 @app.command()
@@ -341,44 +346,3 @@ def finetune(
     )
     console.print(f"New version: {weights_for(str(versions))}", soft_wrap=True, markup=False)
     console.print(f"Serve it: refinesam labelstudio serve --weights {versions}", soft_wrap=True, markup=False)
-
-
-def _log() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=errors)])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def _print_summary(done: Preannotation, prompted_by_file: bool) -> None:
-    table = Table("tasks", "stored", "of these nothing found", "kept", "nothing asked", "failed", "repaired", "seconds")
-    lists = (done.unprompted, done.failed, done.repaired)
-    numbers = (done.tasks, done.stored, len(done.empty), done.kept, *map(len, lists), done.seconds)
-    table.add_row(*map(str, numbers))
-    console.print(table)
-    if done.whole:
-        console.print(done.whole, markup=False, soft_wrap=True)
-    if done.unprompted and prompted_by_file:
-        console.print(f"{len(done.unprompted)} tasks have images that the file has no prompts for.")
-    elif done.unprompted:
-        console.print(
-            f'{len(done.unprompted)} tasks have no box and no click to answer, and "everything" is off: mark objects '
-            "in them, or turn it on in the extra params."
-        )
-    _print_failed(done.failed)
-    missing = Counter(problem for problems in done.problems.values() for problem in problems)
-    _print_reasons(f"Tasks whose prediction lacks something: {len(done.problems)}", missing.most_common())
-    _print_reasons(f"Images of the file that are not used: {len(done.unmatched)}", list(done.unmatched.items()))
-
-
-def _print_reasons(title: str, reasons: Sequence[tuple[str, object]]) -> None:
-    """Print reasons, or what has them, as far as they fit a screen."""
-    if reasons:
-        console.print(title, markup=False)
-    for what, how in reasons[:MOST_REASONS]:
-        console.print(f"  {what}: {how}", markup=False, highlight=False, soft_wrap=True)
-    if len(reasons) > MOST_REASONS:
-        console.print(f"  ... and {len(reasons) - MOST_REASONS} more; the report of `preannotate` has all")
-
-
-def _print_failed(failed: Mapping[int, str]) -> None:
-    for task_id, reason in failed.items():
-        console.print(f"Task {task_id}: {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refinesam import ConfigError, DatasetError, RefineSAMError
+from refinesam import DatasetError, RefineSAMError
 from refinesam.hosts import ObjectPrompt, prompts_by_image
 from refinesam_labelstudio.labeling_config import LabelingConfig
 from refinesam_labelstudio.prompts import PromptedObject
@@ -67,7 +67,7 @@ class Detections:
         objects = []
         for number, asked in enumerate(self.prompts.get(place, ())):
             try:
-                prompt, called = asked.prompt(), _label(asked.class_name, config, place[1], label)
+                prompt, called = asked.prompt(), config.label_for(asked.class_name, place[1], label)
             except RefineSAMError as error:
                 on_problem(str(error))
                 continue
@@ -76,19 +76,6 @@ class Detections:
                 on_problem(f"A score of {asked.score:g} is not from 0 to 1; the mask has its predicted IoU instead.")
             objects.append(PromptedObject(prompt, called, asked.prompt_id or str(number), place[1], score))
         return objects
-
-
-def _label(name: str | None, config: LabelingConfig, to_name: str, label: str | None) -> str | None:
-    known = dict.fromkeys(known for tag in config.outputs if tag.to_name == to_name for known in tag.labels)
-    if name is not None:
-        alike = [known_label for known_label in known if known_label.casefold() == name.casefold()]
-        return alike[0] if name not in known and len(alike) == 1 else name
-    if label is None and len(known) > 1:
-        raise ConfigError(
-            f"A box has no class, and the labeling config has {len(known)} labels: say in the extra params which is "
-            f'meant, as in {{"label": "{next(iter(known))}"}}.'
-        )
-    return label or next(iter(known), None)
 
 
 def detections_version(version: str, *files: Path | None) -> str:

@@ -225,6 +225,28 @@ class LabelingConfig:
             )
         return next((tag for tag in fitting if tag.kind == preferred), fitting[0])
 
+    def label_for(self, class_name: str | None, to_name: str, default: str | None) -> str | None:
+        """Return what an object is called here that has a class elsewhere.
+
+        Args:
+            class_name: its label is that of the same name, whatever the case where only one is so alike.
+            to_name: name of its image.
+            default: of objects without a class; without it they get the only label that there is.
+
+        Raises:
+            ConfigError: several labels, and nothing says which.
+        """
+        known = list(dict.fromkeys(name for tag in self.outputs if tag.to_name == to_name for name in tag.labels))
+        if class_name is not None:
+            alike = [name for name in known if name.casefold() == class_name.casefold()]
+            return alike[0] if class_name not in known and len(alike) == 1 else class_name
+        if default is None and len(known) > 1:
+            raise ConfigError(
+                f"An object has no class, and the labeling config has {len(known)} labels: say in the extra params "
+                f'which is meant, as in {{"label": "{known[0]}"}}.'
+            )
+        return default or next(iter(known), None)
+
 
 class _Tag:
     """One element, its name and attributes in lower case."""

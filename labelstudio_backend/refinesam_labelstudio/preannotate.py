@@ -22,7 +22,7 @@ from refinesam_labelstudio.failures import FailureMarks
 from refinesam_labelstudio.journal import Journal
 from refinesam_labelstudio.json_types import JsonObject, JsonView, Task
 from refinesam_labelstudio.responses import ServerError
-from refinesam_labelstudio.task_prediction import TaskPrediction, TaskPredictor, told_of_whole
+from refinesam_labelstudio.task_prediction import Answering, TaskPrediction, told_of_whole
 
 __all__ = ["Preannotation", "preannotate"]
 
@@ -85,7 +85,7 @@ class Preannotation:
 def preannotate(
     server: ProjectServer,
     project_id: int,
-    predictor: TaskPredictor,
+    predictor: Answering,
     model_version: str,
     journal_path: Path,
     *,
@@ -99,7 +99,7 @@ def preannotate(
     Args:
         server: Label Studio.
         project_id: the project's.
-        predictor: with the project's labeling config.
+        predictor: answers the tasks, under the project's labeling config.
         model_version: of the predictions; what has one of this version is done.
         journal_path: the journal of this server and project.
         overwrite_own: make predictions of this version anew and put them in the place of those that are there.
@@ -117,8 +117,7 @@ def preannotate(
     """
     started = time.monotonic()
     report = Preannotation(project_id, model_version)
-    if predictor.detections is not None:
-        report.unmatched = dict(predictor.detections.unmatched)
+    report.unmatched = dict(predictor.unmatched)
     total = int(server.project(project_id).get("task_number") or 0)
     with Journal.open(journal_path, model_version) as journal:
         marks = FailureMarks(server, project_id, model_version, predictor.config.messages)
@@ -155,7 +154,7 @@ class _Run:
     """
 
     server: ProjectServer
-    predictor: TaskPredictor
+    predictor: Answering
     journal: Journal
     report: Preannotation
     marks: FailureMarks

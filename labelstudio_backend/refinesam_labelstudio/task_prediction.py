@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from refinesam_labelstudio.outlines import mask_from_outline
 from refinesam_labelstudio.prompts import PromptedObject, prompt_from_context, prompts_from_annotations
 from refinesam_labelstudio.results import check_regions, regions_from_mask
 
-__all__ = ["TaskPrediction", "TaskPredictor", "ReadImage", "told_of_whole"]
+__all__ = ["Answering", "TaskPrediction", "TaskPredictor", "ReadImage", "counted", "told_of_whole"]
 
 # Takes what a task's data says of its image, and the task's id; returns (H, W, 3) uint8 RGB.
 ReadImage = Callable[[object, int | None], NDArray[np.uint8]]
@@ -64,6 +64,24 @@ class TaskPrediction:
         return bool(self.regions) or not (self.unprompted or self.problems)
 
 
+class Answering(Protocol):
+    """What answers the tasks of a project one after the other.
+
+    Attributes:
+        config: the project's labeling config.
+        unmatched: why images of a file are none of the project's, by what the file calls them.
+    """
+
+    @property
+    def config(self) -> LabelingConfig: ...  # noqa: D102
+
+    @property
+    def unmatched(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    def answer(self, task: Task, /) -> TaskPrediction:
+        """Answer a task; RefineSAMError if it can't be."""
+
+
 @dataclass(frozen=True, eq=False)
 class TaskPredictor:
     """Answers tasks of one project.
@@ -81,6 +99,11 @@ class TaskPredictor:
     config: LabelingConfig
     options: ServiceOptions
     detections: Detections | None = None
+
+    @property
+    def unmatched(self) -> Mapping[str, str]:
+        """Why images of the detections are none of the project's."""
+        return {} if self.detections is None else self.detections.unmatched
 
     def answer(self, task: object, context: object = None) -> TaskPrediction:
         """Answer one task; what goes wrong with one of its objects costs that object alone.
@@ -112,7 +135,7 @@ class TaskPredictor:
         }
         prompted, started = any(objects.values()), time.monotonic()
         if not prompted and (problems or self.options.everything is None):
-            return TaskPrediction(problems=_counted(problems), unprompted=not problems)
+            return TaskPrediction(problems=counted(problems), unprompted=not problems)
         regions: list[JsonObject] = []
         scores: list[float] = []
         for name, pixels in images.items():
@@ -127,7 +150,7 @@ class TaskPredictor:
                 scores += [made[0]["score"]] if made else []
         whole_s = None if prompted else time.monotonic() - started
         score = float(np.mean(scores)) if scores else None
-        return TaskPrediction(tuple(regions), score, _counted(problems), whole_s=whole_s)
+        return TaskPrediction(tuple(regions), score, counted(problems), whole_s=whole_s)
 
     def images(self, task: Task) -> list[object]:
         """Return what a task's data says of the images of the labeling config that it has."""
@@ -241,7 +264,7 @@ class TaskPredictor:
         return regions
 
 
-def _counted(problems: Sequence[str]) -> tuple[str, ...]:
+def counted(problems: Sequence[str]) -> tuple[str, ...]:
     """Return each problem once, with how often there was it."""
     return tuple(text if count == 1 else f"{text} ({count} times)" for text, count in Counter(problems).items())
 

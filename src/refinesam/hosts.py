@@ -23,6 +23,7 @@ Measures of masks and what is known of their mean:
 What others found, as `refinesam batch` takes it:
 
 - `prompts_by_image` reads a detector's boxes, each an `ObjectPrompt`; `match_images` finds the images they belong to.
+- `JobImages` reads what `refinesam batch` wrote, as far as it is.
 
 Every name is imported when it is first used.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from refinesam.evaluation.metrics import bootstrap_interval, size_of
     from refinesam.files import check_outputs, replacing, write_json, write_outputs
     from refinesam.jobs.folder import BatchResults
+    from refinesam.jobs.images import JobImages
     from refinesam.jobs.prompts import ObjectPrompt, match_images, prompts_by_image
     from refinesam.registry import known_weights
     from refinesam.types import LIKELY_SIMILARITY, MOST_EXAMPLES
@@ -49,6 +51,7 @@ __all__ = [
     "MOST_EXAMPLES",
     "BatchResults",
     "CocoScores",
+    "JobImages",
     "ObjectPrompt",
     "bootstrap_interval",
     "boundary_iou",
@@ -72,6 +75,7 @@ __getattr__, __dir__ = lazy_names(
         "refinesam.evaluation.metrics": "bootstrap_interval size_of",
         "refinesam.files": "check_outputs replacing write_json write_outputs",
         "refinesam.jobs.folder": "BatchResults",
+        "refinesam.jobs.images": "JobImages",
         "refinesam.jobs.prompts": "ObjectPrompt match_images prompts_by_image",
         "refinesam.registry": "known_weights",
         "refinesam.types": "LIKELY_SIMILARITY MOST_EXAMPLES",

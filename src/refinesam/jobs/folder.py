@@ -141,6 +141,11 @@ class BatchResults:
         self.shards = [shard for shard in shards if shard.is_file()]
         self.missing = [shard.name for shard in shards if shard not in self.shards]
 
+    @property
+    def digest(self) -> str:
+        """Of the job's settings, images and prompts."""
+        return _digest(sorted(self.job.items()))
+
     def rows(self, shard: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Read a shard's rows, image by image, with all columns or some; DatasetError where it is damaged."""
         return read_rows(shard, columns)
