@@ -95,6 +95,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 9090,
     weights: WeightsOption = "builtin",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(envvar="REFINESAM_ALSO", help="Further weights that a project may choose; repeatable."),
+    ] = None,
     device: DeviceOption = "auto",
     refine: RefineOption = False,
     extra_params: ExtraOption = "",
@@ -117,7 +121,7 @@ def serve(
     # Before the weights load and torch with them. Two answers at once are common: a click while a batch runs.
     refinesam.settle_threads(threads, concurrency=2)
     credentials, options = basic_auth(), options_from(refine, extra_params)
-    service = start_service(weights, device, options, folder, local_root or (), allow_host or (), learn)
+    service = start_service(weights, device, options, folder, local_root or (), allow_host or (), learn, also or ())
     address = host if host not in ("0.0.0.0", "::") else "this machine's address"
     errors.print(f"Connect http://{address}:{port} in a project's settings, under Model. {SSRF}", highlight=False)
     if options.everything is not None:
@@ -139,7 +143,10 @@ def preannotate_project(
     chunk: ChunkOption = 20,
     report: ReportOption = None,
     show: ShowOption = None,
-    weights: WeightsOption = "builtin",
+    weights: Annotated[
+        str | None,
+        typer.Option(envvar="REFINESAM_WEIGHTS", help="As of `serve`; by default the project's model, else builtin."),
+    ] = None,
     device: DeviceOption = "auto",
     refine: RefineOption = False,
     extra_params: ExtraOption = "",
@@ -171,7 +178,7 @@ def preannotate_project(
     detections = None
     if prompts is not None:
         detections = Detections.read(prompts, TaskImages.of_project(server, project, config), coco)
-    session = refinesam.load(weights_for(weights), device=device)
+    session = refinesam.load(weights_for(weights or options.model or "builtin"), device=device)
     predictor = TaskPredictor(session, image_reader(server, folder, local_root or ()), config, options, detections)
     version = options.version(weights_version(session))
     if prompts is not None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import refinesam
-from refinesam import ConfigError, Session
+from refinesam import ConfigError
 from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.corrections import Corrections
 from refinesam_labelstudio.hosts import host_of
@@ -30,6 +31,7 @@ __all__ = [
     "image_reader",
     "journal_path",
     "label_studio",
+    "model_name",
     "options_from",
     "required_label_studio",
     "start_service",
@@ -50,6 +52,7 @@ def start_service(
     local_roots: Iterable[Path] = (),
     allowed_hosts: Iterable[str] = (),
     learn: bool = False,
+    also: Iterable[str] = (),
 ) -> Service:
     """Return a service whose weights load in the background.
 
@@ -61,6 +64,7 @@ def start_service(
         local_roots: see `ImageAccess`.
         allowed_hosts: see `LabelStudioServer`.
         learn: collect accepted annotations from the webhook.
+        also: further weights, which projects may choose as "model"; they load when they are first asked for.
 
     Raises:
         ConfigError: settings that don't fit each other, or half of a connection to Label Studio.
@@ -70,17 +74,25 @@ def start_service(
         raise ConfigError(f"--learn reads annotations from Label Studio: set {URL} and {TOKEN}.")
     read_image = image_reader(server, folder, local_roots)
     corrections = Corrections(annotations_folder(folder), server, read_image) if learn and server is not None else None
-    chosen = weights_for(weights)
-
-    def session() -> Session:
-        return refinesam.load(chosen, device=device)  # on the service's thread, torch's import too
-
+    factories = {}
+    for given in (weights, *also):
+        name = model_name(given)
+        if name in factories:
+            raise ConfigError(f"Two of the weights are called {name!r}: leave one out, or rename its file.")
+        # On the service's thread, torch's import too.
+        factories[name] = partial(refinesam.load, weights_for(given), device=device)
     return Service(
-        session,
+        factories,
         RecentImages(read_image),  # a click after the first on a large photograph decodes no file
         options=options or ServiceOptions(),
         on_event=corrections.on_event if corrections is not None else None,
     )
+
+
+def model_name(weights: str) -> str:
+    """Return the name by which projects choose weights: their own, or a file's without its suffix."""
+    path = Path(weights)
+    return path.stem if path.is_file() else weights
 
 
 def options_from(refine: bool, extra_params: str) -> ServiceOptions:

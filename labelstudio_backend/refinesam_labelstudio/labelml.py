@@ -34,7 +34,8 @@ __all__ = ["RefineSAM", "service"]
 def service() -> Service:
     """Return the process's service, started at the first call; the environment says how, as for `serve`.
 
-    REFINESAM_WEIGHTS, REFINESAM_DEVICE and REFINESAM_EXTRA_PARAMS hold what `serve` takes as options of these names.
+    REFINESAM_WEIGHTS, REFINESAM_ALSO, REFINESAM_DEVICE and REFINESAM_EXTRA_PARAMS hold what `serve` takes as options of
+    these names.
     """
     return start_service(
         os.environ.get("REFINESAM_WEIGHTS", "builtin"),
@@ -42,6 +43,7 @@ def service() -> Service:
         options_from(False, os.environ.get("REFINESAM_EXTRA_PARAMS", "")),
         Path(os.environ.get("REFINESAM_LABELSTUDIO_FOLDER", DEFAULT_FOLDER)),
         learn=os.environ.get("REFINESAM_LEARN", "") == "1",
+        also=os.environ.get("REFINESAM_ALSO", "").split(),
     )
 
 

@@ -41,6 +41,7 @@ class ServiceOptions:
         tolerance: how far polygons may lie from the mask's outline, in pixels; None goes by image and mask.
         smallest_part: of a polygon, in pixels; smaller ones and smaller holes are left out. None goes by the mask.
         alternatives: most other masks that are returned of each prompted object: what else the prompt may mean.
+        model: which of the served models answers, by its name; None means the first.
         similar: least similarity, in (0, 1], of what is returned beside a task's prompted objects because it is like
             those of the same label; None leaves it out. Nobody who waits at the screen gets it.
     """
@@ -54,6 +55,7 @@ class ServiceOptions:
     smallest_part: int | None = None
     alternatives: int = 0
     similar: float | None = None
+    model: str | None = None
 
     def updated(self, extra_params: object) -> ServiceOptions:
         """Return these options with what a project asks for in its extra params.
@@ -62,7 +64,7 @@ class ServiceOptions:
             extra_params: an object, the same as JSON text, or nothing. "amr": true, false, a name of
                 `AMRConfig.named` or the fields of `AMRConfig`; "output": "brush", "polygon", "bitmask" or "rectangle";
                 "everything": true, false or the settings of `AutomaticMaskGenerator`; "max_masks"; "label";
-                "tolerance"; "smallest_part"; "alternatives"; "similar": true, false or the least similarity.
+                "tolerance"; "smallest_part"; "alternatives"; "similar": true, false or the least similarity; "model".
 
         Raises:
             ConfigError: an unknown name, or a value of the wrong kind or out of range.
@@ -194,9 +196,9 @@ def _tolerance(value: object) -> float:
     return value
 
 
-def _label(value: object) -> str:
+def _name(name: str, value: object, of: str) -> str:
     if not isinstance(value, str) or not value:
-        raise ConfigError('"label" must be the name of a label.')
+        raise ConfigError(f'"{name}" must be the name of a {of}.')
     return value
 
 
@@ -206,7 +208,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "output": _output,
         "everything": _everything,
         "max_masks": lambda value: _whole("max_masks", value, 10_000),
-        "label": _label,
+        "label": lambda value: _name("label", value, "label"),
+        "model": lambda value: _name("model", value, "model that the backend serves"),
         "tolerance": _tolerance,
         "smallest_part": lambda value: _whole("smallest_part", value, 2**31),
         "alternatives": lambda value: _whole("alternatives", value, MOST_ALTERNATIVES, least=0),

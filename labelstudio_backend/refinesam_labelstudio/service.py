@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,8 +21,9 @@ from typing import Any
 from refinesam import AMRConfig, ConfigError, RefineSAMError, Session
 from refinesam_labelstudio.json_types import JsonObject, JsonView
 from refinesam_labelstudio.labeling_config import LabelingConfig
-from refinesam_labelstudio.options import ServiceOptions, weights_version
+from refinesam_labelstudio.options import ServiceOptions
 from refinesam_labelstudio.results import message_region
+from refinesam_labelstudio.sessions import NotReadyError, Sessions
 from refinesam_labelstudio.task_prediction import ReadImage, TaskPrediction, TaskPredictor, told_of_whole
 
 __all__ = ["NotReadyError", "OnEvent", "Service"]
@@ -36,15 +37,11 @@ PREDICT_WAIT_S = 60.0
 BATCH_S = 80.0
 MOST_PROJECTS = 10_000
 MOST_PREFETCHED = 64
-LOADING = "loading"
+LOADING, DEFAULT = "loading", "default"
 LATE = "the batch takes longer than Label Studio waits, so it is left out: retrieve it again, or use `preannotate`."
 
 _logger = logging.getLogger(__name__)
 _DEFAULT_OPTIONS = ServiceOptions()
-
-
-class NotReadyError(RefineSAMError, RuntimeError):
-    """The weights are still loading, or could not be loaded."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Service:
 
     def __init__(
         self,
-        session_factory: Callable[[], Session],
+        session_factory: Callable[[], Session] | Mapping[str, Callable[[], Session]],
         read_image: ReadImage,
         *,
         options: ServiceOptions = _DEFAULT_OPTIONS,
@@ -75,7 +72,8 @@ class Service:
         """Start to load the weights on a thread of their own; nothing waits for them here.
 
         Args:
-            session_factory: makes the session, such as `refinesam.load`.
+            session_factory: makes the session, such as `refinesam.load`; or several by the names that projects may
+                choose in their extra params, the first for those that don't.
             read_image: takes what a task's data says of its image and the task's id, and returns (H, W, 3) uint8 RGB.
             options: of projects whose extra params don't say otherwise.
             on_event: is told what the webhook hears; None drops it.
@@ -92,9 +90,7 @@ class Service:
         self._prefetching: set[tuple[object, int | None]] = set()
         self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="refinesam-prefetch")
         self._events = ThreadPoolExecutor(1, thread_name_prefix="refinesam-events")
-        self._loaded: Future[tuple[Session, str]] = Future()
-        # A daemon, since a download that hangs must not keep the process alive.
-        threading.Thread(target=self._load, args=(session_factory,), name="refinesam-load", daemon=True).start()
+        self._sessions = Sessions({DEFAULT: session_factory} if callable(session_factory) else session_factory)
 
     def close(self) -> None:
         """Give up prefetching, and wait for the events that were accepted."""
@@ -103,9 +99,7 @@ class Service:
 
     def health(self) -> JsonObject:
         """Return {"status": "UP"} and, under "model", whether the weights are "loading", "ready" or "failed"."""
-        if not self._loaded.done():
-            return {"status": "UP", "model": LOADING}
-        return {"status": "UP", "model": "failed" if self._loaded.exception() else "ready"}
+        return {"status": "UP", "model": self._sessions.state}
 
     def setup(self, body: JsonView) -> JsonObject:
         """Take note of a project's labeling config and extra params.
@@ -122,15 +116,16 @@ class Service:
             raise ConfigError('/setup needs "project", such as "5.1700000000", and "schema", the labeling config.')
         options = self._options.updated(body.get("extra_params"))
         _parsed(schema).output_for(options.label, options.output)
+        self._sessions.check(options.model)
         with self._lock:
             self._projects[project_id] = _Project(schema, options)
             self._projects.move_to_end(project_id)
             while len(self._projects) > MOST_PROJECTS:
                 self._projects.popitem(last=False)
         try:
-            weights = self._session(SETUP_WAIT_S)[1]
-        except NotReadyError:
-            if self._loaded.done():
+            weights = self._session(SETUP_WAIT_S, options.model)[1]
+        except NotReadyError as error:
+            if not error.loading:
                 raise
             weights = LOADING
         return {"model_version": options.version(weights)}
@@ -160,7 +155,7 @@ class Service:
         context = params.get("context") if isinstance(params, Mapping) else None
         config = _parsed(project.label_config)
         try:
-            session, weights = self._session(self._predict_wait_s)
+            session, weights = self._session(self._predict_wait_s, project.options.model)
         except NotReadyError as error:
             if context is None or config.messages is None:
                 raise
@@ -176,7 +171,7 @@ class Service:
             answer = TaskPrediction(problems=(LATE,)) if late else _guarded(predictor, task, context)
             if answer.unprompted and isinstance(task, Mapping):
                 for value in predictor.images(task):
-                    self.prefetch(value, _task_id(task))
+                    self.prefetch(value, _task_id(task), project.options.model)
             for problem in answer.problems:
                 _logger.warning("Task %s: %s", _task_id(task), problem)
             answers.append(answer)
@@ -202,13 +197,11 @@ class Service:
 
     def versions(self) -> JsonObject:
         """Return {"versions": [...]}: the model versions that can be had, as far as they are known."""
-        if not self._loaded.done() or self._loaded.exception():
-            return {"versions": []}
-        weights = self._loaded.result()[1]
         with self._lock:
             options = [self._options, *(project.options for project in self._projects.values())]
-        both = [ServiceOptions().version(weights), ServiceOptions(amr=AMRConfig()).version(weights)]
-        return {"versions": list(dict.fromkeys([item.version(weights) for item in options] + both))}
+        options += [ServiceOptions(), ServiceOptions(amr=AMRConfig())]
+        known = ((item, self._sessions.version(item.model)) for item in options)
+        return {"versions": list(dict.fromkeys(item.version(weights) for item, weights in known if weights))}
 
     def webhook(self, body: JsonView) -> JsonObject:
         """Pass an event on and return at once: {"status": "accepted"}, or "ignored" where nobody listens.
@@ -224,37 +217,23 @@ class Service:
         self._events.submit(self._tell, self._on_event, action, body)
         return {"status": "accepted"}
 
-    def prefetch(self, value: object, task_id: int | None) -> None:
+    def prefetch(self, value: object, task_id: int | None, model: str | None = None) -> None:
         """Encode an image in the background, so that the first click on it is answered as fast as the second.
 
         Args:
             value: what the task's data says of its image.
             task_id: the task's.
+            model: that will be asked, None for the default.
         """
         key = (value if isinstance(value, str) else None, task_id)
         with self._lock:
             if key in self._prefetching or len(self._prefetching) >= MOST_PREFETCHED:
                 return
             self._prefetching.add(key)
-        self._prefetcher.submit(self._encode, value, task_id, key)
+        self._prefetcher.submit(self._encode, value, task_id, model, key)
 
-    def _load(self, session_factory: Callable[[], Session]) -> None:
-        try:
-            session = session_factory()
-            self._loaded.set_result((session, weights_version(session)))
-        except BaseException as error:
-            _logger.exception("The weights could not be loaded.")
-            self._loaded.set_exception(error)
-
-    def _session(self, wait_s: float) -> tuple[Session, str]:
-        wait([self._loaded], timeout=wait_s)
-        if not self._loaded.done():
-            raise NotReadyError("The weights are still loading: try again in a moment.")
-        if (error := self._loaded.exception()) is not None:
-            raise NotReadyError(
-                f"The weights could not be loaded ({type(error).__name__}: {error}): correct that and start again."
-            ) from error
-        return self._loaded.result()
+    def _session(self, wait_s: float, name: str | None = None) -> tuple[Session, str]:
+        return self._sessions.get(name, wait_s)
 
     def _project(self, body: JsonView, tasks: list[Any]) -> _Project:
         """Return the labeling config of the request, else of setup, and the project's options."""
@@ -278,9 +257,9 @@ class Service:
         except Exception:  # The next event is told all the same.
             _logger.exception("%s was not dealt with.", action)
 
-    def _encode(self, value: object, task_id: int | None, key: tuple[object, int | None]) -> None:
+    def _encode(self, value: object, task_id: int | None, model: str | None, key: tuple[object, int | None]) -> None:
         try:
-            self._session(self._predict_wait_s)[0].encode(self._read_image(value, task_id))
+            self._session(self._predict_wait_s, model)[0].encode(self._read_image(value, task_id))
         except RefineSAMError as error:
             _logger.warning("Task %s can't be encoded ahead: %s", task_id, error)
         except Exception:
