@@ -7,6 +7,7 @@ config's TextArea for messages where there is one. It goes as soon as the task i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 
@@ -80,16 +81,27 @@ class FailureMarks:
                 elif reason_of(there[0]) != reason_of(row):
                     content = {key: row[key] for key in ("result", "score", "model_version")}
                     self._server.update_prediction(int(there[0]["id"]), content)
-            if rows and (shown := self._server.import_predictions(self._project_id, rows)) < len(rows):
-                _logger.warning(
-                    "The data manager shows %d of %d failures; Label Studio's log says why.", shown, len(rows)
-                )
+            self._store(rows)
             for item in gone:
                 self._server.delete_prediction(int(item["id"]))
         except ServerError as error:
             _logger.warning("The data manager doesn't show all failures: %s", error)
         self._there.clear()
         self._done.clear()
+
+    def _store(self, rows: list[JsonObject]) -> None:
+        try:
+            shown = self._server.import_predictions(self._project_id, rows) if rows else 0
+        except ServerError as error:
+            if error.retry or error.may_have_run or len(rows) < 2:
+                raise
+            # One whose task was deleted meanwhile must not cost the others.
+            for row in rows:
+                with contextlib.suppress(ServerError):
+                    self._server.import_predictions(self._project_id, [row])
+            return
+        if shown < len(rows):
+            _logger.warning("The data manager shows %d of %d failures; Label Studio's log says why.", shown, len(rows))
 
     def _row(self, task_id: int, reason: str) -> JsonObject:
         result = [] if self._to_name is None else [message_region(reason, self._to_name)]

@@ -126,6 +126,7 @@ def test_a_deleted_task_costs_only_itself(project: Project, tmp_path: Path) -> N
     report = preannotate(server, project.id, predictor, VERSION, tmp_path / "journal.jsonl", chunk=20)
     server.close()
     assert sorted(report.failed) == sorted([gone, project.tasks["broken.png"]])
+    assert [item["model_version"] for item in project.predictions("broken.png")] == [f"{VERSION} failed"]
     assert all(len(own(project, f"{number}.png")) == 1 for number in range(COUNT) if number != 1)
 
 
