@@ -166,7 +166,8 @@ def measured(dataset: fo.Dataset, run: Fields, damage: Damage) -> dict[str, Any]
     """Precision at 50 of each ranking, over labels alone and over labels and masks without one."""
     dataset.reload()
     rows = rank_labels(dataset, run_key=run.key)
-    rows["right"] = [is_right(dataset, run, damage, row) for row in rows.itertuples()]
+    there = found_again(dataset, run, damage)
+    rows["right"] = [row.id in (damage.kind_of if row.kind == "label" else there) for row in rows.itertuples()]
     labels = rows[rows["kind"] == "label"]
     unlabelled = rows[rows["kind"] == "unlabelled"]
     orders = {
@@ -199,20 +200,24 @@ def summed_up(rows: pd.DataFrame) -> dict[str, Any]:
     """Precision at 50, and among the first as many as there are right ones: 1 for a ranking that knows them all."""
     right = int(rows["right"].sum())
     return {
-        "precision_at_50": precision_at(rows, FIRST),
+        "precision_at_50": precision_at(rows, FIRST) if len(rows) else None,
         "r_precision": precision_at(rows, right) if right else None,
         "right": right,
         "of": len(rows),
     }
 
 
-def is_right(dataset: fo.Dataset, run: Fields, damage: Damage, row: Any) -> bool:
-    if row.kind == "label":
-        return row.id in damage.kind_of
-    sample = dataset[row.sample_id]
-    label = next(one for one in sample[run.amr].detections if one.id == row.id)
-    mask = mask_from_detection(label, (sample.metadata.height, sample.metadata.width))
-    return any(mask_iou(mask, taken) >= 0.5 for taken in damage.taken[row.sample_id])
+def found_again(dataset: fo.Dataset, run: Fields, damage: Damage) -> set[str]:
+    """Ids of the refined masks that lie on an object whose label was taken away."""
+    found = set()
+    for sample in dataset.select_fields(run.amr):
+        size = sample.metadata.height, sample.metadata.width
+        taken = damage.taken[sample.id]
+        for label in sample[run.amr].detections if taken else ():
+            mask = mask_from_detection(label, size)
+            if any(mask_iou(mask, one) >= 0.5 for one in taken):
+                found.add(label.id)
+    return found
 
 
 def mistakenness(dataset: fo.Dataset, run: Fields, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
