@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -95,15 +95,8 @@ def import_batch(
     while batch := list(islice(images, batch_size)):
         if should_stop is not None and should_stop():
             return work.summary(len(there), stopped=True, left_out=left_out)
-        stored = []
-        for name, rows in batch:
-            digest = digest_of([{key: value for key, value in row.items() if key != _NO_ANSWER} for row in rows])
-            for sample in by_path[paths[name]] if name in paths else ():
-                if problem := _other_size(sample, rows[0]):
-                    left_out[name] = problem
-                elif not work.is_done(sample.digest, digest):
-                    stored.append(_result(work, sample, rows, digest))
-        work.store(stored)
+        made = (_results(work, by_path[paths[name]], name, rows, left_out) for name, rows in batch if name in paths)
+        work.store([*chain.from_iterable(made)])
         done += len(batch)
         if on_progress is not None:
             on_progress(done, len(locations))
@@ -184,6 +177,18 @@ def _other_size(sample: _Sample, row: Row) -> str | None:
         f"The image had {row['width']} x {row['height']} pixels, and that of the sample has {size[1]} x {size[0]}: "
         "they are not the same."
     )
+
+
+def _results(
+    work: LabelRun, samples: Sequence[_Sample], name: str, rows: Sequence[Row], left_out: dict[str, str]
+) -> Iterator[SampleResult]:
+    """Make what is not stored yet of an image's rows; note the image where a sample has another size."""
+    digest = digest_of([{key: value for key, value in row.items() if key != _NO_ANSWER} for row in rows])
+    for sample in samples:
+        if problem := _other_size(sample, rows[0]):
+            left_out[name] = problem
+        elif not work.is_done(sample.digest, digest):
+            yield _result(work, sample, rows, digest)
 
 
 def _result(work: LabelRun, sample: _Sample, rows: Sequence[Row], digest: str) -> SampleResult:
