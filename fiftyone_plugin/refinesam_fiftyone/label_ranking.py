@@ -7,7 +7,8 @@ Of a mask, sureness is the IoU of its plain and its refined version, times the p
 less the best IoU that any mask has with it, times the sureness of the surest mask that concerns it (as far as the
 smaller of the two lies in the other); or, where that is more, times the share of the image's other labels that masks
 fit: a model that finds the others would have found this one. Of a mask without a label, it is the sureness, times what
-no label shares of it.
+no label shares of it. Where each label was asked for itself, by its own box, doubt is 1 less the best IoU alone: a
+wrong box makes the model unsure, too, so that its sureness would hide the worst (`benchmarks/label_errors.py`).
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ def _doubts(sample: StoredSample, run: Fields, truth: str, asks_labels: bool) ->
         by_id = {mask.id: mask for mask in masks}
         for label in labels:
             own = [by_id[label.id]] if label.id in by_id else []
-            fit, doubt = _doubt_of(label, own)
-            yield _Doubt(sample.id, "label", label.id, label.label, doubt, fit)
+            fit, _ = _doubt_of(label, own)
+            yield _Doubt(sample.id, "label", label.id, label.label, 1 - fit if own else 0.0, fit)
         return
     pairs = [_doubt_of(label, masks) for label in labels]
     fitting = sum(fit >= FITS for fit, _ in pairs)

@@ -110,9 +110,8 @@ def test_a_label_that_was_asked_for_itself_is_judged_by_its_own_mask(dataset: An
     rows = rank_labels(dataset)
     assert set(rows["kind"]) == {"label"}
     doubts = {names[row.id]: row.doubt for row in rows.itertuples() if row.sample_id == dataset.first().id}
-    assert doubts["shifted"] == pytest.approx((1 - 100 / 700) * 0.9 / 4)
-    # Both masks disagree with each other, and with the label: that speaks against the masks.
-    assert doubts["unsure"] < 0.05
+    assert doubts["shifted"] == pytest.approx(1 - 100 / 700)
+    assert doubts["unsure"] == pytest.approx(1 - 400 / 1225), "the better of both masks counts"
     assert doubts["away"] == 0, "without an answer nothing is said"
 
 
