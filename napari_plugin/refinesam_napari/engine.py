@@ -163,16 +163,25 @@ class Engine:
         return None
 
     def _loop(self) -> None:
-        while (running := self._next()) is not None:
-            job, work = running
-            try:
-                result = JobResult(job, job.run(work))
-            except Cancelled:
-                result = JobResult(job, cancelled=True)
-            except Exception as error:  # Whatever it was, the thread lives on and the user is told.
-                result = JobResult(job, error=error)
-            with self._condition:
-                self._running = None
-                closed = self._closed
-            if not closed:
-                self._on_result(result)
+        # What a job holds, such as an image, is held no longer than it runs.
+        while self._do_next():
+            pass
+
+    def _do_next(self) -> bool:
+        """Do the next job; return False once the engine is closed."""
+        running = self._next()
+        if running is None:
+            return False
+        job, work = running
+        try:
+            result = JobResult(job, job.run(work))
+        except Cancelled:
+            result = JobResult(job, cancelled=True)
+        except Exception as error:  # Whatever it was, the thread lives on and the user is told.
+            result = JobResult(job, error=error)
+        with self._condition:
+            self._running = None
+            closed = self._closed
+        if not closed:
+            self._on_result(result)
+        return True

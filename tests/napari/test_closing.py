@@ -286,6 +286,6 @@ def test_removed_layers_are_forgotten_when_nobody_holds_them(open_gui: Callable[
     gone = [weakref.ref(one) for one in (gui.viewer.layers["image"], gui.controller.workspace)]
     gui.viewer.layers.clear()
     gui.viewer.add_image(data.coins(), name="next")
-    QTest.qWait(50)
+    gui.settle()
     gc.collect()
     assert [one() for one in gone] == [None, None]
