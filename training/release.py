@@ -33,10 +33,11 @@ def main() -> None:
     shares = arguments.shares or [1 / len(arguments.weights)] * len(arguments.weights)
     if len(shares) != len(arguments.weights) or abs(sum(shares) - 1) > 1e-6:
         parser.error("give one share for each file; together they are 1")
-    model = load_model(arguments.weights[0])
-    states = [load_model(path).state_dict() for path in arguments.weights]
-    mean = {name: sum(share * state[name] for share, state in zip(shares, states, strict=True)) for name in states[0]}
-    model.load_state_dict(mean)
+    models = [load_model(path) for path in arguments.weights]
+    model, states = models[0], [one.state_dict() for one in models]
+    model.load_state_dict(
+        {name: sum(share * state[name] for share, state in zip(shares, states, strict=True)) for name in states[0]}
+    )
     if arguments.mean:
         save_weights(model, arguments.mean)
         return

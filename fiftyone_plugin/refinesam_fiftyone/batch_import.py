@@ -7,16 +7,17 @@ what came since: a sample is done when its digest, that of its rows, is written.
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import fiftyone as fo
 
 from refinesam import DatasetError, RefineSAMError, decode_rle
-from refinesam.hosts import BatchResults
+from refinesam.hosts import BatchResults, match_images
 
 from .compare import check_images
 from .files import file_name
@@ -115,11 +116,17 @@ def _locations(results: BatchResults) -> tuple[dict[str, str], dict[str, str]]:
     return locations, damaged
 
 
-def _images(results: BatchResults, damaged: Mapping[str, str]) -> Iterator[tuple[str, list[Row]]]:
+def _images(results: BatchResults, left_out: dict[str, str]) -> Iterator[tuple[str, Sequence[Row]]]:
+    """Yield the rows of each image; note shards that turn out to be damaged."""
     for shard in results.shards:
-        if shard.name not in damaged:
-            for name, rows in groupby(results.rows(shard), key=lambda row: str(row["image"])):
-                yield name, list(rows)
+        if shard.name in left_out:
+            continue
+        try:
+            by_image = [(str(name), [*rows]) for name, rows in groupby(results.rows(shard), itemgetter("image"))]
+        except DatasetError as error:
+            left_out[shard.name] = str(error)
+        else:
+            yield from by_image
 
 
 def _samples(target: Target, run: Fields) -> list[_Sample]:
@@ -132,32 +139,25 @@ def _samples(target: Target, run: Fields) -> list[_Sample]:
 
 def _matched(locations: Mapping[str, str], paths: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return image -> path of its sample, and image -> why it has none."""
+    there, asked = set(paths), {}
+    for name, location in locations.items():
+        path = os.path.abspath(location)
+        asked[path if path in there else name] = name
+    given, unmatched = match_images(asked, paths)
     by_last = defaultdict(list)
     for path in paths:
         by_last[os.path.basename(path)].append(path)
-    claims, reasons = {}, {}
-    for name, location in locations.items():
-        last = os.path.basename(location)
-        same, ends = [path for path in by_last[last] if os.path.abspath(location) == path], []
-        if not same:
-            ends = [path for path in by_last[last] if f"/{path}".endswith(f"/{name}")]
-        found = same or ends or by_last[last]
-        if len(found) == 1:
-            claims[name] = (found[0], 0 if same else 1 if ends else 2)
+    reasons = {}
+    for one in unmatched:
+        last = os.path.basename(one)
+        found = by_last[last]
+        if len(found) > 1:
+            reasons[asked[one]] = f"{len(found)} files of samples end in {last}: which one is not known."
         elif found:
-            reasons[name] = f"{len(found)} files of samples end in {name if ends else last}: which one is not known."
+            reasons[asked[one]] = f"Another image of the job fits the sample of {found[0]} as well or better."
         else:
-            reasons[name] = f"No sample has a file {last}."
-    # A file goes to the image that fits it best, and to none where several fit as well.
-    best: dict[str, int] = {}
-    for path, rank in claims.values():
-        best[path] = min(rank, best.get(path, rank))
-    count = Counter(path for path, rank in claims.values() if rank == best[path])
-    for name, (path, rank) in list(claims.items()):
-        if rank > best[path] or count[path] > 1:
-            reasons[name] = f"Another image of the job fits the sample of {path} as well or better."
-            del claims[name]
-    return {name: path for name, (path, _) in claims.items()}, reasons
+            reasons[asked[one]] = f"No sample has a file {last}."
+    return {asked[one]: path for path, one in given.items()}, reasons
 
 
 def _other_size(sample: _Sample, row: Row) -> str | None:

@@ -115,7 +115,7 @@ def print_reasons(title: str, reasons: Sequence[tuple[str, object]]) -> None:
     for what, how in reasons[:MOST_REASONS]:
         console.print(f"  {what}: {how}", markup=False, highlight=False, soft_wrap=True)
     if len(reasons) > MOST_REASONS:
-        console.print(f"  ... and {len(reasons) - MOST_REASONS} more; the report of `preannotate` has all")
+        console.print(f"  ... and {len(reasons) - MOST_REASONS} more; a report (--report) has all")
 
 
 def print_failed(failed: Mapping[int, str]) -> None:

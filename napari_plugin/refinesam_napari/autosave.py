@@ -190,7 +190,10 @@ class SessionFile(Autosave):
 
     def remove(self) -> None:
         """Stop, and delete the file, unless it is somebody else's; see `Autosave`."""
-        super().remove() if written_at(self.path) == self._known else self.close()
+        if written_at(self.path) == self._known:
+            super().remove()
+        else:
+            self.close()
 
 
 def written_at(path: Path) -> int | None:

@@ -154,9 +154,9 @@ class PromptPanel(Panel):
             "A part, the object, a group: take the next larger mask that the prompts may mean (comma: the next smaller)"
         )
         self.other = self.button("Other candidate  [.]", tip, lambda: controller.step_candidate(+1))
-        tip = "What refinement measured and decided: κ counts the parts, Q says how compact it is"
         tip = "Every click and every box is an object of its own, added at once; Alt-click first for what is off it"
         self.one_each = CheckBox(text="one object each  [Shift-N]", tooltip=tip)
+        tip = "What refinement measured and decided: κ counts the parts, Q says how compact it is"
         self.details = CheckBox(text="details", tooltip=tip)
         self.told = words()
         self.told.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)

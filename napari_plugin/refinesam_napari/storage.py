@@ -332,7 +332,7 @@ def _class_id(classes: dict[int, ObjectClass], name: str | None) -> int | None:
     """Return the key of the class of a name, which is added if it is missing, so that no object loses its class."""
     if name is None:
         return None
-    known = next((class_id for class_id, made in classes.items() if made.name == name), None)
+    known = Document(classes=classes).class_named(name)
     if known is None:
         known = new_class_id()
         classes[known] = ObjectClass(name, UNKNOWN_COLOUR)

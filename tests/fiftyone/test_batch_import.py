@@ -12,6 +12,7 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.operators as foo
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fiftyone.operators.executor import ExecutionContext, ExecutionError, Executor
 
@@ -21,7 +22,7 @@ from refinesam import ConfigError, DatasetError, decode_rle
 from refinesam.cli import main
 from refinesam.jobs import local
 from refinesam.jobs.folder import result_rows
-from refinesam.jobs.rows import Task
+from refinesam.jobs.rows import COLUMNS, Task
 from refinesam.jobs.worker import Asked, Machine, Worker
 from refinesam_fiftyone.batch_import import import_batch
 from refinesam_fiftyone.deletion import delete_run
@@ -128,6 +129,21 @@ def test_a_job_in_progress_is_read_as_far_as_it_is(loaded: Any, job: Path, tmp_p
     assert len(files) == 9 == loaded.count(f"{RUN.labels}.detections.mask_path")
     delete_run(loaded, RUN)
     assert not any(file.exists() for file in files)
+
+
+def test_a_shard_that_is_damaged_inside_costs_itself(loaded: Any, job: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(job / "out", copy)
+    shard = copy / "shards" / "00001.parquet"
+    masks = pq.ParquetFile(shard).metadata.row_group(0).column([*COLUMNS].index("rle"))
+    content = bytearray(shard.read_bytes())
+    start = masks.dictionary_page_offset or masks.data_page_offset
+    content[start : start + masks.total_compressed_size] = bytes(masks.total_compressed_size)
+    shard.write_bytes(bytes(content))
+    done = import_batch(loaded, copy)
+    assert (done.done, list(done.left_out)) == (4, ["00001.parquet"]), "its images are named, its masks can't be read"
+    shutil.copy(job / "out" / "shards" / shard.name, shard)
+    assert import_batch(loaded, copy).done == 2
 
 
 def test_what_cannot_be_matched_is_told_and_costs_itself(dataset: Any, job: Path, tmp_path: Path) -> None:

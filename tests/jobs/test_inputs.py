@@ -167,6 +167,11 @@ def test_two_names_never_mean_one_image() -> None:
     assert (given, list(unmatched)) == ({"1.png": "1.png"}, ["a/1.png"])
 
 
+def test_a_name_that_fits_better_takes_the_image() -> None:
+    given, unmatched = match_images(["b/1.png", "a/1.png"], ["x/a/1.png"])
+    assert (given, list(unmatched)) == ({"x/a/1.png": "a/1.png"}, ["b/1.png"])
+
+
 @pytest.mark.parametrize(
     ("box", "words"),
     [([1, 2, -3, 4], "sizes not negative"), ([1, 2, 3], "four finite numbers"), ("no", r"annotations\[0\]\.bbox")],

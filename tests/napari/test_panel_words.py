@@ -41,6 +41,8 @@ def test_an_error_is_forgotten_when_something_is_done_since(open_gui: Callable[.
 
 def test_a_click_outside_the_image_is_no_prompt_and_says_so(open_gui: Callable[..., Gui]) -> None:
     gui = open_gui(data.coins())
+    panel = gui.widget.prompt_panel
+    assert "refinement measured" in panel.details.tooltip and "object of its own" in panel.one_each.tooltip
     image = gui.viewer.layers["image"]
     gui.click(image, -12, 100)
     gui.until(lambda: "outside the image" in gui.widget.status.text())

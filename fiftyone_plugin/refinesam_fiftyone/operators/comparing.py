@@ -23,13 +23,15 @@ from .forms import (
     ask_weights,
     check_weights,
     choose,
+    counted,
+    execution_options,
     flag,
     has_masks,
     label_fields,
     masks_dir_of,
     samples_of,
 )
-from .progress import run_reporting, shown_progress
+from .progress import run_reporting, shown_progress, telling
 
 if TYPE_CHECKING:
     from fiftyone.operators.executor import ExecutionContext
@@ -71,9 +73,7 @@ class Compare(DatasetOperator):
     def resolve_execution_options(self, ctx: ExecutionContext) -> foo.ExecutionOptions:
         """Suggest the background for many samples."""
         many = ctx.dataset is not None and ctx.target_view().count() > DELEGATE_ABOVE
-        return foo.ExecutionOptions(
-            allow_immediate_execution=True, allow_delegated_execution=True, default_choice_to_delegated=many
-        )
+        return execution_options(many)
 
     def resolve_placement(self, ctx: ExecutionContext) -> types.Placement:
         """Offer it above the samples."""
@@ -92,31 +92,28 @@ class Compare(DatasetOperator):
         _ask_storage(ctx, inputs)
         _check(ctx, inputs)
 
+    @telling
     def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
         """Compare, and then evaluate if asked to."""
         settings, run_key = settings_of(ctx.params), ctx.params.get("run_key") or "refinesam"
         samples, resume = samples_of(ctx), ctx.params.get("resume", True)
-        try:
-            done: Comparison = yield from run_reporting(
+        done: Comparison = yield from run_reporting(
+            ctx,
+            run_key,
+            "Comparing",
+            lambda on_progress, should_stop: compare(
+                samples, settings, run_key=run_key, resume=resume, on_progress=on_progress, should_stop=should_stop
+            ),
+        )
+        if settings.truth_field and ctx.params.get("evaluate_after", True) and not done.stopped:
+            evaluation = yield from run_reporting(
                 ctx,
                 run_key,
-                "Comparing",
-                lambda on_progress, should_stop: compare(
-                    samples, settings, run_key=run_key, resume=resume, on_progress=on_progress, should_stop=should_stop
-                ),
+                "Evaluating",
+                lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress),
             )
-            if settings.truth_field and ctx.params.get("evaluate_after", True) and not done.stopped:
-                evaluation = yield from run_reporting(
-                    ctx,
-                    run_key,
-                    "Evaluating",
-                    lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress),
-                )
-                save_views(samples, run_key=run_key)
-                yield told(ctx, evaluation)
-        except RefineSAMError as error:
-            yield ctx.ops.notify(str(error), variant="error")
-            raise
+            save_views(samples, run_key=run_key)
+            yield told(ctx, evaluation)
         yield ctx.trigger("reload_dataset")
         yield shown_progress(ctx, 1.0, summary(done))
         yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
@@ -124,7 +121,7 @@ class Compare(DatasetOperator):
 
 def summary(done: Comparison) -> str:
     """Return in one sentence what was done."""
-    failed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(done.failures.items()))
+    failed = counted(done.failures)
     return (
         f"{'Stopped: ' if done.stopped else ''}{done.prompts} masks in {done.done} of {done.samples} samples"
         + (f", {done.skipped} samples were done before" if done.skipped else "")

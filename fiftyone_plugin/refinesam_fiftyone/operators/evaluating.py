@@ -18,7 +18,7 @@ from ..samples import Target
 from ..schema import Fields, Settings
 from ..views import save_views
 from .forms import DatasetOperator, choose_run, flag, samples_of
-from .progress import run_reporting
+from .progress import run_reporting, telling
 
 if TYPE_CHECKING:
     from fiftyone.operators.executor import ExecutionContext
@@ -71,23 +71,20 @@ class Evaluate(DatasetOperator):
         )
         inputs.bool("save_views", default=True, label="Save a view of each outcome", view=types.SwitchView())
 
+    @telling
     def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
         """Evaluate, and save views."""
         samples, run_key = samples_of(ctx), ctx.params["run_key"]
         limits = {name: ctx.params[name] for name in ("failed_below", "changed_by") if ctx.params.get(name) is not None}
-        try:
-            evaluation = yield from run_reporting(
-                ctx,
-                run_key,
-                "Evaluating",
-                lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress, **limits),
-            )
-            if ctx.params.get("save_views", True):
-                save_views(samples, run_key=run_key)
-            yield told(ctx, evaluation)
-        except RefineSAMError as error:
-            yield ctx.ops.notify(str(error), variant="error")
-            raise
+        evaluation = yield from run_reporting(
+            ctx,
+            run_key,
+            "Evaluating",
+            lambda on_progress, _: evaluate(samples, run_key=run_key, on_progress=on_progress, **limits),
+        )
+        if ctx.params.get("save_views", True):
+            save_views(samples, run_key=run_key)
+        yield told(ctx, evaluation)
         yield ctx.trigger("reload_dataset")
         yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
 
@@ -179,18 +176,15 @@ class RankLabels(DatasetOperator):
             label = "This run asked about boxes or clicks. A run without prompts also finds objects that have no label."
             inputs.view("prompted", types.Notice(label=label))
 
+    @telling
     def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
         """Rank, and show the most doubtful samples first."""
         samples, run_key = samples_of(ctx), ctx.params["run_key"]
-        try:
-            yield from run_reporting(
-                ctx,
-                run_key,
-                "Ranking",
-                lambda on_progress, _: rank_labels(samples, run_key=run_key, on_progress=on_progress),
-            )
-        except RefineSAMError as error:
-            yield ctx.ops.notify(str(error), variant="error")
-            raise
+        yield from run_reporting(
+            ctx,
+            run_key,
+            "Ranking",
+            lambda on_progress, _: rank_labels(samples, run_key=run_key, on_progress=on_progress),
+        )
         yield ctx.trigger("reload_dataset")
         yield ctx.ops.set_view(doubtful_view(samples, run_key=run_key))

@@ -24,11 +24,13 @@ from .forms import (
     ask_weights,
     check_weights,
     choose,
+    counted,
+    execution_options,
     flag,
     label_fields,
     masks_dir_of,
 )
-from .progress import run_reporting, shown_progress
+from .progress import run_reporting, shown_progress, telling
 
 if TYPE_CHECKING:
     from fiftyone.core.collections import SampleCollection
@@ -67,9 +69,7 @@ class FindSimilar(DatasetOperator):
     def resolve_execution_options(self, ctx: ExecutionContext) -> foo.ExecutionOptions:
         """Suggest the background for many samples."""
         many = ctx.dataset is not None and ctx.params.get("where") != "same" and ctx.view.count() > DELEGATE_ABOVE
-        return foo.ExecutionOptions(
-            allow_immediate_execution=True, allow_delegated_execution=True, default_choice_to_delegated=many
-        )
+        return execution_options(many)
 
     def resolve_placement(self, ctx: ExecutionContext) -> types.Placement:
         """Offer it above the samples."""
@@ -101,31 +101,28 @@ class FindSimilar(DatasetOperator):
         )
         _check(ctx, inputs)
 
+    @telling
     def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
         """Search, and save a view of what is likely."""
         run_key = ctx.params.get("run_key") or "similar"
-        try:
-            samples, settings = target_of(ctx.view).view(), _settings_of(ctx)
-            examples = _examples_of(ctx)
-            done: Stored = yield from run_reporting(
-                ctx,
-                run_key,
-                "Searching",
-                lambda on_progress, should_stop: find_similar(
-                    samples, examples, settings, run_key=run_key, on_progress=on_progress, should_stop=should_stop
-                ),
-            )
-            save_likely_view(samples, run_key=run_key)
-        except RefineSAMError as error:
-            yield ctx.ops.notify(str(error), variant="error")
-            raise
+        samples, settings = target_of(ctx.view).view(), _settings_of(ctx)
+        examples = _examples_of(ctx)
+        done: Stored = yield from run_reporting(
+            ctx,
+            run_key,
+            "Searching",
+            lambda on_progress, should_stop: find_similar(
+                samples, examples, settings, run_key=run_key, on_progress=on_progress, should_stop=should_stop
+            ),
+        )
+        save_likely_view(samples, run_key=run_key)
         yield ctx.trigger("reload_dataset")
         yield shown_progress(ctx, 1.0, summary(done))
 
 
 def summary(done: Stored) -> str:
     """Return in one sentence what was done."""
-    failed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(done.failures.items()))
+    failed = counted(done.failures)
     return (
         f"{'Stopped: ' if done.stopped else ''}{done.labels} objects in {done.done} of {done.samples} samples"
         + (f", {done.skipped} samples were done before" if done.skipped else "")

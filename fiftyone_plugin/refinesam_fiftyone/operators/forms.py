@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,8 @@ __all__ = [
     "check_weights",
     "choose",
     "choose_run",
+    "counted",
+    "execution_options",
     "flag",
     "has_masks",
     "label_fields",
@@ -58,6 +60,18 @@ class DatasetOperator(foo.Operator):
     def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
         raise NotImplementedError
+
+
+def execution_options(many: bool) -> foo.ExecutionOptions:
+    """Let work be done at once or in the background, which is suggested where there is much to do."""
+    return foo.ExecutionOptions(
+        allow_immediate_execution=True, allow_delegated_execution=True, default_choice_to_delegated=many
+    )
+
+
+def counted(failures: Mapping[str, int]) -> str:
+    """Put the counts of failures into words, "" where there are none."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(failures.items()))
 
 
 def label_fields(samples: SampleCollection, kind: str) -> list[str]:

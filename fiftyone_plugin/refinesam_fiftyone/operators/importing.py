@@ -18,8 +18,8 @@ from ..label_runs import Stored, check_label_run, list_label_runs
 from ..samples import target_of
 from ..schema import Fields
 from .comparing import DELEGATE_ABOVE
-from .forms import DatasetOperator, ask_masks, flag, masks_dir_of, samples_of
-from .progress import run_reporting, shown_progress
+from .forms import DatasetOperator, ask_masks, counted, execution_options, flag, masks_dir_of, samples_of
+from .progress import run_reporting, shown_progress, telling
 
 if TYPE_CHECKING:
     from fiftyone.operators.executor import ExecutionContext
@@ -52,9 +52,7 @@ class ImportBatch(DatasetOperator):
     def resolve_execution_options(self, ctx: ExecutionContext) -> foo.ExecutionOptions:
         """Suggest the background for many samples."""
         many = ctx.dataset is not None and ctx.target_view().count() > 10 * DELEGATE_ABOVE
-        return foo.ExecutionOptions(
-            allow_immediate_execution=True, allow_delegated_execution=True, default_choice_to_delegated=many
-        )
+        return execution_options(many)
 
     def ask(self, ctx: ExecutionContext, inputs: types.Object) -> None:
         """Add the form's fields."""
@@ -71,35 +69,32 @@ class ImportBatch(DatasetOperator):
         if ctx.params.get("folder"):
             _check(ctx, inputs)
 
+    @telling
     def execute(self, ctx: ExecutionContext) -> Iterator[Any]:
         """Import, and say what was left out."""
         run_key = ctx.params.get("run_key") or "batch"
-        try:
-            samples, masks_dir = samples_of(ctx), masks_dir_of(ctx.params)
-            folder = _folder_of(ctx.params)
-            done: Stored = yield from run_reporting(
-                ctx,
-                run_key,
-                "Importing",
-                lambda on_progress, should_stop: import_batch(
-                    samples,
-                    folder,
-                    run_key=run_key,
-                    masks_dir=masks_dir,
-                    on_progress=on_progress,
-                    should_stop=should_stop,
-                ),
-            )
-        except RefineSAMError as error:
-            yield ctx.ops.notify(str(error), variant="error")
-            raise
+        samples, masks_dir = samples_of(ctx), masks_dir_of(ctx.params)
+        folder = _folder_of(ctx.params)
+        done: Stored = yield from run_reporting(
+            ctx,
+            run_key,
+            "Importing",
+            lambda on_progress, should_stop: import_batch(
+                samples,
+                folder,
+                run_key=run_key,
+                masks_dir=masks_dir,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            ),
+        )
         yield ctx.trigger("reload_dataset")
         yield shown_progress(ctx, 1.0, summary(done))
 
 
 def summary(done: Stored) -> str:
     """Return in words what was imported, and what was not and why."""
-    failed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(done.failures.items()))
+    failed = counted(done.failures)
     said = (
         f"{'Stopped: ' if done.stopped else ''}{done.labels} masks in {done.done} of {done.samples} samples"
         + (f", {done.skipped} samples had theirs before" if done.skipped else "")

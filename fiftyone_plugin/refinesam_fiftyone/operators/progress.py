@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from refinesam import RefineSAMError
 
 if TYPE_CHECKING:
     from fiftyone.operators.executor import ExecutionContext
 
-__all__ = ["cancel", "forget", "in_progress", "run_reporting", "shown_progress"]
+__all__ = ["cancel", "forget", "in_progress", "run_reporting", "shown_progress", "telling"]
 
 Result = TypeVar("Result")
 OnProgress = Callable[[int, int], object]
@@ -63,6 +66,22 @@ def run_reporting(
         closed.set()
         store.delete(_progress_key(run_key))
     return results[0]
+
+
+def telling(
+    execute: Callable[[Any, ExecutionContext], Iterator[Any]],
+) -> Callable[[Any, ExecutionContext], Iterator[Any]]:
+    """Let a generator operator's `execute` tell the user of our errors before it raises them."""
+
+    @functools.wraps(execute)
+    def executing(operator: Any, ctx: ExecutionContext) -> Iterator[Any]:
+        try:
+            yield from execute(operator, ctx)
+        except RefineSAMError as error:
+            yield ctx.ops.notify(str(error), variant="error")
+            raise
+
+    return executing
 
 
 def shown_progress(ctx: ExecutionContext, progress: float, label: str) -> Any:

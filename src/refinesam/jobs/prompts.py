@@ -80,30 +80,42 @@ def match_images(given: Iterable[str], names: Iterable[str]) -> ImageMatches:
         given: what the file calls its images.
         names: of the images: paths, from any folder on.
     """
-    known, ends = dict.fromkeys(names), defaultdict[str, list[str]](list)
-    for name in known:
+    ends = defaultdict[str, list[str]](list)
+    for name in dict.fromkeys(names):
         path = PurePosixPath(name)
         for end in dict.fromkeys((path.name, path.stem, path.stem.lstrip("0") or "0")):
             ends[end].append(name)
-    claims, matches = defaultdict[str, list[str]](list), ImageMatches({}, {})
+    claims, matches = defaultdict[str, dict[str, int]](dict), ImageMatches({}, {})
     for one in dict.fromkeys(given):
-        found = [one] if one in known else ends.get(PurePosixPath(one).name, [])
-        if len(found) > 1:
-            more = [name for name in found if f"/{name}".endswith(f"/{one}") or f"/{one}".endswith(f"/{name}")]
-            found = more or found
+        agreements = {name: _agreement(one, name) for name in ends.get(PurePosixPath(one).name, [])}
+        found = _best(agreements)
         if len(found) == 1:
-            claims[found[0]].append(one)
+            claims[found[0]][one] = agreements[found[0]]
         else:
             several = f"{len(found)} images are called so, such as {found[0]}: give more of the path" if found else ""
             matches.unmatched[one] = several or "no image is called so"
     for name, claiming in claims.items():
-        if name in claiming or len(claiming) == 1:
-            matches.given[name] = name if name in claiming else claiming[0]
+        best = _best(claiming)
+        if len(best) == 1:
+            matches.given[name] = best[0]
         for one in claiming:
             if one != matches.given.get(name):
                 others = ", ".join(other for other in claiming if other != one)
                 matches.unmatched[one] = f"{name} may be it, or {others}: give more of the path"
     return matches
+
+
+def _agreement(one: str, name: str) -> int:
+    """Return how well a name fits another of the same last part: 2 as it is, 1 as far as both go, else 0."""
+    if one == name:
+        return 2
+    return int(f"/{name}".endswith(f"/{one}") or f"/{one}".endswith(f"/{name}"))
+
+
+def _best(agreements: Mapping[str, int]) -> list[str]:
+    """Return the names that fit best."""
+    most = max(agreements.values(), default=0)
+    return [name for name, agreement in agreements.items() if agreement == most]
 
 
 def prompts_by_image(path: Path, document: Path | None = None) -> dict[str, list[ObjectPrompt]]:
