@@ -13,6 +13,7 @@ from rich.table import Table
 
 import refinesam
 from refinesam import ConfigError
+from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.agreement import compare_versions, options_of
 from refinesam_labelstudio.batch_results import BatchResults
 from refinesam_labelstudio.console import Run, console, errors, finish, log_to_console, print_failed, print_reasons
@@ -33,9 +34,10 @@ from refinesam_labelstudio.environment import (
 )
 from refinesam_labelstudio.export import export_project
 from refinesam_labelstudio.findings import SSRF
+from refinesam_labelstudio.json_types import JsonObject
 from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
 from refinesam_labelstudio.learning import finetune_project, weights_for
-from refinesam_labelstudio.options import weights_version
+from refinesam_labelstudio.options import ServiceOptions, weights_version
 from refinesam_labelstudio.progress import progress_of
 from refinesam_labelstudio.states import project_states
 from refinesam_labelstudio.task_images import TaskImages
@@ -170,24 +172,21 @@ def preannotate_project(
     given = options_from(refine, extra_params)
     if coco is not None and prompts is None:
         raise ConfigError("--coco names what the ids of --prompts mean: give that, too.")
-    server = required_label_studio(allow_host or ())
-    connections = server.ml_backends(project)
-    options = given if refine or extra_params else options_of(connections)
-    config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
-    config.output_for(options.label, options.output)
-    detections = None
-    if prompts is not None:
-        detections = Detections.read(prompts, TaskImages.of_project(server, project, config), coco)
-    session = refinesam.load(weights_for(weights or options.model or "builtin"), device=device)
-    predictor = TaskPredictor(session, image_reader(server, folder, local_root or ()), config, options, detections)
-    version = options.version(weights_version(session))
-    if prompts is not None:
-        version = detections_version(version, prompts, coco)
-    elif difference := compare_versions(connections, version):
-        errors.print(difference, markup=False)
-    run = Run(server, project, journal_path(folder, server.url, project), overwrite_own, chunk)
-    done = run.tell(predictor, version, "images that the file has no prompts for" if prompts is not None else None)
-    finish(run, done, show, connections, report)
+    with closing(required_label_studio(allow_host or ())) as server:
+        connections, options, config = _setup(server, project, given if refine or extra_params else None)
+        detections = None
+        if prompts is not None:
+            detections = Detections.read(prompts, TaskImages.of_project(server, project, config), coco)
+        session = refinesam.load(weights_for(weights or options.model or "builtin"), device=device)
+        predictor = TaskPredictor(session, image_reader(server, folder, local_root or ()), config, options, detections)
+        version = options.version(weights_version(session))
+        if prompts is not None:
+            version = detections_version(version, prompts, coco)
+        elif difference := compare_versions(connections, version):
+            errors.print(difference, markup=False)
+        run = Run(server, project, journal_path(folder, server.url, project), overwrite_own, chunk)
+        done = run.tell(predictor, version, "images that the file has no prompts for" if prompts is not None else None)
+        finish(run, done, show, connections, report)
 
 
 @app.command("import")
@@ -207,15 +206,24 @@ def import_results(
     """
     log_to_console()
     with closing(required_label_studio(())) as server:
-        connections = server.ml_backends(project)
-        options = options_from(False, extra_params) if extra_params else options_of(connections)
-        config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
-        config.output_for(options.label, options.output)
+        given = options_from(False, extra_params) if extra_params else None
+        connections, options, config = _setup(server, project, given)
         answers = BatchResults.read(results, TaskImages.of_project(server, project, config), config, options)
         run = Run(server, project, journal_path(folder, server.url, project), overwrite_own, chunk)
         done = run.tell(answers, answers.version, "images that the results don't have")
         print_reasons("Results that are left out:", list(answers.results.unread.items()))
         finish(run, done, show, connections, report)
+
+
+def _setup(
+    server: ProjectServer, project: int, given: ServiceOptions | None
+) -> tuple[list[JsonObject], ServiceOptions, LabelingConfig]:
+    """Return a project's connections, what answers it are like (those of its connection, unless given), its config."""
+    connections = server.ml_backends(project)
+    options = options_of(connections) if given is None else given
+    config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
+    config.output_for(options.label, options.output)
+    return connections, options, config
 
 
 @app.command()
@@ -280,8 +288,7 @@ def export_annotations(
 ) -> None:
     """Write accepted annotations as COCO with exact masks: brushes, bitmasks and polygons alike."""
     log_to_console()
-    server = required_label_studio(allow_host or ())
-    with progress_of("Export", errors) as on_progress:
+    with closing(required_label_studio(allow_host or ())) as server, progress_of("Export", errors) as on_progress:
         done = export_project(
             server, project, image_reader(server, folder, local_root or ()), output, png=png, on_progress=on_progress
         )

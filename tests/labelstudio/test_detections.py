@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from fake_project import box
 from fakes import FloodModel
 from refinesam import DatasetError, Session
 from refinesam.hosts import ObjectPrompt
 from refinesam_labelstudio.access import ProjectServer
+from refinesam_labelstudio.cli import app
 from refinesam_labelstudio.detections import Detections, detections_version
 from refinesam_labelstudio.image_access import FileCache, ImageAccess, image_for_task
 from refinesam_labelstudio.labeling_config import LabelingConfig
@@ -167,6 +169,26 @@ def test_a_detectors_boxes_become_named_masks(label_studio: LabelStudio, tmp_pat
     # Other boxes are other predictions, beside those that are there.
     assert run(project, tmp_path, [found(11, 1, 1, 1, 9, 9, score=1)]).stored == 1
     assert regions(project, "second.png") == [("Cat", 1.0, (1, 1, 10, 10))]
+
+
+def test_the_command_answers_a_detectors_boxes(
+    label_studio: LabelStudio, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is typed: masks on the server, and in words what was done, what is left out, and how far the project is."""
+    project = label_studio.project(CONFIG, {"my photo (1).png": png(1), "other.png": png(2)})
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps([found(10, 1, 2, 3, 10, 8, score=0.75), found(12, 1, 1, 1, 9, 9)]))
+    (tmp_path / "coco.json").write_text(json.dumps({"images": IMAGES, "annotations": [], "categories": CATEGORIES}))
+    monkeypatch.setenv("LABEL_STUDIO_URL", project.server.url)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", project.server.personal_token)
+    asked = ["preannotate", "--project", project.id, "--prompts", file, "--coco", tmp_path / "coco.json"]
+    done = CliRunner().invoke(app, [*map(str, asked), "--weights", str(weights), "--folder", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert [(label, score) for label, score, _ in regions(project, "my photo (1).png")] == [("Cat", 0.75)]
+    assert "1 tasks have images that the file has no prompts for" in done.output
+    assert "photos/gone.png: no image is called so" in done.output
+    told = CliRunner().invoke(app, ["status", "--project", str(project.id)]).output
+    assert f"Project {project.id} has 2 tasks" in told and "+prompts-" in told
 
 
 def test_boxes_that_a_task_holds_become_named_masks(label_studio: LabelStudio, tmp_path: Path) -> None:
