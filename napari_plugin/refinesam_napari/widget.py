@@ -8,6 +8,7 @@ from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 import napari
+from refinesam_napari.canvas import Canvas
 from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel
 from refinesam_napari.engine import Progress
@@ -35,6 +36,7 @@ class RefineSAMWidget(QWidget):
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         self._dock: QObject | None = None
         super().__init__()
+        self.canvas = Canvas(unwrapped(napari_viewer))
         self.controller = Controller(unwrapped(napari_viewer), self)
         self.keys = Keys(self.controller)
         self.image_panel = ImagePanel(self.controller)
@@ -80,9 +82,9 @@ class RefineSAMWidget(QWidget):
         # What went wrong is no news any more when something was done since, or an answer came.
         self.controller.workspaces.edited.connect(self._forget_error)
         self.controller.predictions.arrived.connect(self._forget_error)
-        controller, files = self.controller, self.files
+        controller, files, canvas = self.controller, self.files, self.canvas
         # Of a destroyed widget no method can be called any more, so not a bound one.
-        self.destroyed.connect(lambda: _end(files, controller))
+        self.destroyed.connect(lambda: _end(files, controller, canvas))
         self._update_shown()
 
     def event(self, event: QEvent) -> bool:
@@ -91,8 +93,10 @@ class RefineSAMWidget(QWidget):
             if self.parent() is None and self._dock is not None:
                 self.pause()
                 self.controller.close()
+                self.canvas.close()
             self._dock = self.parent()
             if self._dock is not None:
+                self.canvas.dock = self._dock
                 self._dock.installEventFilter(self)
         return bool(super().event(event))
 
@@ -161,9 +165,10 @@ class RefineSAMWidget(QWidget):
         self.status.setStyleSheet("color: #ff6b6b" if error else "")
 
 
-def _end(files: Files, controller: Controller) -> None:
+def _end(files: Files, controller: Controller, canvas: Canvas) -> None:
     files.close()
     controller.close()
+    canvas.close()
 
 
 def segment_layer(viewer: napari.Viewer, layer: Image) -> None:

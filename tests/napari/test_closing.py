@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from napari.layers import Labels
+from PyQt6 import sip
+from qtpy.QtGui import QOpenGLContext
+from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtTest import QTest
 from skimage import data
 
@@ -112,6 +115,8 @@ def test_what_is_done_while_it_is_closed_is_known_afterwards(open_gui: Callable[
     assert again.labels()[COIN] == 1
     # Layers that went meanwhile are missed.
     close(again)
+    # A window without the plugin crashes sometimes when layers are removed.
+    again.viewer.window._qt_window.findChild(QOpenGLWidget).makeCurrent()
     again.viewer.layers.remove(layer)
     again.viewer.layers.remove(image)
     last = reopen(again)
@@ -121,6 +126,25 @@ def test_what_is_done_while_it_is_closed_is_known_afterwards(open_gui: Callable[
     last.controller.view.choose_image(image)
     last.settle()
     assert last.widget.objects_panel.list.count() == 1  # and known again when they return
+
+
+def test_what_was_drawn_of_a_removed_layer_is_freed_in_the_canvas_s_context(open_gui: Callable[..., Gui]) -> None:
+    gui = open_gui(data.coins())
+    canvas = gui.widget.window().findChild(QOpenGLWidget)
+    contexts: list[int] = []
+
+    def note(event: object) -> None:
+        current = QOpenGLContext.currentContext()
+        contexts.append(0 if current is None else sip.unwrapinstance(current))
+
+    gui.viewer.layers.events.removed.connect(note)
+    following = len(gui.viewer.layers.events.removing.callbacks)
+    other = gui.viewer.add_image(data.coins(), name="other")
+    gui.until(lambda: gui.controller.workspace.image is other)
+    gui.viewer.layers.remove(other)
+    close(gui)
+    assert contexts == [sip.unwrapinstance(canvas.context())] * 3  # the image, points and boxes
+    assert len(gui.viewer.layers.events.removing.callbacks) == following - 1
 
 
 def test_closing_while_something_is_computed_ends_it(open_gui: Callable[..., Gui]) -> None:
