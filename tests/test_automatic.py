@@ -81,15 +81,24 @@ def test_clicks_on_what_is_found_already_are_left_out(session: Session) -> None:
     assert (again.mask == found.mask).all()
 
 
-@pytest.mark.parametrize(("box", "clicks"), [((16, 16, 20, 20), 5), ((4, 4, 36, 36), 4)])
-def test_crowded_images_get_clicks_between_the_others(
-    session: Session, box: tuple[int, int, int, int], clicks: int
+@pytest.mark.parametrize(
+    ("box", "crops", "clicks", "total"),
+    [
+        ((16, 16, 20, 20), None, 1 + 4 * 1, 5 + 4 * 1),
+        ((16, 16, 20, 20), False, 4 + 1, 5),
+        ((4, 4, 36, 36), None, 4, 5),
+    ],
+)
+def test_crowded_images_get_crops_or_clicks_between_the_others(
+    session: Session, box: tuple[int, int, int, int], crops: bool | None, clicks: int, total: int
 ) -> None:
     image, _ = squares(64, box)
     calls: list[tuple[int, int]] = []
-    assert len(session.segment_everything(image, lambda *at: calls.append(at), min_area=1)) == 1
+    found = session.segment_everything(image, lambda *at: calls.append(at), min_area=1, crops=crops)
+    assert len(found) == 1
+    # The model's input is so small that four clicks suit it, and one does a crop.
     assert session.blobs.clicks == clicks  # type: ignore[attr-defined]
-    assert calls[-1] == (5, 5)  # the model's input is so small that four clicks suit it
+    assert calls[-1] == (total, total)
 
 
 def test_least_predicted_iou_goes_by_the_best_in_the_image(session: Session) -> None:

@@ -34,8 +34,9 @@ COMPARED_SIDE = 64
 SHARE_OF_BEST, BEST, FLOOR = 0.65, 10, 0.2
 # Clicks on a mask as sure as this, and no larger than this share of what the model sees, are left out.
 COVERING_IOU, COVERING_AREA = 0.5, 0.3
-# An image is crowded where this share of the clicks finds a sure mask no larger than that share of what the model sees.
-CROWDED_CLICKS, CROWDED_AREA = 1 / 16, 0.01
+# An image is crowded where this share of the clicks finds a mask as sure as this, and no larger than this share of what
+# the model sees: on training images that parts micrographs from photographs.
+CROWDED_CLICKS, CROWDED_IOU, CROWDED_AREA = 1 / 20, 0.6, 0.01
 # SAM's least predicted IoU, for the released models: theirs are nearly all high.
 RELEASED_IOU, RELEASED_STABILITY = 0.88, 0.75
 # An image of more pixels a side than the model's input, times this, is looked at in crops too; and so large they are.
@@ -122,7 +123,7 @@ class AutomaticMaskGenerator(MaskGenerator):
         Args:
             session: with a model that `refinesam.load` made.
             points_per_side: clicks along each side; None means one for every 24 pixels of the input, at most 32, and in
-                images crowded with small things once more between those. In each crop half as many.
+                crops crowded with small things once more between those. In each crop half as many.
             iou_threshold: least predicted IoU. None means SAM's 0.88 for the released models; for ours, which are
                 surer of nuclei than of anything in a photograph, 0.65 of the mean of the image's best ten.
             stability_threshold: least IoU between the mask thresholded one logit up and one logit down. None means 0.75
@@ -130,8 +131,10 @@ class AutomaticMaskGenerator(MaskGenerator):
             overlap_threshold: of two masks whose IoU is higher, the one with the lower predicted IoU goes.
             min_area: least area in pixels of the image.
             crops: also look at overlapping crops of the image, which finds small things. None means where the image is
-                more than twice as long as the model's input. A mask that a crop's side cuts off goes, or where
-                there are more than four crops is joined with its other parts.
+                more than twice as long as the model's input, and at four crops where a quarter of the clicks shows
+                that it is crowded with small things (the crops then get the others, unless `points_per_side` is given).
+                A mask that a crop's side cuts off goes, or where there are more than four crops is joined with its
+                other parts.
             skip_covered: leave out clicks on masks that are sure already. A quarter of the clicks is always decoded.
             refine: True or a configuration also runs Adaptive Mask Refinement on every mask found, which costs an
                 encode each.
@@ -158,7 +161,7 @@ class AutomaticMaskGenerator(MaskGenerator):
         )
         self.overlap_threshold, self.min_area = overlap_threshold, min_area
         self.crops, self.skip_covered = crops, skip_covered
-        self.covering_iou = COVERING_IOU if ours else RELEASED_IOU
+        self.covering_iou, self.crowded_iou = (COVERING_IOU, CROWDED_IOU) if ours else (RELEASED_IOU, RELEASED_IOU)
         self.config = AMRConfig() if refine is True else refine or None
         self.prompts_per_batch = prompts_per_batch or (4 if model.device.type == "cpu" else 64)
 
@@ -179,12 +182,16 @@ class AutomaticMaskGenerator(MaskGenerator):
         """
         encoded = image if isinstance(image, EncodedImage) else self.session.encode(image)
         views = self._views(encoded)
-        progress = _Progress(sum(len(np.concatenate(self._phases(side))) for _, side in views), on_progress)
+        may_crop = self.denser and self.crops is None and len(views) == 1 and encoded.pixels is not None
+        progress = _Progress(sum(self._count(side) for _, side in views), on_progress)
         found: list[Found] = []
         best = torch.zeros(0)
         for number, (window, side) in enumerate(views):
             part = encoded if number == 0 else self._crop(encoded, window)
-            candidates = self._candidates(part, side, progress)
+            candidates, crowded = self._candidates(part, side, progress, leaves_crowded=may_crop and number == 0)
+            if crowded:
+                views += self._crops(encoded.image_hw, max(encoded.image_hw))
+                progress.total += sum(self._count(side) for _, side in views[1:])
             best = torch.cat([best, candidates[1].float().cpu()]).topk(min(BEST, len(best) + len(candidates[1])))[0]
             found += self._found(encoded.image_hw, part, window, candidates, self._least(best))
         if len(views) > 1 + CROPS_OF_ONE_OBJECT:
@@ -215,9 +222,11 @@ class AutomaticMaskGenerator(MaskGenerator):
         size = self.model.capabilities.input_size
         crops = max(height, width) > CROPPED_FROM * size if self.crops is None else self.crops
         if crops and encoded.pixels is not None:
-            windows = crop_windows(encoded.image_hw, int(CROP_SIDE * size))
-            views += [(window, max(1, self.points_per_side // 2)) for window in windows]
+            views += self._crops(encoded.image_hw, int(CROP_SIDE * size))
         return views
+
+    def _crops(self, image_hw: tuple[int, int], longest: int) -> list[tuple[Window, int]]:
+        return [(window, max(1, self.points_per_side // 2)) for window in crop_windows(image_hw, longest)]
 
     def _crop(self, encoded: EncodedImage, window: Window) -> EncodedImage:
         assert encoded.pixels is not None
@@ -230,13 +239,21 @@ class AutomaticMaskGenerator(MaskGenerator):
         return max(self.iou_threshold, self.share_of_best * float(best.mean())) if len(best) else self.iou_threshold
 
     @torch.inference_mode()
-    def _candidates(self, part: EncodedImage, side: int, progress: _Progress) -> tuple[Tensor, Tensor, FloatArray]:
-        """Decode a grid of clicks, coarse then fine: logits (K, h, w), IoUs (K,) and clicks (K, 2), unsorted."""
+    def _candidates(
+        self, part: EncodedImage, side: int, progress: _Progress, leaves_crowded: bool
+    ) -> tuple[tuple[Tensor, Tensor, FloatArray], bool]:
+        """Decode a grid of clicks, coarse then fine: logits (K, h, w), IoUs (K,) and clicks (K, 2), unsorted.
+
+        Where that is crowded and to be left then, decode the coarse grid alone, and say so.
+        """
         points = _grid(part.image_hw, side)
+        phases = self._phases(side)
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        for number, phase in enumerate(self._phases(side)):
-            asked = phase[~self._covered(part, points[phase], kept)] if kept else phase
-            if number == 2 and not self._crowded(kept, side):
+        left = False
+        for number, phase in enumerate(phases):
+            asked = phase if number == 0 else phase[~self._covered(part, points[phase], kept)]
+            left = left or (leaves_crowded and number == 1 and self._crowded(kept, len(phases[0])))
+            if left or (number == 2 and not self._crowded(kept, side**2)):
                 asked = asked[:0]
             progress.advance(len(phase) - len(asked))
             for start in range(0, len(asked), self.prompts_per_batch):
@@ -252,7 +269,7 @@ class AutomaticMaskGenerator(MaskGenerator):
                 kept.append((logits, iou, index))
                 progress.advance(len(batch))
         logits, iou, index = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        return logits, iou, points[index.cpu().numpy()]
+        return (logits, iou, points[index.cpu().numpy()]), left
 
     def _phases(self, side: int) -> list[NDArray[np.intp]]:
         """Indices of the points of `_grid` that are decoded together: every second row and column, the others, ..."""
@@ -261,10 +278,13 @@ class AutomaticMaskGenerator(MaskGenerator):
         phases = [np.flatnonzero(coarse), np.flatnonzero(~coarse)] if self.skip_covered else [np.arange(side**2)]
         return [*phases, side**2 + np.arange((side - 1) ** 2)] if self.denser else phases
 
-    def _crowded(self, kept: list[tuple[Tensor, Tensor, Tensor]], side: int) -> bool:
-        """Whether many clicks have found something sure and small."""
-        small = [((iou >= self.covering_iou) & _no_larger(logits, CROWDED_AREA), index) for logits, iou, index in kept]
-        return len(torch.cat([index[chosen] for chosen, index in small]).unique()) >= CROWDED_CLICKS * side**2
+    def _count(self, side: int) -> int:
+        return sum(map(len, self._phases(side)))
+
+    def _crowded(self, kept: list[tuple[Tensor, Tensor, Tensor]], clicks: int) -> bool:
+        """Whether many of the clicks so far have found something sure and small."""
+        small = [((iou >= self.crowded_iou) & _no_larger(logits, CROWDED_AREA), index) for logits, iou, index in kept]
+        return len(torch.cat([index[chosen] for chosen, index in small]).unique()) >= CROWDED_CLICKS * clicks
 
     def _covered(
         self, part: EncodedImage, points: FloatArray, kept: list[tuple[Tensor, Tensor, Tensor]]
