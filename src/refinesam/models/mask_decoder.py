@@ -168,12 +168,23 @@ class SamMaskDecoder(MaskDecoder):
         )
 
     def forward(
-        self, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask_output: bool
+        self,
+        features: ImageFeatures,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        multimask_output: bool,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Decode prompts: sparse tokens (B, P, T, 256), dense (B or 1, P or 1, 256, h, w), image_pe (N, 256)."""
+        """Decode prompts: sparse tokens (B, P, T, 256), dense (B or 1, P or 1, 256, h, w), image_pe (N, 256).
+
+        `valid` (B, P, T) says which tokens count; None means all, padding too, as SAM was trained.
+        """
         embedding = features.embedding
         image = _as_tokens(embedding.unsqueeze(1) + dense)
-        tokens, image = self.transformer(image, image_pe, self.tokens_with(sparse))
+        if valid is not None:
+            valid = F.pad(valid, (self.iou_token.num_embeddings + self.mask_tokens.num_embeddings, 0), value=True)
+        tokens, image = self.transformer(image, image_pe, self.tokens_with(sparse), valid)
         upscaled = self.output_upscaling(_as_maps(image, embedding))
         return self.heads(tokens, upscaled.unflatten(0, sparse.shape[:2]), multimask_output)
 
