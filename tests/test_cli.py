@@ -163,6 +163,8 @@ BAD_CALLS = {
         "PARQUET",
     ),
     "demonstration in a file": (["demo", "--output", "PHOTO", "--weights", "best"], "OutputError", "masks.json"),
+    "export over files": (["export", "best", "--output", "FOLDER"], "OutputError", "holds no export"),
+    "export of an unknown model": (["export", "best", "--output", "exported"], "WeightsError", "builtin"),
     "config that is missing": (
         ["train", "finetune", "none.toml", "--data", "FOLDER", "--output", "FOLDER"],
         "ConfigError",

@@ -239,6 +239,18 @@ app.command()(paper_table)
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Name of `refinesam weights list`, or a file of weights.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; an earlier export there is replaced.")],
+) -> None:
+    """Write a model as ONNX files, which run without refinesam and without torch."""
+    from refinesam.export import export_model
+
+    for name, size in export_model(model, output).items():
+        console.print(f"{output / name}: {size:,} bytes", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for overlays and masks.")] = Path("demo_output"),
     weights: WeightsOption = "builtin",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,12 @@ from refinesam.models.sam import Sam
 
 __all__ = ["INPUT", "export_decoder", "export_encoder"]
 
+# By name, the sizes of an array; a name in a size's place may be any number.
+Shapes = dict[str, tuple[int | str, ...]]
+
 INPUT = "pixels"
-# The embedding, and the maps of the hybrid at strides 8 and 4.
-FEATURES = ("embedding", "high_res8", "high_res4")
-ANSWERS = ("low_res_logits", "iou_predictions")
+# Where sizes are equal by chance, a trace goes the way of equal sizes: these are not.
+EXAMPLES = {"images": 2, "prompts": 3, "points": 2}
 OPSET = 17
 # What one file of ONNX holds, less some room for the graph.
 LARGEST_BYTES = 2**31 - 2**24
@@ -51,10 +52,9 @@ def export_encoder(encoder: nn.Module, input_size: int, images: int | None = 1) 
     Raises:
         OutputError: it is too large for one (2 GiB), as that of SAM ViT-H, or holds what ONNX has no form for.
     """
-    outputs = FEATURES if isinstance(encoder, HybridEncoder) else FEATURES[:1]
-    vary = {} if images else {name: {0: "images"} for name in (INPUT, *outputs)}
-    example = torch.zeros(images or 2, 3, input_size, input_size)
-    return _traced(_Encoder(encoder), (example,), (INPUT,), outputs, vary, "image encoder")
+    number = images or "images"
+    outputs = _features(isinstance(encoder, HybridEncoder), input_size, number)
+    return _traced(_Encoder(encoder), {INPUT: (number, 3, input_size, input_size)}, outputs, "image encoder")
 
 
 def export_decoder(model: PromptableModel) -> bytes:
@@ -74,20 +74,21 @@ def export_decoder(model: PromptableModel) -> bytes:
     Raises:
         OutputError: it holds what ONNX has no form for.
     """
-    side = model.config.input_size
-    hybrid = model.config.family == "hybrid"
-    embedding = torch.zeros(1, 256, side // PATCH_SIZE, side // PATCH_SIZE)
-    high_res = [torch.zeros(1, 64, side // 8, side // 8), torch.zeros(1, 32, side // 4, side // 4)] if hybrid else []
-    # Several prompts: where sizes are equal by chance, the trace would go the way of equal sizes.
-    prompts, points = 3, 2
-    example = [torch.zeros(prompts, points, 2), torch.ones(prompts, points, dtype=torch.int64), embedding, *high_res]
-    inputs = ["points", "labels", *FEATURES[: 1 + len(high_res)]]
-    vary = {name: {0: "prompts"} for name in ANSWERS} | {name: {0: "prompts", 1: "points"} for name in inputs[:2]}
+    side, masks = model.config.input_size, model.config.input_size // 4
+    inputs: Shapes = {"points": ("prompts", "points", 2), "labels": ("prompts", "points")}
     if model.config.capabilities.mask_prompt:
-        example.insert(2, torch.zeros(prompts, side // 4, side // 4))
-        inputs.insert(2, "mask_logits")
-        vary["mask_logits"] = {0: "prompts"}
-    return _traced(_Decoder(model), tuple(example), inputs, ANSWERS, vary, "mask decoder")
+        inputs["mask_logits"] = ("prompts", masks, masks)
+    inputs |= _features(model.config.family == "hybrid", side, 1)
+    outputs: Shapes = {"low_res_logits": ("prompts", 3, masks, masks), "iou_predictions": ("prompts", 3)}
+    return _traced(_Decoder(model), inputs, outputs, "mask decoder")
+
+
+def _features(hybrid: bool, side: int, images: int | str) -> Shapes:
+    """The embedding, and the maps of the hybrid at strides 8 and 4."""
+    shapes: Shapes = {"embedding": (images, 256, side // 16, side // 16)}
+    if hybrid:
+        shapes |= {"high_res8": (images, 64, side // 8, side // 8), "high_res4": (images, 32, side // 4, side // 4)}
+    return shapes
 
 
 class _Encoder(nn.Module):
@@ -168,20 +169,21 @@ class _Exportable(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _traced(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    vary: dict[str, dict[int, str]],
-    what: str,
-) -> bytes:
+def _traced(module: nn.Module, inputs: Shapes, outputs: Shapes, what: str) -> bytes:
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > LARGEST_BYTES:
         raise OutputError(
             f"The {what} cannot be exported to ONNX: its weights have {size / 1e9:.1f} GB and one file holds 2 GB. "
             "Take a smaller model."
         )
+    example = tuple(
+        torch.zeros(
+            [side if isinstance(side, int) else EXAMPLES[side] for side in shape],
+            dtype=torch.int64 if name == "labels" else torch.float32,
+        )
+        for name, shape in inputs.items()
+    )
+    vary = {name: {i: side for i, side in enumerate(shape) if isinstance(side, str)} for name, shape in inputs.items()}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         path = Path(folder) / "model.onnx"
         # Of values that the tracer takes as constants, which they are at one input size; and of the exporter's age:
@@ -196,11 +198,25 @@ def _traced(
                     path,
                     input_names=list(inputs),
                     output_names=list(outputs),
-                    dynamic_axes=vary,
+                    dynamic_axes={name: axes for name, axes in vary.items() if axes},
                     opset_version=OPSET,
                     dynamo=False,
                 )
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise OutputError(f"The {what} cannot be exported to ONNX: {reason}") from error
-        return path.read_bytes()
+        return _with_output_shapes(path, outputs)
+
+
+def _with_output_shapes(path: Path, outputs: Shapes) -> bytes:
+    """Say the outputs' sizes, which the exporter loses where one size may vary."""
+    import onnx
+
+    model = onnx.load_model(path)
+    for value in model.graph.output:
+        for dim, side in zip(value.type.tensor_type.shape.dim, outputs[value.name], strict=True):
+            if isinstance(side, int):
+                dim.dim_value = side
+            else:
+                dim.dim_param = side
+    return bytes(model.SerializeToString())
