@@ -14,13 +14,14 @@ from torch import Tensor
 
 import formula
 from refinesam.errors import OutputError
-from refinesam.models import onnx_export
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
+from refinesam.models.frames import Frame
 from refinesam.models.image_encoder import ImageFeatures
 from refinesam.models.layers import fold_norms
 from refinesam.models.onnx_export import export_decoder, export_encoder
 from refinesam.models.promptable import PromptableModel
+from refinesam.weights import load_model
 
 TOLERANCE = 1e-4
 # Small ones of each family and encoder; the released encoders' depth and width would only take time.
@@ -167,10 +168,27 @@ def test_the_model_stays_in_evaluation_mode(exported: Exported) -> None:
     assert not any(module.training for module in exported.model.modules())
 
 
-def test_what_is_too_large_for_a_file(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "LARGEST_BYTES", 1000)
-    with pytest.raises(OutputError, match="image encoder cannot be exported to ONNX: its weights have .* GB"):
-        export_encoder(exported.model.image_encoder, exported.side)
+def test_what_is_too_large_for_a_file() -> None:
+    with torch.device("meta"):
+        model = build_model(config_named("sam_vit_h"))
+    with pytest.raises(OutputError, match="image encoder cannot be exported to ONNX: its weights have 2.5 GB"):
+        export_encoder(model.image_encoder, 1024, None)
+
+
+def test_the_built_in_weights() -> None:
+    model = load_model("builtin").requires_grad_(False)
+    fold_norms(model.image_encoder)
+    frame = Frame.of(model.config, (480, 640))
+    with torch.inference_mode():
+        features = model.encode(frame.resize(formula.image())[None])
+    files = (export_encoder(model.image_encoder, frame.input_size, None), export_decoder(model))
+    exported = Exported(model, features, *(onnxruntime.InferenceSession(file) for file in files))
+    pixels = frame.resize(formula.image())[None].numpy()
+    assert_same(exported.encoder.run(None, {"pixels": pixels}), [features.embedding.numpy(), *features.high_res])
+    for count, points in ((1, 1), (5, 4)):
+        for earlier in (None, masks(exported, count)):
+            clicks, labels = prompts(exported, count, points)
+            assert_same(exported.decode(clicks, labels, earlier), exported.expected(clicks, labels, earlier))
 
 
 def test_what_has_no_form_in_onnx() -> None:
