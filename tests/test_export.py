@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -125,6 +126,41 @@ def test_a_full_disk_costs_nothing(weights: Path, tmp_path: Path, monkeypatch: p
             export_model(weights, place)
     assert names(tmp_path) == ["model"] and names(folder) == FILES
     assert (folder / "model.json").read_bytes() == before
+
+
+def test_an_interruption_between_the_earlier_export_and_the_new_one(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    export_model(weights, folder)
+    (folder / "encoder.onnx").write_bytes(b"earlier")
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        if source.name == "new":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(export.os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(weights, folder)
+    assert names(tmp_path) == ["model"] and (folder / "encoder.onnx").read_bytes() == b"earlier"
+
+
+def test_what_came_while_the_model_was_exported_stays(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+
+    def slow(model: Any) -> bytes:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+        return b""
+
+    monkeypatch.setattr(export, "export_decoder", slow)
+    with pytest.raises(OutputError, match="holds no export of a model"):
+        export_model(weights, folder)
+    assert names(tmp_path) == ["model"] and (folder / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")

@@ -98,6 +98,8 @@ def export_model(weights: str | Path, folder: str | Path) -> dict[str, int]:
     contents = graphs | {MODEL: json.dumps(_described(weights, config, graphs), indent=1).encode() + b"\n"}
     try:
         _write_folder(target, contents)
+    except OutputError:
+        raise
     except OSError as error:
         raise _unwritable(target, error) from error
     return {name: len(content) for name, content in contents.items()}
@@ -191,8 +193,8 @@ def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
             os.rename(folder, old)
         try:
             os.rename(new, folder)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not folder.exists():
                 os.rename(old, folder)
             raise
 
