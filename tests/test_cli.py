@@ -285,6 +285,20 @@ def test_what_programs_read_of_weights_and_evaluations(
     assert found.keys() == {"summary"} and found["summary"] == written["summary"]
 
 
+def test_the_list_of_weights_says_what_each_is_for_and_what_to_cite(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REFINESAM_CACHE", str(tmp_path))
+    assert run(monkeypatch, "weights", "list") == 0
+    shown = capsys.readouterr().out
+    (row,) = (line for line in shown.splitlines() if line.startswith("│ efficientsam_ti "))
+    assert [cell.strip() for cell in row.split("│")][2:5] == ["no", "about 41 MB", "Apache-2.0"]
+    # A name is what people type: it is never cut off.
+    assert "│ vit_b_medical_imaging │" in shown
+    words = " ".join(shown.split())
+    assert "efficientsam_ti, efficientsam_s: Xiong et al. 2024, EfficientSAM, arXiv:2312.00863." in words
+
+
 def test_errors_leave_paths_and_addresses_whole(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

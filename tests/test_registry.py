@@ -146,6 +146,31 @@ def test_every_entry_is_complete() -> None:
     assert len({entry.url for entry in REGISTRY.values()}) == len({entry.digest for entry in REGISTRY.values()}) == 17
 
 
+@pytest.mark.parametrize(
+    ("size", "about", "words"),
+    [
+        (22_756_986, None, "23 MB"),
+        (None, 41_000_000, "about 41 MB"),
+        (2_564_550_879, None, "2565 MB"),
+        (None, 1_249_000_000, "about 1249 MB"),
+        (None, None, ""),
+    ],
+)
+def test_sizes_are_told_as_exactly_as_they_are_known(size: int | None, about: int | None, words: str) -> None:
+    assert WeightsEntry("tiny", "hybrid_ti", None, "", "MIT", size, about=about).size_words == words
+
+
+def test_a_line_says_what_weights_are_good_at_and_whether_they_are_here(server: Server) -> None:
+    entry = replace(server.entry("good"), note="photographs", size=None, about=41_000_000)
+    assert not entry.is_here
+    assert entry.summary == "photographs; about 41 MB, not downloaded yet; licence: Apache-2.0"
+    fetch(entry)
+    assert entry.is_here
+    assert entry.summary == "photographs; about 41 MB, downloaded; licence: Apache-2.0"
+    assert replace(entry, about=None).summary == "photographs; downloaded; licence: Apache-2.0"
+    assert REGISTRY["builtin"].summary.endswith("; 23 MB, comes with refinesam; licence: Apache-2.0")
+
+
 @pytest.mark.parametrize("name", REGISTRY)
 def test_every_variant_builds_with_the_keys_of_the_reference(name: str) -> None:
     with torch.device("meta"):
@@ -272,6 +297,7 @@ def test_without_a_server_the_manual_step_is_named(cache: Path, url: str) -> Non
         with pytest.raises(WeightsError, match="could not be downloaded.*yourself and put it at") as caught:
             weights_path(entry)
     assert str(cache / "tiny.pt") in str(caught.value)
+    assert "Max retries" not in str(caught.value) and "HTTPConnection" not in str(caught.value)
     assert files_in(cache) == []
 
 

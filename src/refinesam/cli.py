@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
@@ -275,14 +275,16 @@ def list_weights(printed: FormatOption = "table") -> None:
         paths = [{"status": status(entry), "path": str(entry.path)} for entry in REGISTRY.values()]
         print_json([entry | path for entry, path in zip(entries, paths, strict=True)])
         return
-    table = Table("name", "here", "size", "licence", "good at")
+    table = Table(Column("name", no_wrap=True), "here", "size", "licence", "good at")
+    citing: dict[str, list[str]] = {}
     for entry in REGISTRY.values():
-        known_size, about = entry.size, entry.about
-        size = f"{known_size / 1e6:.0f} MB" if known_size else f"about {about / 1e6:.0f} MB" if about else ""
         here = {"packaged": "yes", "cached": "yes", "missing": "no"}.get(state := status(entry), state)
-        table.add_row(entry.name, here, size, entry.licence, entry.note)
+        table.add_row(entry.name, here, entry.size_words, entry.licence, entry.note)
+        if entry.citation:
+            citing.setdefault(entry.citation, []).append(entry.name)
     console.print(table)
-    console.print("`--format json` adds digests, addresses and what to cite.")
+    console.print("Please cite, for", *(f"- {', '.join(names)}: {what}." for what, names in citing.items()), sep="\n")
+    console.print("`--format json` adds digests and addresses.")
 
 
 @weights_app.command("fetch")

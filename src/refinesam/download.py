@@ -10,6 +10,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from refinesam.errors import WeightsError
 
@@ -35,7 +36,9 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
         OSError: no network, an answer such as 404, a broken connection, a disk that is full.
         ValueError: an address that is none.
     """
-    import pooch  # Takes a while to import, and most calls of the registry never download.
+    # They take a while to import, and most calls of the registry never download.
+    import pooch
+    import requests.exceptions
 
     bar = False if progress is None else _ProgressBar(progress)
     answers: list[Any] = []
@@ -44,6 +47,11 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
     )
     try:
         downloader(url, str(target), None)
+    except (requests.exceptions.ProxyError, requests.exceptions.SSLError):
+        raise  # Their texts name what has to be set up.
+    except requests.exceptions.ConnectionError as error:
+        host = urlsplit(url).netloc
+        raise OSError(f"the connection to {host} broke off" if answers else f"no connection to {host}") from error
     finally:
         # pooch leaves the connection of a download that breaks off to the garbage collector.
         for answer in answers:

@@ -7,7 +7,9 @@ Files that are never half written:
 
 Weights:
 
-- `known_weights` has the names that `refinesam.load` takes, with what each is good at.
+- `known_weights` has the names that `refinesam.load` takes, each with its `WeightsEntry`: what it is good at, its size,
+  licence and citation, and whether its file is here.
+- `fetch` downloads and verifies weights where they are missing, and says how far it is.
 - `variant_of` tells the model variant of a name or file, which finetuning has to be told.
 
 Results of jobs:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from refinesam.jobs.folder import BatchResults
     from refinesam.jobs.images import JobImages
     from refinesam.jobs.prompts import ObjectPrompt, match_images, prompts_by_image
-    from refinesam.registry import known_weights
+    from refinesam.registry import WeightsEntry, fetch, known_weights
     from refinesam.types import LIKELY_SIMILARITY, MOST_EXAMPLES
     from refinesam.weights import variant_of
 
@@ -53,10 +55,12 @@ __all__ = [
     "CocoScores",
     "JobImages",
     "ObjectPrompt",
+    "WeightsEntry",
     "bootstrap_interval",
     "boundary_iou",
     "check_outputs",
     "coco_scores",
+    "fetch",
     "known_weights",
     "match_images",
     "prompts_by_image",
@@ -77,7 +81,7 @@ __getattr__, __dir__ = lazy_names(
         "refinesam.jobs.folder": "BatchResults",
         "refinesam.jobs.images": "JobImages",
         "refinesam.jobs.prompts": "ObjectPrompt match_images prompts_by_image",
-        "refinesam.registry": "known_weights",
+        "refinesam.registry": "WeightsEntry fetch known_weights",
         "refinesam.types": "LIKELY_SIMILARITY MOST_EXAMPLES",
         "refinesam.weights": "variant_of",
     },

@@ -83,6 +83,24 @@ class WeightsEntry:
         return cache_dir() / (self.file or self.url.rpartition("/")[2])
 
     @property
+    def is_here(self) -> bool:
+        """Whether there is a file at `path`; it is not read, `status` compares its digest."""
+        return os.path.isfile(self.path)
+
+    @property
+    def size_words(self) -> str:
+        """Its size in words, such as "375 MB" or "about 41 MB"; empty where nothing is known of it."""
+        if self.size:
+            return f"{self.size / 1e6:.0f} MB"
+        return f"about {self.about / 1e6:.0f} MB" if self.about else ""
+
+    @property
+    def summary(self) -> str:
+        """What it is good at, how large it is, whether its file is here, and its licence: one line for people."""
+        here = "comes with refinesam" if self.packaged else "downloaded" if self.is_here else "not downloaded yet"
+        return f"{self.note}; {', '.join(filter(None, (self.size_words, here)))}; licence: {self.licence}"
+
+    @property
     def manual_step(self) -> str:
         """What to do where the download does not work."""
         return f"Download {self.url} yourself and put it at {self.path}, or give its path instead of the name."
@@ -116,9 +134,9 @@ REGISTRY: Mapping[str, WeightsEntry] = MappingProxyType(
 )
 
 
-def known_weights() -> dict[str, str]:
-    """Return name -> what it is good at, of all weights that `refinesam.load` knows by name."""
-    return {name: entry.note for name, entry in REGISTRY.items()}
+def known_weights() -> Mapping[str, WeightsEntry]:
+    """Return all weights that `refinesam.load` knows, by name."""
+    return REGISTRY
 
 
 def cache_dir() -> Path:
