@@ -1,9 +1,10 @@
-"""An HTTP server of a folder's files and of parts of them, which can fail when it is told to."""
+"""An HTTP server of a folder's files and of parts of them, which can fail, or stop half-way, when it is told to."""
 
 from __future__ import annotations
 
 import re
 import threading
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +17,9 @@ class FileServer:
     def __init__(self, folder: Path) -> None:
         self.folder, self.requests, self.failures, self.ranges = folder, list[str](), 0, True
         self.failing_after: int | None = None
+        # Clear it, and only the first half of a file is sent until it is set.
+        self.going_on = threading.Event()
+        self.going_on.set()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -24,6 +28,7 @@ class FileServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.going_on.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -70,4 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", part)
         self.end_headers()
         if with_body:
-            self.wfile.write(content)
+            half = len(content) // 2
+            self.wfile.write(content[:half])
+            self.of.going_on.wait()
+            with suppress(ConnectionError):  # nobody may listen any more
+                self.wfile.write(content[half:])

@@ -11,6 +11,7 @@ from qtpy.QtCore import QObject, Signal
 
 from refinesam_napari.document import Change, PlanePrompts
 from refinesam_napari.engine import Work
+from refinesam_napari.first_use import photograph_hint
 from refinesam_napari.geometry import NO_MASK, Plane, PlaneMask
 from refinesam_napari.image_view import ImageView
 from refinesam_napari.inference import PredictionRequest, predict, sessions
@@ -175,6 +176,8 @@ class Controller(QObject):
 
         def run() -> tuple[PlaneMask, float | None]:
             found = predict(request, sessions.get(request.model), reader, Work(lambda progress: None))
+            if found is not None and (hint := photograph_hint.text_for(request, reader)):
+                self.tasks.on_gui_thread(self.tasks.tell)(hint)
             return (NO_MASK, None) if found is None else found.shown(before=not request.refine)
 
         def deliver(answer: tuple[PlaneMask, float | None] | Exception) -> None:

@@ -53,13 +53,19 @@ def combo(choices: Choices | Sequence[object], label: str = "", tip: str = "") -
     return made
 
 
-def form(*widgets: Widget) -> QWidget:
-    """Put widgets below each other, each with its label; magicgui's own labels line up in its own font alone."""
+def form(*widgets: Widget | QWidget) -> QWidget:
+    """Put widgets below each other, each with its label; magicgui's own labels line up in its own font alone.
+
+    Qt's widgets have no label and the whole width.
+    """
     made = QWidget()
     layout = QFormLayout(made)
     layout.setContentsMargins(0, 0, 0, 0)
     for widget in widgets:
-        layout.addRow(widget.label, widget.native)
+        if isinstance(widget, QWidget):
+            layout.addRow(widget)
+        else:
+            layout.addRow(widget.label, widget.native)
     return made
 
 

@@ -147,9 +147,10 @@ class Files:
 
         def run(work: Work) -> dict[tuple[int, Plane], PlaneMask]:
             masks = {}
+            session = sessions.get(model, work)
             total = sum(len(item.prompts) for item in saved.document.objects.values())
             step = work.step("Replaying prompts")
-            for done, (key, mask) in enumerate(replayed(saved, image, model, sessions.get(model), reader)):
+            for done, (key, mask) in enumerate(replayed(saved, image, model, session, reader)):
                 masks[key] = mask
                 step(done + 1, total)
             return masks

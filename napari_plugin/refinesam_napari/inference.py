@@ -15,6 +15,7 @@ from refinesam import EncodedImage, Prediction, Prompt, RefinementReport, Sessio
 from refinesam_napari.crops import CropMode, choose_crop
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.engine import Work
+from refinesam_napari.first_use import downloads
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
 from refinesam_napari.images import CropReader, ImageSnapshot
 
@@ -56,12 +57,22 @@ class Sessions:
         self._lock = threading.Lock()
         self._sessions: dict[Model, Session] = {}
 
-    def get(self, model: Model) -> Session:
-        """Return the session of a model; the first time it is loaded, which takes seconds.
+    def get(self, model: Model, work: Work | None = None) -> Session:
+        """Return the session of a model; the first time it is loaded, which takes seconds, or a download.
+
+        Args:
+            model: which.
+            work: is told how far a download is, and ends the wait for it.
 
         Raises:
             WeightsError, ConfigError: see `refinesam.load`.
+            Cancelled: the work was cancelled meanwhile.
         """
+        with self._lock:
+            if model in self._sessions:
+                return self._sessions[model]
+        # Not under the lock: other models can be used meanwhile.
+        downloads.wait_for(model.weights, work or Work(lambda progress: None))
         with self._lock:
             if model not in self._sessions:
                 self._sessions[model] = refinesam.load(model.weights, device=model.device, cache_dir=model.cache_dir)

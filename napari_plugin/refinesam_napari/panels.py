@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFileDialog
 from refinesam import ConfigError
 from refinesam.hosts import known_weights
 from refinesam_napari.controller import Controller
-from refinesam_napari.controls import Panel, combo, confidence, form, row, show, words
+from refinesam_napari.controls import Panel, combo, confidence, form, row, show, show_in_order, words
 from refinesam_napari.crops import CROP_MODES
 from refinesam_napari.images import INTENSITIES
 from refinesam_napari.inference import Candidates, Model
@@ -43,9 +43,9 @@ class ImagePanel(Panel):
             "Image",
             "The layer to segment. Selecting an image in the list of layers chooses it, too.",
         )
-        self.weights = combo(
-            lambda _: [(name, name) for name in (*self._own_weights, *known_weights(), OWN_FILE)], "Model"
-        )
+        self.weights = combo(lambda _: self._weights_choices(), "Model")
+        self.about_weights = words()
+        self.about_weights.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.device, self.running_on = combo(DEVICES), Label(value="")
         tip = "What the model computes for an image (its embedding) is kept, also over a restart."
         self.keep_on_disk = CheckBox(text="remember images on disk", tooltip=tip)
@@ -67,6 +67,7 @@ class ImagePanel(Panel):
         self._form = form(
             self.image,
             self.weights,
+            self.about_weights.native,
             row(self.device, self.running_on, label="Device"),
             row(self.keep_on_disk),
             self.intensity,
@@ -101,6 +102,24 @@ class ImagePanel(Panel):
             show(self.channels, ",".join(map(str, settings.channels)))
         self.channels.enabled = settings.channel_axis is not None
         self.running_on.value = self.controller.predictions.running_on
+        self._show_weights()
+
+    def _weights_choices(self) -> list[tuple[str, object]]:
+        known = [
+            (name if entry.is_here else f"{name} (download, {entry.size_words})", name)
+            for name, entry in known_weights().items()
+        ]
+        return [*((path, path) for path in self._own_weights), *known, (OWN_FILE, OWN_FILE)]
+
+    def _show_weights(self) -> None:
+        chosen, choices = self.controller.predictions.options.model.weights, self._weights_choices()
+        show_in_order(self.weights, choices, chosen)
+        for index, (_, name) in enumerate(choices):
+            self.weights.native.setItemData(index, _about(name), Qt.ItemDataRole.ToolTipRole)
+        # The list may be wider than its place in the panel, so that no size is cut off.
+        view = self.weights.native.view()
+        view.setMinimumWidth(view.sizeHintForColumn(0) + view.verticalScrollBar().sizeHint().width())
+        self.about_weights.value = _about(chosen)
 
     def _choose_image(self, image: Any) -> None:
         self.controller.view.choose_image(image)
@@ -128,6 +147,14 @@ class ImagePanel(Panel):
             channels=() if axis is None else _numbers(self.channels.value),
         )
         self.controller.view.use_settings(settings)
+
+
+def _about(weights: object) -> str:
+    """Say what weights are good at, how large they are, whether they are here, their licence and what to cite."""
+    entry = known_weights().get(str(weights))
+    if entry is None:
+        return ""
+    return f"Good at: {entry.summary}." + (f"\nPlease cite: {entry.citation}." if entry.citation else "")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

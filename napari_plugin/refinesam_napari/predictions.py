@@ -13,6 +13,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from refinesam_napari.crops import WHOLE_SIDE, CropMode
 from refinesam_napari.document import PlanePrompts
 from refinesam_napari.engine import Engine, Job, JobResult, Work
+from refinesam_napari.first_use import downloads, photograph_hint
 from refinesam_napari.geometry import Plane
 from refinesam_napari.image_view import ImageView
 from refinesam_napari.images import CropReader, ImageSnapshot
@@ -78,8 +79,9 @@ class Predictions(QObject):
         workspaces.returned.connect(tasks.attempting(self.after_step))
 
     def cancel(self) -> None:
-        """Give up what is computed; nothing is encoded ahead until the next prompt."""
+        """Give up what is computed or downloaded; nothing is encoded ahead until the next prompt."""
         self._idle = True
+        downloads.cancel(self.options.model.weights)
         self._settled.stop()
         self.engine.cancel()
 
@@ -104,7 +106,9 @@ class Predictions(QObject):
 
     def use_options(self, **changes: Any) -> None:
         """Change options by name."""
-        self.options = replace(self.options, **changes)
+        before, self.options = self.options.model.weights, replace(self.options, **changes)
+        if before != self.options.model.weights:
+            downloads.cancel(before)
         if {"model", "crop_mode"} & changes.keys():
             for workspace in self._workspaces:
                 workspace.forget_predictions()
@@ -221,10 +225,12 @@ class Predictions(QObject):
         generation = workspace.generation
 
         def run(work: Work) -> tuple[Workspace, int, PlanePrediction | None]:
-            session = sessions.get(request.model)
+            session = sessions.get(request.model, work)
             work.check()
             on_first = self._tasks.on_gui_thread(partial(self._first_came, workspace, generation))
             found = predict(request, session, self.reader, work, self.engine.overtaken, on_first)
+            if found is not None and (hint := photograph_hint.text_for(request, self.reader)):
+                self._tasks.on_gui_thread(self._tasks.tell)(hint)
             label_colours()  # or the first commit would wait for its imports
             return workspace, generation, found
 
@@ -240,7 +246,7 @@ class Predictions(QObject):
             return
 
         def run(work: Work) -> None:
-            session = sessions.get(request.model)
+            session = sessions.get(request.model, work)
             work.check()
             encode(session, self.reader, request.image, plane, request.crop, work)
 

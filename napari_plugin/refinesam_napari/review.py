@@ -19,6 +19,7 @@ from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, confidence, form, row, show
 from refinesam_napari.document import Origin, PlanePrompts, Point, SegmentedObject
 from refinesam_napari.engine import Work
+from refinesam_napari.first_use import photograph_hint
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
 from refinesam_napari.inference import PredictionRequest, encode, mask_from_prediction, sessions
 from refinesam_napari.placing import keeping_active, patch_of, place_of, place_patch
@@ -124,8 +125,12 @@ class Review(QObject):
         if examples and not shown:
             raise PromptError("None of the selected objects lies in what the model is shown: choose another crop.")
 
-        def run(work: Work) -> list[Candidate]:
-            session = sessions.get(request.model)
+        def run(work: Work) -> tuple[list[Candidate], str]:
+            found = find(work)
+            return found, photograph_hint.text_for(request, controller.predictions.reader)
+
+        def find(work: Work) -> list[Candidate]:
+            session = sessions.get(request.model, work)
             encoded = encode(session, controller.predictions.reader, request.image, plane, crop, work)
             if not shown:
                 step = work.step("Segmenting everything")
@@ -137,13 +142,15 @@ class Review(QObject):
                 if max(mask_iou(one.mask, mask) for mask in (*shown, *others)) < SAME_OBJECT
             ]
 
-        def deliver(candidates: list[Candidate]) -> None:
+        def deliver(found: tuple[list[Candidate], str]) -> None:
+            candidates, hint = found
             self.clear()
             self._request, self._workspace, self._crop = request, workspace, crop
             self._examples, self._negatives = examples, negatives
             self.candidates = dict(enumerate(candidates, start=1))
             self._show()
-            controller.tasks.tell(f"{len(self.shown)} candidates. Accept what is good; click on one to choose it.")
+            told = f"{len(self.shown)} candidates. Accept what is good; click on one to choose it. {hint}"
+            controller.tasks.tell(told.rstrip())
 
         controller.tasks.run(run, deliver)
 

@@ -98,7 +98,7 @@ class Stack:
         indices = range(image.shape[axis])
 
         def run(work: Work) -> tuple[dict[Plane, PlaneMask], list[str]]:
-            session = sessions.get(first.model)
+            session = sessions.get(first.model, work)
             start: dict[int, NDArray[np.bool_]] = {}
             for seed, request in requests.items():
                 mask = masks[seed] if seed in masks else _predicted(request, session, reader, work)

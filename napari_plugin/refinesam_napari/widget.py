@@ -63,6 +63,8 @@ class RefineSAMWidget(QWidget):
         self.cancel = self.prompt_panel.button("Cancel", "Give up what is being computed", self.controller.cancel)
         self.status = QLabel("")
         self.status.setWordWrap(True)
+        # An address or a path in it is there to be copied.
+        self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self._busy = QWidget()
         busy = QHBoxLayout(self._busy)
         busy.setContentsMargins(0, 0, 0, 0)
