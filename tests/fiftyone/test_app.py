@@ -86,6 +86,18 @@ def test_the_form_compares_and_the_panel_shows_the_result(
     dataset.delete()
 
 
+def test_the_form_offers_weights_with_what_they_are_for(person: App, tmp_path_factory: pytest.TempPathFactory) -> None:
+    dataset = draw_shapes(f"shapes-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("shapes"), samples=1)
+    person.open_dataset(dataset.name)
+    person.open_operator(COMPARE)
+    weights = person.page.locator("input[value=builtin]")
+    weights.click()
+    person.page.get_by_text("photographs, small download; about 41 MB").click()
+    person.page.locator("input[value=efficientsam_ti]").wait_for()
+    person.page.get_by_role("button", name="Cancel", exact=True).click()
+    dataset.delete()
+
+
 def test_likes_of_the_selected_label_come_with_a_slider(person: App, tmp_path_factory: pytest.TempPathFactory) -> None:
     dataset = draw_shapes(f"shapes-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("shapes"), samples=2)
     first = dataset.first()

@@ -23,6 +23,7 @@ from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionContext, ExecutionError, Executor
 
 from real_fiftyone import draw_shapes
+from refinesam.hosts import known_weights
 from refinesam_fiftyone.runs import list_runs, read_settings
 from refinesam_fiftyone.schema import Fields
 
@@ -86,6 +87,15 @@ def test_the_form_offers_what_the_dataset_has(compared: Any) -> None:
     again = form("compare", compared, {"run_key": "refinesam", "truth_field": "ground_truth"})
     assert "resume" in again and "evaluate_after" in again
     assert choices(form("evaluate", compared)["run_key"]) == ["refinesam"]
+
+
+def test_the_form_says_what_weights_are_for(shapes: Any) -> None:
+    for name in ("compare", "find_similar"):
+        offered = {choice["value"]: choice for choice in form(name, shapes)["weights"]["view"]["choices"]}
+        assert list(offered) == list(known_weights())
+        assert all(choice["label"] == name for name, choice in offered.items())
+        assert offered["builtin"]["description"].endswith("23 MB, comes with refinesam; licence: Apache-2.0")
+        assert "cells and nuclei in light microscopy; about 375 MB" in offered["vit_b_lm"]["description"]
 
 
 @pytest.mark.parametrize(

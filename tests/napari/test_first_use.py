@@ -272,3 +272,13 @@ def test_other_weights_hint_at_nothing(open_gui: Callable[..., Gui], hint: Photo
     gui.widget.image_panel.weights.value = NAME
     click(gui, 150, 220)
     assert not hinted(gui) and not hint._told
+
+
+def test_channels_of_fluorescence_are_no_photograph(open_gui: Callable[..., Gui], hint: PhotographHint) -> None:
+    channels = np.moveaxis(data.astronaut()[:200, :200], -1, 0)
+    gui = open_gui(channels, axis_labels=("c", "y", "x"))
+    gui.settle()
+    assert len(gui.controller.workspace.settings.channels) == 3
+    gui.widget.everything_panel.start.native.click()
+    gui.settle()
+    assert "candidates" in gui.widget.status.text() and not hinted(gui) and not hint._told

@@ -11,6 +11,7 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 
 from refinesam import ConfigError
+from refinesam.hosts import known_weights
 
 from ..label_runs import list_label_runs
 from ..runs import list_runs, progress
@@ -179,13 +180,14 @@ def check_weights(weights: str) -> None:
 
 def ask_weights(inputs: types.Object) -> None:
     """Add the choice of the model."""
-    weights = types.AutocompleteView(choices=[types.Choice("builtin", label="builtin")])
+    # The App puts the label into the field, so it has to be the name.
+    known = [types.Choice(name, label=name, description=entry.summary) for name, entry in known_weights().items()]
     inputs.str(
         "weights",
         default="builtin",
         label="Weights",
-        description="A name that 'refinesam weights list' shows, or a file",
-        view=weights,
+        description="A name, whose weights are downloaded where they are missing, or a file",
+        view=types.AutocompleteView(choices=known),
     )
 
 
