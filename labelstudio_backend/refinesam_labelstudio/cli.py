@@ -16,7 +16,16 @@ from refinesam import ConfigError
 from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.agreement import compare_versions, options_of
 from refinesam_labelstudio.batch_results import BatchResults
-from refinesam_labelstudio.console import Run, console, errors, finish, log_to_console, print_failed, print_reasons
+from refinesam_labelstudio.console import (
+    Run,
+    console,
+    errors,
+    finish,
+    log_to_console,
+    print_failed,
+    print_models,
+    print_reasons,
+)
 from refinesam_labelstudio.corrections import approve, project_folder, waiting
 from refinesam_labelstudio.detections import Detections, detections_version
 from refinesam_labelstudio.doctor import examine
@@ -125,6 +134,7 @@ def serve(
     credentials, options = basic_auth(), options_from(refine, extra_params)
     service = start_service(weights, device, options, folder, local_root or (), allow_host or (), learn, also or ())
     address = host if host not in ("0.0.0.0", "::") else "this machine's address"
+    print_models((weights, *(also or ())))
     errors.print(f"Connect http://{address}:{port} in a project's settings, under Model. {SSRF}", highlight=False)
     if options.everything is not None:
         errors.print(WHOLE)

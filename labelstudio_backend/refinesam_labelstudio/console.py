@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from refinesam.hosts import write_json
+from refinesam.hosts import known_weights, write_json
 from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.agreement import show_version
 from refinesam_labelstudio.json_types import JsonView
@@ -22,7 +22,7 @@ from refinesam_labelstudio.preannotate import Preannotation, preannotate
 from refinesam_labelstudio.progress import progress_of
 from refinesam_labelstudio.task_prediction import Answering
 
-__all__ = ["Run", "console", "errors", "finish", "log_to_console", "print_failed", "print_reasons"]
+__all__ = ["Run", "console", "errors", "finish", "log_to_console", "print_failed", "print_models", "print_reasons"]
 
 MOST_REASONS = 20
 
@@ -34,6 +34,16 @@ def log_to_console() -> None:
     """Let what is logged be seen."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=errors)])
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def print_models(weights: Iterable[str]) -> None:
+    """Say what weights are good at, and of those that are not here how they come."""
+    for name in weights:
+        if (entry := known_weights().get(name)) is not None:
+            errors.print(f"Model {name}: {entry.summary}", highlight=False)
+            if not entry.is_here:
+                step = f"It is downloaded before its first answer. Without network: {entry.manual_step}"
+                errors.print(step, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

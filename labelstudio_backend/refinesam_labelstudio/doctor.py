@@ -81,7 +81,8 @@ def _backend(url: str, basic_auth: tuple[str, str] | None) -> Iterator[Finding]:
     if not health.is_success or state.get("status") != "UP" or "model" not in state:
         yield Finding("backend", False, f"{url}/health is no backend of refinesam: correct the address.")
     elif state["model"] == "failed":
-        yield Finding("backend", False, f"{url} could not load its weights: its log says why; correct --weights.")
+        why = object_of(versions).get("error") or "Its log says why."
+        yield Finding("backend", False, f"{url} could not load its weights. {why} Then start it again.")
     elif versions.status_code == 401:
         yield Finding(
             "backend",
@@ -90,7 +91,7 @@ def _backend(url: str, basic_auth: tuple[str, str] | None) -> Iterator[Finding]:
             "REFINESAM_LABELSTUDIO_PASSWORD here, and the same under the connection's Basic Authentication.",
         )
     else:
-        loading = ", still loading its weights" if state["model"] == "loading" else ""
+        loading = ", still loading or downloading its weights" if state["model"] == "loading" else ""
         yield Finding("backend", True, f"{url} is up{loading}; versions {object_of(versions).get('versions')}")
 
 

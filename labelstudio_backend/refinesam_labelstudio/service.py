@@ -196,12 +196,17 @@ class Service:
         return row
 
     def versions(self) -> JsonObject:
-        """Return {"versions": [...]}: the model versions that can be had, as far as they are known."""
+        """Return {"versions": [...]}: the model versions that can be had, as far as they are known.
+
+        Where the weights could not be loaded, "error" says why.
+        """
         with self._lock:
             options = [self._options, *(project.options for project in self._projects.values())]
         options += [ServiceOptions(), ServiceOptions(amr=AMRConfig())]
         known = ((item, self._sessions.version(item.model)) for item in options)
-        return {"versions": list(dict.fromkeys(item.version(weights) for item, weights in known if weights))}
+        versions = list(dict.fromkeys(item.version(weights) for item, weights in known if weights))
+        problem = self._sessions.problem
+        return {"versions": versions, "error": problem} if problem else {"versions": versions}
 
     def webhook(self, body: JsonView) -> JsonObject:
         """Pass an event on and return at once: {"status": "accepted"}, or "ignored" where nobody listens.

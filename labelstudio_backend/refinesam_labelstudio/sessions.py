@@ -73,6 +73,13 @@ class Sessions:
             return "loading"
         return "failed" if loaded.exception() else "ready"
 
+    @property
+    def problem(self) -> str:
+        """Why the default could not be loaded; "" unless that is so."""
+        loaded = self._begun(self._default)
+        error = loaded.exception() if loaded.done() else None
+        return "" if error is None else _why(error)
+
     def version(self, name: str | None) -> str | None:
         """Return the version of a model's weights, None while that isn't known."""
         with self._lock:
@@ -94,5 +101,12 @@ def _load(factory: Callable[[], Session], loaded: Future[tuple[Session, str]]) -
         session = factory()
         loaded.set_result((session, weights_version(session)))
     except BaseException as error:
-        _logger.exception("The weights could not be loaded.")
+        # An error of ours says what to do; where in the code it was raised tells nobody more.
+        _logger.error(
+            "The weights could not be loaded. %s", _why(error), exc_info=not isinstance(error, RefineSAMError)
+        )
         loaded.set_exception(error)
+
+
+def _why(error: BaseException) -> str:
+    return str(error) if isinstance(error, RefineSAMError) else f"{type(error).__name__}: {error}"

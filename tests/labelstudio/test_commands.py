@@ -17,6 +17,7 @@ import pytest
 
 from fake_label_studio import LEGACY, PERSONAL
 from fake_project import FakeProject, box, project
+from refinesam_labelstudio.doctor import examine
 from refinesam_labelstudio.labeling_config import EXAMPLES, LabelingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +145,45 @@ def test_serve_answers_whom_it_should(environment: dict[str, str], tmp_path: Pat
     assert "secret" not in text
     # Label Studio's own answer to a connection at its first start says no more than 403.
     assert "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false" in " ".join(text.split())
+
+
+def test_serve_says_what_its_models_are_and_what_to_do_without_a_download(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"REFINESAM_CACHE": str(tmp_path / "cache"), "REFINESAM_OFFLINE": "1"}
+    arguments = ("--port", port, "--device", "cpu", "--weights", "efficientsam_ti", "--also", "builtin")
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command("serve", *arguments), env={**environment, **settings}, stdout=log, stderr=log
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=120) as client:
+            while process.poll() is None:
+                try:
+                    if client.get("/health").json()["model"] == "failed":
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            told = client.get("/versions").json()["error"]
+        found = examine("http://127.0.0.1:9", "", backend_url=url)[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    by_hand = f"yourself and put it at {tmp_path / 'cache' / 'efficient_sam_vitt.pt'}"
+    text = " ".join((tmp_path / "log").read_text().split())
+    assert "Model efficientsam_ti: photographs, small download; about 41 MB, not downloaded yet" in text
+    assert "Model builtin: micrographs" in text and "23 MB, comes with refinesam" in text
+    assert "Without network: Download https://github.com/yformer/EfficientSAM/raw/" in text and by_hand in text
+    assert "REFINESAM_OFFLINE forbids to download it" in text and "Traceback" not in text
+    # doctor, who asks from elsewhere, says the same.
+    assert "REFINESAM_OFFLINE forbids to download it" in told and by_hand in told
+    assert not found.good and told in found.message
 
 
 def project_image() -> str:

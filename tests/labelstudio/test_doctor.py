@@ -156,7 +156,7 @@ def test_backend(studio: FakeProject) -> None:
     one(examine(studio.url, LEGACY, backend_url=closed), "backend", closed, "refinesam labelstudio serve")
     one(examine(studio.url, LEGACY, backend_url=studio.url), "backend", "no backend of refinesam")
     with backend(fails=True) as url:
-        one(examine(studio.url, LEGACY, backend_url=url), "backend", "could not load its weights")
+        one(examine(studio.url, LEGACY, backend_url=url), "backend", "could not load its weights", "damaged")
     with backend(basic_auth=("ada", "secret")) as url:
         one(examine(studio.url, LEGACY, backend_url=url), "backend", "REFINESAM_LABELSTUDIO_PASSWORD")
         assert bad(examine(studio.url, LEGACY, backend_url=url, basic_auth=("ada", "secret"))) == []
