@@ -11,8 +11,8 @@ from qtpy.QtCore import QObject, Signal
 
 from refinesam_napari.document import Change, PlanePrompts
 from refinesam_napari.engine import Work
-from refinesam_napari.first_use import photograph_hint
 from refinesam_napari.geometry import NO_MASK, Plane, PlaneMask
+from refinesam_napari.hints import photograph_hint
 from refinesam_napari.image_view import ImageView
 from refinesam_napari.inference import PredictionRequest, predict, sessions
 from refinesam_napari.predictions import Predictions

@@ -14,8 +14,8 @@ import refinesam
 from refinesam import EncodedImage, Prediction, Prompt, RefinementReport, Session
 from refinesam_napari.crops import CropMode, choose_crop
 from refinesam_napari.document import PlanePrompts
+from refinesam_napari.downloads import downloads
 from refinesam_napari.engine import Work
-from refinesam_napari.first_use import downloads
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
 from refinesam_napari.images import CropReader, ImageSnapshot
 

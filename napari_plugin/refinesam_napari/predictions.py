@@ -12,9 +12,10 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from refinesam_napari.crops import WHOLE_SIDE, CropMode
 from refinesam_napari.document import PlanePrompts
+from refinesam_napari.downloads import downloads
 from refinesam_napari.engine import Engine, Job, JobResult, Work
-from refinesam_napari.first_use import downloads, photograph_hint
 from refinesam_napari.geometry import Plane
+from refinesam_napari.hints import photograph_hint
 from refinesam_napari.image_view import ImageView
 from refinesam_napari.images import CropReader, ImageSnapshot
 from refinesam_napari.inference import Model, PlanePrediction, PredictionRequest, encode, predict, sessions

@@ -19,8 +19,8 @@ from refinesam_napari.controller import Controller
 from refinesam_napari.controls import Panel, confidence, form, row, show
 from refinesam_napari.document import Origin, PlanePrompts, Point, SegmentedObject
 from refinesam_napari.engine import Work
-from refinesam_napari.first_use import photograph_hint
 from refinesam_napari.geometry import Crop, Plane, PlaneMask
+from refinesam_napari.hints import photograph_hint
 from refinesam_napari.inference import PredictionRequest, encode, mask_from_prediction, sessions
 from refinesam_napari.placing import keeping_active, patch_of, place_of, place_patch
 from refinesam_napari.preview import DISPLAY_ONLY

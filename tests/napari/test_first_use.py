@@ -18,7 +18,7 @@ from skimage import data
 from file_server import FileServer
 from napari_gui import Gui
 from refinesam import registry
-from refinesam_napari.first_use import PhotographHint
+from refinesam_napari.hints import PhotographHint
 from refinesam_napari.inference import Model, sessions
 
 NAME = "efficientsam_ti"

@@ -1,30 +1,19 @@
-"""The first use of a model: its weights are downloaded where they are missing, and others may suit the image better."""
+"""Downloads of weights at their first use, which can be watched and cancelled (no Qt, no napari)."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from refinesam import WeightsError
 from refinesam.hosts import WeightsEntry, fetch, known_weights
 from refinesam_napari.engine import Cancelled, Progress, Work
 
-if TYPE_CHECKING:
-    from refinesam_napari.images import CropReader
-    from refinesam_napari.inference import PredictionRequest
-
-__all__ = ["Downloads", "PhotographHint", "downloads", "photograph_hint"]
+__all__ = ["Downloads", "downloads"]
 
 # How soon one who waits sees that the wait is over, and how often progress is told.
 POLL_S = 0.1
-# Where the built-in weights are weak.
-FOR_PHOTOGRAPHS = "efficientsam_ti"
-# A pixel is coloured when its channels differ by more; lossy files of gray images have a few such at most.
-GRAY_DIFFERENCE, GRAY_SHARE = 16, 0.01
 
 
 class _Download:
@@ -101,34 +90,4 @@ class Downloads:
             return running
 
 
-class PhotographHint:
-    """Says once in a process that other weights suit photographs better than the built-in ones."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._told = False
-
-    def text_for(self, request: PredictionRequest, reader: CropReader) -> str:
-        """Return the hint if a request was answered on a coloured RGB image by the built-in weights, else ""."""
-        if self._told or request.model.weights != "builtin" or not request.image.rgb:
-            return ""
-        pixels = reader.read(request.image, request.plane, request.crop)
-        if (np.ptp(pixels, axis=-1) > GRAY_DIFFERENCE).mean() < GRAY_SHARE:
-            return ""
-        if not self._take_turn():
-            return ""
-        better = known_weights()[FOR_PHOTOGRAPHS]
-        where = "which is here already" if better.is_here else f"{better.size_words} to download"
-        return (
-            f"For a photograph of many things choose {better.name} under Model ({where}): the built-in weights are "
-            "weak on these."
-        )
-
-    def _take_turn(self) -> bool:
-        with self._lock:
-            told, self._told = self._told, True
-        return not told
-
-
 downloads = Downloads()
-photograph_hint = PhotographHint()
