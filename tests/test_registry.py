@@ -289,6 +289,13 @@ def test_a_bad_download_leaves_nothing_and_says_what_to_do(server: Server, cache
     assert status(entry) == "missing"
 
 
+def test_a_connection_that_breaks_off_is_said_so(server: Server, cache: Path) -> None:
+    port = server.server_port
+    with pytest.raises(WeightsError, match=rf"\(the connection to 127.0.0.1:{port} broke off\)\. Download .* yourself"):
+        fetch(server.entry("truncated"))
+    assert files_in(cache) == []
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/tiny.pt", "http:///tiny.pt", "nowhere/tiny.pt"])
 def test_without_a_server_the_manual_step_is_named(cache: Path, url: str) -> None:
     with socket.socket() as unused:  # A port on which nobody listens: bound, but not listening.

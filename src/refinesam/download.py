@@ -49,7 +49,7 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
         downloader(url, str(target), None)
     except (requests.exceptions.ProxyError, requests.exceptions.SSLError):
         raise  # Their texts name what has to be set up.
-    except requests.exceptions.ConnectionError as error:
+    except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
         host = urlsplit(url).netloc
         raise OSError(f"the connection to {host} broke off" if answers else f"no connection to {host}") from error
     finally:
