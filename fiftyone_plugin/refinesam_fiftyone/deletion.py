@@ -11,7 +11,7 @@ from .files import remove, split_files
 from .label_runs import list_label_runs
 from .others import count_others
 from .record import attributes_of, made, moved
-from .runs import config_of, made_as, place_of, read_settings, view_state
+from .runs import config_of, delete_evaluations, evaluations_of, made_as, place_of, read_settings, view_state
 from .samples import target_of
 from .schema import FAILURES, VIEW_TITLES, Fields
 
@@ -30,6 +30,7 @@ class Contents:
         attributes: on labels of other fields, by their paths.
         views: saved views.
         tags: of samples.
+        evaluations: of FiftyOne, by their keys; their fields are among the fields.
         files: of masks.
         added: what somebody else put into the run's own fields, in words: attributes and labels; they go with those.
         stays: what looks like the run's and is not deleted, and why.
@@ -39,6 +40,7 @@ class Contents:
     attributes: list[str]
     views: list[str]
     tags: list[str]
+    evaluations: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     stays: list[str] = field(default_factory=list)
@@ -77,7 +79,7 @@ def contents(dataset: fo.Dataset, run: Fields) -> Contents:
     if not place.frames:
         counts = count_others(target_of(dataset), run)
         added += [f"{count} labels in `{name}`" for name, count in counts.items() if name in names]
-    return Contents(names, attributes, views, tags, files, added, stays)
+    return Contents(names, attributes, views, tags, evaluations_of(place, run), files, added, stays)
 
 
 def delete_run(dataset: fo.Dataset, run: Fields) -> Contents:
@@ -86,8 +88,10 @@ def delete_run(dataset: fo.Dataset, run: Fields) -> Contents:
     Raises:
         ConfigError: no such run.
     """
-    deleted = contents(dataset, run)
-    place_of(dataset, run).delete([*deleted.fields, *deleted.attributes])
+    deleted, place = contents(dataset, run), place_of(dataset, run)
+    delete_evaluations(place, made_as(dataset, run))
+    there = place.schema()
+    place.delete([path for path in (*deleted.fields, *deleted.attributes) if path in there])
     if deleted.tags:
         # Of all slices of groups.
         target_of(dataset).samples.untag_samples(deleted.tags)

@@ -19,7 +19,7 @@ from .labels import prompt_from_keypoint
 from .regions import Region, StoredLabel, StoredSample, iou
 from .schema import Fields, Settings
 
-__all__ = ["BOX_IOU", "best_overlap", "pair", "prompt_path"]
+__all__ = ["BOX_IOU", "best_overlap", "box_iou", "pair", "prompt_path"]
 
 BOX_IOU: Final = 0.5
 # Relative boxes of exactly that IoU miss it by about this much.
@@ -49,7 +49,7 @@ def pair(sample: StoredSample, run: Fields, settings: Settings) -> dict[str, Sto
     if settings.prompts == "boxes" and settings.prompt_field != settings.truth_field:
         boxes = {label.id: label for label in sample.labels[settings.prompt_field or ""]}
         candidates = (
-            (_box_iou(boxes[prompt_id].bounding_box, truth.bounding_box), prompt_id, truth)
+            (box_iou(boxes[prompt_id].bounding_box, truth.bounding_box), prompt_id, truth)
             for prompt_id in prompt_ids
             if prompt_id in boxes
             for truth in truths
@@ -116,8 +116,11 @@ def _fits(region: Region, prompt: Prompt) -> bool:
     return not wrong and covered * 2 > len(prompt.positive_points)
 
 
-def _box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """IoU of what two relative [x, y, width, height] have in the image; both are of one image, so the units cancel."""
+def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the IoU of what two relative [x, y, width, height] have in the image.
+
+    Both are of one image, so the units cancel.
+    """
     first, second = _inside(a), _inside(b)
     common = [min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in (0, 1)]
     if min(common) <= 0:

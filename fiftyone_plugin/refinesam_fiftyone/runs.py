@@ -27,7 +27,9 @@ __all__ = [
     "check_place",
     "check_run",
     "config_of",
+    "delete_evaluations",
     "differences",
+    "evaluations_of",
     "forget_scores",
     "list_runs",
     "made_as",
@@ -216,9 +218,22 @@ def _forget_answers(target: Target, run: Fields) -> None:
 
 def forget_scores(place: Place, run: Fields) -> None:
     """Delete what evaluation wrote: sums, attributes of both masks, and those on the ground truth's labels."""
+    delete_evaluations(place, run)
     own = made(place, run)
     comparing = run.kinds.keys() | run.candidate_kinds.keys() | {run.rank}
     place.delete([path for path in own if path not in comparing])
+
+
+def evaluations_of(place: Place, run: Fields) -> list[str]:
+    """Return the keys of FiftyOne's evaluations that the run made and that nobody renamed since."""
+    own = set(made(place, run))
+    return [key for key in place.root.list_evaluations() if f"{key}_tp" in own]
+
+
+def delete_evaluations(place: Place, run: Fields) -> None:
+    """Delete the run's evaluations of FiftyOne, which takes their fields along."""
+    for key in evaluations_of(place, run):
+        place.root.delete_evaluation(key)
 
 
 def progress(dataset: fo.Dataset, run: Fields) -> tuple[int, int]:

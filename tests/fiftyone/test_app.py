@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fiftyone_planted import Planted, evaluated_plant
+from fiftyone_planted import Planted, evaluated_plant, plant
 from real_fiftyone import App, app, draw_shapes, draw_videos
 from refinesam_fiftyone.figures import BUCKET_NAMES
 from refinesam_fiftyone.rows import read_rows
@@ -214,6 +214,49 @@ def test_explain_shows_the_worst_object_in_the_panel(person: App, planted: Plant
     worst = min(planted.expected.values(), key=lambda one: one.amr_iou - one.base_iou)
     facts = page.locator("li", has_text="True IoU, after refinement").inner_text()
     assert facts.endswith(f"{worst.amr_iou:.3f}")
+
+
+def test_fiftyones_own_panel_opens_with_what_it_counts_and_opens_the_missed(
+    person: App, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page, name = person.page, f"planted-{uuid.uuid4().hex[:8]}"
+    made = plant(name, tmp_path_factory.mktemp("planted"), samples=3)
+    for sample in made.dataset:
+        # A mask that fits an object of another class.
+        label = sample[made.run.amr].detections[0]
+        label.label = "boat" if label.label != "boat" else "cat"
+        sample.save()
+    confused = sum(one.kind == "helped" for one in made.expected.values())
+    fitting = [prompt_id for prompt_id, one in made.expected.items() if one.amr_iou >= 0.5]
+    person.open_dataset(name)
+    person.open_operator("Evaluate masks for the Model Evaluation panel")
+    page.get_by_role("button", name="Evaluate", exact=True).click()
+    page.get_by_text("true positives").wait_for()
+    page.get_by_role("button", name="Done").click()
+
+    page.locator('[data-cy="panel-tab-model_evaluation_panel_builtin"]').wait_for()
+    page.get_by_text("refinesam_eval_amr", exact=True).last.click()
+    hits = page.get_by_role("row").filter(has_text="True Positives")
+    hits.wait_for()
+    assert hits.inner_text().split()[-1] == str(len(fitting) - confused)
+    missed = page.get_by_role("row").filter(has_text="False Negatives")
+    assert missed.inner_text().split()[-1] == str(len(made.expected) - len(fitting))
+    missed.get_by_role("button").click()
+    path = "ground_truth.detections.refinesam_eval_amr"
+    person.wait_until(
+        lambda: person.session.view is not None and set(person.session.view.values(path, unwind=True)) == {"fn"},
+        "the objects that were missed",
+    )
+    found = person.session.view.values("ground_truth.detections.id", unwind=True)
+    assert len(found) == len(made.expected) - len(fitting) + confused
+    page.get_by_text("Confusion Matrices").click()
+    matrix = page.locator(".js-plotly-plot:visible").first
+    matrix.wait_for()
+    cells = matrix.evaluate("plot => plot.data.find(trace => trace.type === 'heatmap').z.flat()")
+    # A mask and its object share a cell, so what is in it is all objects, and the masks that lie on none.
+    empty = sum(not one.amr.any() for one in made.expected.values())
+    assert sum(cells) == len(made.expected) + len(made.expected) - empty - len(fitting)
+    made.dataset.delete()
 
 
 def test_the_form_explains_too(person: App, planted: Planted) -> None:

@@ -29,6 +29,7 @@ OPERATORS = {
     "explain",
     "export",
     "find_similar",
+    "match_detections",
     "rank",
     "rank_labels",
 }

@@ -10,8 +10,21 @@ from .explaining import Explain
 from .exporting import Export
 from .finding import FindSimilar
 from .importing import ImportBatch
+from .matching import MatchDetections
 from .runs import Cancel, DeleteRun
 
 __all__ = ["OPERATORS"]
 
-OPERATORS: Final = (Compare, Evaluate, Rank, RankLabels, Explain, Export, FindSimilar, ImportBatch, Cancel, DeleteRun)
+OPERATORS: Final = (
+    Compare,
+    Evaluate,
+    MatchDetections,
+    Rank,
+    RankLabels,
+    Explain,
+    Export,
+    FindSimilar,
+    ImportBatch,
+    Cancel,
+    DeleteRun,
+)

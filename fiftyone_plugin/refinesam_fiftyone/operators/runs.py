@@ -90,6 +90,7 @@ def listed(deleted: Contents) -> str:
         ("Fields", deleted.fields),
         ("Attributes on other labels", deleted.attributes),
         ("Saved views", deleted.views),
+        ("Evaluations of FiftyOne", deleted.evaluations),
         ("Tags of samples", deleted.tags),
     ]
     gone = [f"- {name}: {', '.join(f'`{value}`' for value in values)}" for name, values in lines if values]
