@@ -27,6 +27,7 @@ from .figures import (
     rows_of_bar,
     summary_cells,
 )
+from .history import can_go_back, former_view, remember, show
 from .operators.explaining import chosen_object
 from .private import documents_of
 from .ranking import rank_rows
@@ -101,7 +102,7 @@ class ComparisonPanel(foo.Panel):
     def open_bucket(self, ctx: ExecutionContext) -> None:
         """Open the objects of one outcome."""
         with _told(ctx):
-            ctx.ops.set_view(bucket_view(ctx.view, ctx.params["bucket"], run_key=ctx.panel.state.run_key))
+            show(ctx, bucket_view(ctx.view, ctx.params["bucket"], run_key=ctx.panel.state.run_key))
 
     def open_bar(self, ctx: ExecutionContext) -> None:
         """Open the objects that a bar counts."""
@@ -128,9 +129,15 @@ class ComparisonPanel(foo.Panel):
             self._open(ctx, lambda rows: rows[rows["prompt_id"] == ranked[ctx.params["row"]]])
 
     def show_all(self, ctx: ExecutionContext) -> None:
-        """Go back to the whole dataset."""
+        """Show the whole dataset."""
+        remember(ctx, ctx.dataset.view())
         ctx.ops.clear_view()
         ctx.ops.clear_sidebar_filters()
+
+    def go_back(self, ctx: ExecutionContext) -> None:
+        """Go back to the view that was shown before the plugin opened the last one."""
+        with _told(ctx):
+            ctx.ops.set_view(former_view(ctx))
 
     def compare(self, ctx: ExecutionContext) -> None:
         """Open the form that compares."""
@@ -182,8 +189,16 @@ class ComparisonPanel(foo.Panel):
             controls.enum("by", by.values(), default=state.grouping, view=by, on_change=self.choose_grouping)
         # A row of their own: side by side with the choices they would be wider than half a window.
         controls = shown.h_stack("actions", gap=2)
+        controls.btn(
+            "back",
+            label="Former view",
+            icon="undo",
+            on_click=self.go_back,
+            disabled=not state.can_go_back,
+            variant="outlined",
+        )
+        controls.btn("all", label="Whole dataset", icon="apps", on_click=self.show_all, variant="outlined")
         controls.btn("explain", label="Explain", icon="help_outline", on_click=self.explain, variant="outlined")
-        controls.btn("all", label="Whole dataset", icon="undo", on_click=self.show_all, variant="outlined")
         controls.btn("refresh", label="Refresh", icon="refresh", on_click=self.refresh, variant="outlined")
 
     def _explained(self, shown: types.Object, state: Any) -> None:
@@ -214,13 +229,14 @@ class ComparisonPanel(foo.Panel):
         with _told(ctx):
             rows = chosen(read_rows(ctx.view, run_key))
             if len(rows):
-                ctx.ops.set_view(view_of_rows(ctx.view, Fields(run_key), rows))
+                show(ctx, view_of_rows(ctx.view, Fields(run_key), rows))
 
     def _refresh(self, ctx: ExecutionContext) -> None:
         state, runs = ctx.panel.state, list_runs(ctx.dataset) if ctx.dataset is not None else []
         changes: dict[str, Any] = {"runs": runs, "shown_for": _shown_for(ctx), "explained": None, "kind": "nothing"}
         content: dict[str, Any] = {}
         if runs:
+            changes["can_go_back"] = can_go_back(ctx)
             run_key = state.run_key if state.run_key in runs else runs[-1]
             changes |= {"run_key": run_key, "grouping": state.grouping or "all"}
             try:

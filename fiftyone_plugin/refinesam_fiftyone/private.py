@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import fiftyone as fo
+from bson import json_util
 from fiftyone.core.collections import SampleCollection
 from fiftyone.core.video import FramesView
 
@@ -27,6 +28,8 @@ __all__ = [
     "is_patches",
     "root_dataset",
     "source_of",
+    "stages_of",
+    "view_of_stages",
     "write_to_videos",
 ]
 
@@ -67,6 +70,17 @@ def is_patches(samples: SampleCollection) -> bool:
 def source_of(patches: SampleCollection) -> SampleCollection:
     """Return the samples or frames that patches were cut from."""
     return _part(patches, "_source_collection")
+
+
+def stages_of(view: fo.DatasetView) -> str:
+    """Return what a view is made of, as JSON; a view has no public form that another process could read."""
+    return str(json_util.dumps(_part(view, "_serialize")(include_uuids=False)))
+
+
+def view_of_stages(dataset: fo.Dataset, stages: str) -> fo.DatasetView:
+    """Return the view of a dataset that `stages_of` described."""
+    view: fo.DatasetView = _part(fo.DatasetView, "_build")(dataset, json_util.loads(stages))
+    return view
 
 
 def all_frames(frames: FramesView) -> FramesView:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fiftyone import ViewField as F
 
 from fiftyone_planted import Planted, evaluated_plant, plant
 from real_fiftyone import App, app, draw_shapes, draw_videos
@@ -180,6 +181,38 @@ def test_the_panel_follows_the_view_and_opens_what_it_counts(person: App, plante
     failed = planted.buckets["both_failed"]
     person.wait_until(lambda: [row[1] for row in person.table()] == [str(failed)], "the failures")
     assert person.session.view.count(f"{run.amr}.detections") == failed
+
+
+def test_the_former_view_comes_back_with_its_filters(person: App, planted: Planted) -> None:
+    dataset, run, page = planted.dataset, planted.run, person.page
+    person.open_dataset(dataset.name)
+    person.open_panel()
+    page.get_by_role("button", name="Whole dataset").click()
+    person.wait_until(lambda: shows(person, dataset, run), "the whole dataset")
+    mine = dataset.limit(3)
+    person.session.view = mine
+    person.wait_until(lambda: shows(person, mine, run), "the user's view")
+    # A filter of the sidebar.
+    page.locator("[data-cy=sidebar-field-arrow-enabled-ground_truth]").click()
+    page.locator("[data-cy=checkbox-cat]").first.click()
+    cats = mine.filter_labels("ground_truth", F("label") == "cat")
+    path = "ground_truth.detections.label"
+    page.get_by_role("button", name="Both failed").click()
+    failed = sum(one.bucket == "both_failed" and one.sample < 3 for one in planted.expected.values())
+    person.wait_until(lambda: [row[1] for row in person.table()] == [str(failed)], "the failures")
+
+    page.get_by_role("button", name="Former view").click()
+    person.wait_until(lambda: shows(person, cats, run), "the former view")
+    person.wait_until(lambda: person.session.view.count_values(path) == cats.count_values(path), "its filter")
+
+    person.open_operator("Find doubtful ground truth")
+    page.get_by_role("button", name="Rank", exact=True).click()
+    doubt = f"{run.key}_label_doubt"
+    person.wait_until(lambda: doubt in str(person.session.view), "the doubtful samples")
+    page.get_by_role("button", name="Done").click()
+    page.get_by_role("button", name="Former view").click()
+    person.wait_until(lambda: doubt not in str(person.session.view), "the former view again")
+    assert person.session.view.count_values(path) == cats.count_values(path)
 
 
 def test_a_point_opens_its_object(person: App, planted: Planted) -> None:

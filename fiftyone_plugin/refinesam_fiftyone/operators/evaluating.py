@@ -11,6 +11,7 @@ from fiftyone.operators import types
 from refinesam import RefineSAMError
 
 from ..evaluation import Evaluation, check_evaluation, evaluate
+from ..history import show
 from ..label_ranking import check_label_ranking, doubtful_view, rank_labels
 from ..ranking import check_ranking, rank
 from ..runs import read_settings, run_of
@@ -143,7 +144,9 @@ class Rank(DatasetOperator):
         samples, run_key = samples_of(ctx), ctx.params["run_key"]
         ranked = rank(samples, run_key=run_key)
         ctx.ops.reload_dataset()
-        ctx.ops.set_view(samples.sort_by(f"{run_key}_rank"))
+        show(ctx, samples.sort_by(f"{run_key}_rank"))
+        # It has the way back.
+        ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")
         return {"objects": len(ranked)}
 
 
@@ -187,4 +190,6 @@ class RankLabels(DatasetOperator):
             lambda on_progress, _: rank_labels(samples, run_key=run_key, on_progress=on_progress),
         )
         yield ctx.trigger("reload_dataset")
-        yield ctx.ops.set_view(doubtful_view(samples, run_key=run_key))
+        yield show(ctx, doubtful_view(samples, run_key=run_key))
+        # It has the way back.
+        yield ctx.ops.open_panel("comparison", is_active=True, layout="horizontal")

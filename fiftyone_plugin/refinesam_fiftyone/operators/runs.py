@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +78,15 @@ class DeleteRun(DatasetOperator):
 
     def execute(self, ctx: ExecutionContext) -> dict[str, Any]:
         """Delete it."""
-        delete_run(ctx.dataset, Fields(ctx.params["run_key"]))
+        shown = [ctx.request_params.get(name) for name in ("view", "view_name", "filters", "extended")]
+        deleted = delete_run(ctx.dataset, Fields(ctx.params["run_key"]))
         forget(ctx, ctx.params["run_key"])
-        ctx.ops.clear_view()
+        used, saved = json.dumps(shown, default=str), ctx.request_params.get("view_name")
+        gone = any(name in used for name in (*deleted.fields, *deleted.attributes))
+        if gone or (saved and not ctx.dataset.has_saved_view(saved)):
+            # A view that needs what is gone, or that is gone itself; any other stays.
+            ctx.ops.clear_view()
+            ctx.ops.clear_sidebar_filters()
         ctx.ops.reload_dataset()
         return {"run_key": ctx.params["run_key"]}
 
