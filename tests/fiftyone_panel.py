@@ -22,6 +22,7 @@ class Shown:
         self.data: dict[str, Any] = {}
         self.layout: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.opened: list[str] = []
         self.call("on_load")
 
     def call(self, method: str, **params: Any) -> None:
@@ -41,6 +42,8 @@ class Shown:
                 self.view = fo.DatasetView._build(self.dataset, given["view"])
             elif name == "clear_view":
                 self.view = self.dataset.view()
+            elif name == "open_sample":
+                self.opened.append(given["id"])
             elif name == "notify":
                 self.notes.append(given["message"])
         if method != "on_change_view":

@@ -123,10 +123,12 @@ class App:
         )
         return traces
 
-    def table(self) -> list[list[str]]:
-        """The texts of the panel's table, without its headings."""
+    def table(self, index: int = 0) -> list[list[str]]:
+        """The texts of one of the panel's tables, without its headings: the summary, or the objects."""
         rows: list[list[str]] = self.page.locator("table tbody").evaluate_all(
-            "bodies => bodies.flatMap(body => [...body.rows].map(row => [...row.cells].map(cell => cell.innerText)))"
+            "(bodies, index) => bodies.slice(index, index + 1).flatMap("
+            "body => [...body.rows].map(row => [...row.cells].map(cell => cell.innerText)))",
+            index,
         )
         return rows
 

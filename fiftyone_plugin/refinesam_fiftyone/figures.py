@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,11 +14,13 @@ from .schema import BUCKETS
 __all__ = [
     "BUCKET_NAMES",
     "HISTOGRAM_LAYOUT",
+    "OBJECT_COLUMNS",
     "RANKING_COLUMNS",
     "SCATTER_LAYOUT",
     "SUMMARY_COLUMNS",
     "agreement_scatter",
     "delta_histogram",
+    "object_cells",
     "ranking_cells",
     "rows_of_bar",
     "summary_cells",
@@ -51,6 +54,19 @@ RANKING_COLUMNS: Final[Mapping[str, str]] = {
     "kappa": "Parts",
     "reason": "Reason",
 }
+OBJECT_COLUMNS: Final[Mapping[str, str]] = {
+    "filepath": "File",
+    "label": "Class",
+    "base_iou": "First IoU",
+    "amr_iou": "Refined IoU",
+    "delta_iou": "Change",
+    "pred_iou_amr": "Predicted",
+    "bucket": "Outcome",
+}
+# In a table, where there is less room.
+_OUTCOMES: Final[Mapping[str, str]] = dict(zip(BUCKETS, ("Helped", "Hurt", "Same", "Failed"), strict=True))
+# Longer file names lose their start, which is alike in most.
+LONGEST_NAME: Final = 20
 # RGB, distinct for colour-blind readers (Okabe and Ito).
 _HELPED, _HURT, _SAME = "rgb(0,158,115)", "rgb(213,94,0)", "rgb(150,150,150)"
 _FIRST, _REFINED = "rgb(86,180,233)", "rgb(230,159,0)"
@@ -177,6 +193,24 @@ def ranking_cells(ranked: pd.DataFrame) -> list[dict[str, str]]:
         }
         for _, row in ranked.iterrows()
     ]
+
+
+def object_cells(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the texts of `OBJECT_COLUMNS`, one row an evaluated object."""
+    return [
+        {
+            "filepath": _short(Path(row["filepath"]).name),
+            "label": row["label"] or "-",
+            **{key: _number(row[key]) for key in ("base_iou", "amr_iou", "pred_iou_amr")},
+            "delta_iou": _number(row["delta_iou"], "+.3f"),
+            "bucket": _OUTCOMES[row["bucket"]],
+        }
+        for _, row in rows.iterrows()
+    ]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"…{name[-LONGEST_NAME:]}"
 
 
 def _number(value: float, form: str = ".3f") -> str:

@@ -15,30 +15,18 @@ from fiftyone.operators import types
 from refinesam import RefineSAMError
 
 from .explain import data_uri, explain
-from .figures import (
-    BUCKET_NAMES,
-    HISTOGRAM_LAYOUT,
-    RANKING_COLUMNS,
-    SCATTER_LAYOUT,
-    SUMMARY_COLUMNS,
-    agreement_scatter,
-    delta_histogram,
-    ranking_cells,
-    rows_of_bar,
-    summary_cells,
-)
+from .figures import BUCKET_NAMES, HISTOGRAM_LAYOUT, SCATTER_LAYOUT, SUMMARY_COLUMNS, rows_of_bar
 from .history import can_go_back, former_view, remember, show
 from .operators.explaining import chosen_object
+from .panel_content import COLUMNS, content_of, partly, sort_after
 from .private import documents_of
-from .ranking import rank_rows
-from .report import GROUPINGS, groups, summarise
+from .report import GROUPINGS, groups
 from .rows import read_rows
-from .runs import list_runs, progress
+from .runs import list_runs
 from .schema import BUCKETS, Fields
 from .views import bucket_view, view_of_rows
 
 if TYPE_CHECKING:
-    import fiftyone as fo
     from fiftyone.operators.executor import ExecutionContext
 
 __all__ = ["ComparisonPanel"]
@@ -50,8 +38,8 @@ _GROUP_NAMES: Final = {
     "kappa": "Parts of the first mask",
     "compactness": "Compactness of the first mask",
 }
-# Rows of the ranking's table; the view has them all.
-MOST_RANKED: Final = 50
+# Of the table of objects, which scrolls in itself so that the plots stay in sight.
+TABLE_HEIGHT_PX: Final = 200
 _START: Final = """
 ### Nothing was compared yet
 
@@ -122,11 +110,22 @@ class ComparisonPanel(foo.Panel):
             # The rows may have changed since they were shown.
             self._open(ctx, lambda rows: dict(groups(rows[rows["bucket"].notna()], grouping)).get(name, rows[:0]))
 
-    def open_ranked(self, ctx: ExecutionContext) -> None:
-        """Open one object of the ranking."""
-        ranked = ctx.panel.state.ranked or []
-        if 0 <= ctx.params.get("row", -1) < len(ranked):
-            self._open(ctx, lambda rows: rows[rows["prompt_id"] == ranked[ctx.params["row"]]])
+    def click_objects(self, ctx: ExecutionContext) -> None:
+        """Sort the table of objects by the heading that was clicked, or open the sample of the row."""
+        state, row = ctx.panel.state, ctx.params.get("row", -1)
+        objects = state.objects or []
+        if row == -1:
+            sort = sort_after(state.kind, state.sort, ctx.params.get("column", -1))
+            if sort is not None:
+                state.sort = list(sort)
+                self._refresh(ctx)
+        elif 0 <= row < len(objects):
+            sample_id, prompt_id = objects[row]
+            if ctx.view.media_type == "group":
+                # The App opens whole groups alone.
+                self._open(ctx, lambda rows: rows[rows["prompt_id"] == prompt_id])
+            else:
+                ctx.ops.open_sample(id=sample_id)
 
     def show_all(self, ctx: ExecutionContext) -> None:
         """Show the whole dataset."""
@@ -172,8 +171,7 @@ class ComparisonPanel(foo.Panel):
         if state.kind == "evaluated":
             self._outcomes(shown, state)
         elif state.kind == "ranked":
-            body = shown.v_stack(state.shown, align_x="left")
-            body.list("table", types.Object(), view=_table(RANKING_COLUMNS, on_click_row=self.open_ranked))
+            self._objects(shown.v_stack(state.shown, align_x="left"), state)
         return _page(shown)
 
     def _controls(self, shown: types.Object, state: Any) -> None:
@@ -221,8 +219,16 @@ class ComparisonPanel(foo.Panel):
             )
         body = shown.v_stack(state.shown, gap=2)
         body.list("table", types.Object(), view=_table(SUMMARY_COLUMNS, on_click_row=self.open_group))
+        self._objects(body, state)
         body.plot("change", layout=HISTOGRAM_LAYOUT, on_click=self.open_bar)
         body.plot("agreement", layout=SCATTER_LAYOUT, on_click=self.open_points, on_selected=self.open_points)
+
+    def _objects(self, body: types.Object, state: Any) -> None:
+        key, descending = state.sort
+        columns = dict(COLUMNS[state.kind])
+        columns[key] += " ▼" if descending else " ▲"
+        view = _table(columns, height_px=TABLE_HEIGHT_PX, on_click_cell=self.click_objects)
+        body.list("objects", types.Object(), view=view)
 
     def _open(self, ctx: ExecutionContext, chosen: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         run_key = ctx.panel.state.run_key
@@ -240,11 +246,11 @@ class ComparisonPanel(foo.Panel):
             run_key = state.run_key if state.run_key in runs else runs[-1]
             changes |= {"run_key": run_key, "grouping": state.grouping or "all"}
             try:
-                more, content = _content(read_rows(ctx.view, run_key), changes["grouping"])
+                more, content = content_of(read_rows(ctx.view, run_key), changes["grouping"], state.sort)
             except RefineSAMError as error:
                 # Somebody renamed or deleted one of its fields, or looks at videos of a run of frames.
                 more = {"kind": "empty", "headline": str(error)}
-            changes |= more | {"headline": more["headline"] + _partly(ctx.dataset, Fields(run_key))}
+            changes |= more | {"headline": more["headline"] + partly(ctx.dataset, Fields(run_key))}
         # What is written to a path that has content is merged with it, so other content has another path. The same
         # content has the same one: the App asks several times at once, and every answer must fit every other.
         changes["shown"] = _path("shown", content)
@@ -263,65 +269,18 @@ def _told(ctx: ExecutionContext) -> Iterator[None]:
         ctx.ops.notify(str(error), variant="warning")
 
 
-def _content(rows: pd.DataFrame, grouping: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state and the content of the rows of a view."""
-    evaluated = rows[rows["bucket"].notna()]
-    if len(evaluated):
-        return _evaluated(evaluated, rows, grouping)
-    if len(rows):
-        return _ranked(rows)
-    hint = "The current view shows no masks of this run: show other samples, or compare these."
-    return {"kind": "empty", "headline": hint}, {}
-
-
-def _partly(dataset: fo.Dataset, run: Fields) -> str:
-    done, total = progress(dataset, run)
-    return "" if done == total else f" ({done} of {_of(total, 'sample')} of the dataset are compared)"
-
-
-def _evaluated(evaluated: pd.DataFrame, rows: pd.DataFrame, grouping: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state and the content of a view with ground truth."""
-    summary = summarise(evaluated, by=None if grouping == "all" else grouping)
-    without = len(rows) - len(evaluated)
-    state = {
-        "kind": "evaluated",
-        "headline": _headline(evaluated, "object")
-        + (f"; {_of(without, 'mask')} without ground truth" if without else ""),
-        "counts": {str(name): int(count) for name, count in evaluated["bucket"].value_counts().items()},
-        "groups": [str(name) for name in summary.index],
-    }
-    content = {
-        "table": summary_cells(summary),
-        "change": delta_histogram(evaluated),
-        "agreement": agreement_scatter(evaluated),
-    }
-    return state, content
-
-
-def _ranked(rows: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state and the content of a view without ground truth."""
-    ranked = rank_rows(rows).head(MOST_RANKED)
-    headline = f"{_headline(rows, 'mask')}. There is no ground truth: these deserve a look first."
-    return {"kind": "ranked", "headline": headline, "ranked": ranked["prompt_id"].tolist()}, {
-        "table": ranking_cells(ranked)
-    }
-
-
-def _headline(rows: pd.DataFrame, name: str) -> str:
-    return f"{_of(len(rows), name)} in {_of(rows['sample_id'].nunique(), 'sample')} of the current view"
-
-
-def _of(number: int, name: str) -> str:
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
-
-
 def _page(shown: types.Object) -> types.Property:
     return types.Property(shown, view=types.GridView(orientation="vertical", pad=2, gap=2))
 
 
-def _table(columns: Any, on_click_row: Any) -> types.TableView:
+def _table(columns: Any, height_px: int | None = None, **events: Any) -> types.TableView:
     # The App's own least width is more than half a window has.
-    table = types.TableView(on_click_row=on_click_row, componentsProps={"table": {"sx": {"minWidth": 0}}})
+    props: dict[str, Any] = {"table": {"sx": {"minWidth": 0}}}
+    if height_px is not None:
+        props["table"]["stickyHeader"] = True
+        props["tableContainer"] = {"sx": {"maxHeight": height_px}}
+        props["tableBodyCell"] = props["tableHeadCell"] = {"sx": {"paddingX": 1, "paddingY": 0.5}}
+    table = types.TableView(componentsProps=props, **events)
     for key, label in columns.items():
         table.add_column(key, label=label)
     return table

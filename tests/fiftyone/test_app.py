@@ -189,30 +189,47 @@ def test_the_former_view_comes_back_with_its_filters(person: App, planted: Plant
     person.open_panel()
     page.get_by_role("button", name="Whole dataset").click()
     person.wait_until(lambda: shows(person, dataset, run), "the whole dataset")
-    mine = dataset.limit(3)
+    mine = dataset.limit(3).filter_labels("ground_truth", F("label") == "cat")
     person.session.view = mine
     person.wait_until(lambda: shows(person, mine, run), "the user's view")
-    # A filter of the sidebar.
-    page.locator("[data-cy=sidebar-field-arrow-enabled-ground_truth]").click()
-    page.locator("[data-cy=checkbox-cat]").first.click()
-    cats = mine.filter_labels("ground_truth", F("label") == "cat")
     path = "ground_truth.detections.label"
     page.get_by_role("button", name="Both failed").click()
     failed = sum(one.bucket == "both_failed" and one.sample < 3 for one in planted.expected.values())
     person.wait_until(lambda: [row[1] for row in person.table()] == [str(failed)], "the failures")
 
     page.get_by_role("button", name="Former view").click()
-    person.wait_until(lambda: shows(person, cats, run), "the former view")
-    person.wait_until(lambda: person.session.view.count_values(path) == cats.count_values(path), "its filter")
+    person.wait_until(lambda: shows(person, mine, run), "the former view")
+    assert person.session.view.count_values(path) == mine.count_values(path)
 
     person.open_operator("Find doubtful ground truth")
     page.get_by_role("button", name="Rank", exact=True).click()
     doubt = f"{run.key}_label_doubt"
-    person.wait_until(lambda: doubt in str(person.session.view), "the doubtful samples")
+    person.wait_until(lambda: f"field_or_expr='{doubt}'" in str(person.session.view), "the doubtful samples")
     page.get_by_role("button", name="Done").click()
     page.get_by_role("button", name="Former view").click()
-    person.wait_until(lambda: doubt not in str(person.session.view), "the former view again")
-    assert person.session.view.count_values(path) == cats.count_values(path)
+    person.wait_until(
+        lambda: doubt not in str(person.session.view).partition("View stages")[2], "the former view again"
+    )
+    assert person.session.view.count_values(path) == mine.count_values(path)
+
+
+def test_the_table_of_objects_sorts_and_opens_samples(person: App, planted: Planted) -> None:
+    page = person.page
+    person.open_dataset(planted.dataset.name)
+    person.open_panel()
+    page.get_by_role("button", name="Whole dataset").click()
+    person.wait_until(lambda: shows(person, planted.dataset, planted.run), "the whole dataset")
+    ious = sorted(one.amr_iou for one in planted.expected.values())
+    for mark, order in (("▲", ious), ("▼", ious[::-1])):
+        page.locator("th", has_text="Refined IoU").last.click()
+        page.locator("th", has_text=f"Refined IoU {mark}").wait_for()
+        shown = [f"{value:.3f}" for value in order]
+        person.wait_until(lambda shown=shown: [row[3] for row in person.table(1)] == shown, "the objects in order")
+    assert page.locator(".js-plotly-plot").count() == 2
+    name = person.table(1)[0][0]
+    page.locator("table").nth(1).locator("tbody tr").first.locator("td").first.click()
+    page.locator("[data-cy=modal]").get_by_text(name).first.wait_for()
+    page.keyboard.press("Escape")
 
 
 def test_a_point_opens_its_object(person: App, planted: Planted) -> None:

@@ -129,3 +129,14 @@ def test_a_view_of_a_deleted_run_is_no_way_back(planted: Planted) -> None:
     shown.call("go_back")
     assert "cannot be opened any more" in shown.notes[-1] and planted.run.amr in shown.notes[-1]
     assert len(shown.view) == len(planted.dataset)
+
+
+def test_filters_of_the_sidebar_are_part_of_the_former_view(planted: Planted) -> None:
+    filters = {"ground_truth.detections.label": {"values": ["cat"], "exclude": False, "isMatching": False}}
+    request = {"dataset_name": planted.dataset.name, "view": [], "filters": filters, "params": {}}
+    ctx = ExecutionContext(request, executor=Executor(), operator_uri="@refinesam/amr/comparison")
+    history.remember(ctx, planted.dataset.limit(1))
+    later = ExecutionContext({**request, "filters": None}, executor=Executor(), operator_uri=ctx.operator_uri)
+    former = history.former_view(later)
+    cats = sum(one.label == "cat" for one in planted.expected.values())
+    assert former.count_values("ground_truth.detections.label") == {"cat": cats}

@@ -13,6 +13,8 @@ from fiftyone import ViewField as F
 from fiftyone_panel import Shown
 from fiftyone_planted import Planted, evaluated_plant, plant
 from refinesam_fiftyone.evaluation import evaluate
+from refinesam_fiftyone.figures import OBJECT_COLUMNS, RANKING_COLUMNS, object_cells
+from refinesam_fiftyone.ranking import rank_rows
 from refinesam_fiftyone.record import declare
 from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.runs import register_run
@@ -197,12 +199,57 @@ def test_without_ground_truth_the_ranking_is_shown_and_opens(tmp_path: Path) -> 
 
     rows = read_rows(made.dataset, made.run.key)
     assert shown.state["kind"] == "ranked"
-    assert len(shown.content["table"]) == len(rows)
-    assert "table" in shown.layout[shown.state["shown"]]["type"]["properties"]
-    chosen = shown.state["ranked"][2]
-    shown.call("open_ranked", row=2)
-    assert labels(shown.view, made) == [chosen]
+    assert len(shown.content["objects"]) == len(rows)
+    assert "objects" in shown.layout[shown.state["shown"]]["type"]["properties"]
+    ranked = rank_rows(rows)
+    assert shown.state["objects"] == ranked[["sample_id", "prompt_id"]].to_numpy().tolist()
+    shown.call("click_objects", row=2, column=0)
+    assert shown.opened == [ranked["sample_id"][2]]
+    shown.call("click_objects", row=-1, column=list(RANKING_COLUMNS).index("pred_iou_amr"))
+    numbers = [row["pred_iou_amr"] for row in shown.content["objects"]]
+    assert numbers == sorted(numbers) and numbers[0] == f"{rows['pred_iou_amr'].min():.3f}"
     made.dataset.delete()
+
+
+def test_the_table_of_objects_is_sorted_by_its_headings(shown: Shown, planted: Planted) -> None:
+    def table() -> Any:
+        return shown.layout[shown.state["shown"]]["type"]["properties"]["objects"]["view"]
+
+    rows = read_rows(planted.dataset, planted.run.key)
+    assert shown.state["sort"] == ["delta_iou", False], "the worst first"
+    assert [one["label"] for one in table()["columns"]][4] == "Change ▲"
+    for column, key in enumerate(OBJECT_COLUMNS):
+        found = []
+        for mark in "▲▼":
+            shown.call("click_objects", row=-1, column=column)
+            assert table()["columns"][column]["label"] == f"{OBJECT_COLUMNS[key]} {mark}"
+            expected = rows.sort_values(key, ascending=mark == "▲", na_position="last", kind="stable").head(50)
+            assert shown.state["objects"] == expected[["sample_id", "prompt_id"]].to_numpy().tolist()
+            assert shown.content["objects"] == object_cells(expected)
+            found.append(shown.state["objects"])
+        assert found[0] != found[1]
+    check_against_database(shown, planted)
+    shown.view = planted.dataset.limit(1)
+    shown.call("on_change_view")
+    assert shown.state["sort"] == ["bucket", True], "another view is sorted as before"
+    shown.call("click_objects", row=-1, column=99)
+    assert shown.state["sort"] == ["bucket", True]
+
+
+def test_a_row_opens_its_sample(shown: Shown, planted: Planted) -> None:
+    worst = min(planted.expected.values(), key=lambda one: one.amr_iou - one.base_iou)
+    cells = shown.content["objects"]
+    assert cells[0]["delta_iou"] == f"{worst.amr_iou - worst.base_iou:+.3f}"
+    before = shown.view
+    for row in (0, 7):
+        shown.call("click_objects", row=row, column=3)
+        sample_id, prompt_id = shown.state["objects"][row]
+        one = planted.expected[prompt_id]
+        assert shown.opened[-1] == sample_id == planted.dataset.values("id")[one.sample]
+        assert cells[row]["amr_iou"] == f"{one.amr_iou:.3f}" and cells[row]["filepath"] == f"image_{one.sample}.png"
+    assert shown.view == before
+    shown.call("click_objects", row=999, column=0)
+    assert len(shown.opened) == 2
 
 
 def test_runs_side_by_side_are_chosen(tmp_path: Path) -> None:
