@@ -329,7 +329,8 @@ def test_ranking_opens_the_samples_in_its_order(shapes: Any) -> None:
     assert sorted(shapes.values("refinesam_rank")) == [1, 2]
     assert form("evaluate", shapes, {"run_key": "refinesam"})["no_truth"]["invalid"]
     asked = [one["operator_uri"] for one in result.executor.to_json()["requests"]]
-    assert asked == ["reload_dataset", "set_view"]
+    # The panel has the way back.
+    assert asked == ["reload_dataset", "set_view", "open_panel"]
 
 
 def test_deleting_a_run_must_be_confirmed(shapes: Any) -> None:
