@@ -1,6 +1,6 @@
 """How fast images are encoded and clicks answered: the built-in weights against EfficientSAM-Ti at 1024 x 1024.
 
-Both by torch, and on a CPU where ONNX Runtime is installed also by that.
+Both by torch, and on a CPU where ONNX Runtime is installed also by that, in 32 and in 8 bits.
 
     python benchmarks/speed.py --json benchmarks/results/speed.json
 
@@ -32,7 +32,7 @@ from refinesam.types import Prompt
 def sessions(weights: str, device: str) -> dict[str, Session]:
     found = {}
     on_cpu = refinesam.load(weights, device=device, backend="torch").model.device.type == "cpu"
-    backends: tuple[Backend, ...] = ("torch", "onnx") if on_cpu and installed() else ("torch",)
+    backends: tuple[Backend, ...] = ("torch", "onnx", "int8") if on_cpu and installed() else ("torch",)
     rival = config_named("efficientsam_ti")
     for backend in backends:
         suffix = "" if backend == "torch" else f", {backend}"

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage import data
 
 import refinesam
-from refinesam import predictor
+from refinesam import mask_iou, predictor
 from refinesam.embeddings import EmbeddingStore
 from refinesam.errors import ConfigError
 from refinesam.models import onnx_encoder
@@ -71,6 +72,19 @@ def test_the_built_in_model_answers_the_same(image: np.ndarray) -> None:
     assert (by_onnx.masks != by_torch.masks).mean() < 1e-3
 
 
+def test_int8_finds_the_same_things() -> None:
+    picture, prompt = data.coins(), Prompt(points=[(48, 50)])
+    exact = refinesam.load(backend="onnx").encode(picture)
+    session = refinesam.load(backend="int8")
+    quantised = session.encode(picture)
+    assert session.model.backend == "int8"
+    off = (quantised.features.embedding - exact.features.embedding).norm() / exact.features.embedding.norm()
+    assert 1e-4 < off < 0.1
+    assert mask_iou(quantised.predict(prompt).mask, exact.predict(prompt).mask) > 0.95
+    # Each is kept by itself, and the smaller takes less.
+    assert len({file.stat().st_size for file in kept()}) == 2
+
+
 def test_it_is_exported_once(weights: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     first = refinesam.load(weights, backend="onnx").encode(image).features
     (file,) = kept()
@@ -124,10 +138,11 @@ def test_auto_takes_it_for_light_models(weights: Path, monkeypatch: pytest.Monke
 
 
 def test_what_cannot_be(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="backend is 'tensorrt'; use one of auto, torch, onnx"):
+    with pytest.raises(ConfigError, match="backend is 'tensorrt'; use one of auto, torch, onnx, int8"):
         refinesam.load(weights, backend="tensorrt")
-    with pytest.raises(ConfigError, match="float32"):
-        refinesam.load(weights, backend="onnx", dtype="bfloat16")
+    for backend in ("onnx", "int8"):
+        with pytest.raises(ConfigError, match=f"{backend}.*float32"):
+            refinesam.load(weights, backend=backend, dtype="bfloat16")
     monkeypatch.setattr(onnx_encoder, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'refinesam\[onnx\]'"):
         refinesam.load(weights, backend="onnx")

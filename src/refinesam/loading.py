@@ -49,8 +49,10 @@ def load(
             the weights are for. A larger one shows small objects better and takes longer; far from it, masks get worse.
         backend: what computes the image encoder on a CPU. "auto" is $REFINESAM_BACKEND where that is set, else ONNX
             Runtime where it is installed (``pip install 'refinesam[onnx]'``) and the dtype is float32, for our own
-            models; "torch" or "onnx" is that one. `session.model.backend` says which it is. Masks agree but for the
-            last digits of logits; the first load on a machine takes a second longer.
+            models; "torch" or "onnx" is that one, and masks agree but for the last digits of logits. "int8" is ONNX
+            Runtime with matrices in 8 bits: faster where the CPU has instructions for that, as accurate on average,
+            with other pixels at rims. `session.model.backend` says which it is; the first load on a machine takes a
+            second longer.
 
     Returns:
         A session.

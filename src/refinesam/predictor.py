@@ -34,8 +34,8 @@ from refinesam.weights import load_model
 __all__ = ["Backend", "BackendName", "Origin", "Predictor"]
 
 # What computes the image encoder.
-Backend = Literal["torch", "onnx"]
-BackendName = Literal["auto", "torch", "onnx"]
+Backend = Literal["torch", "onnx", "int8"]
+BackendName = Literal["auto", "torch", "onnx", "int8"]
 
 # Boxes decoded together. On a CPU of one thread, 8 took a quarter less CPU time than one by one, and 16 more again.
 BOXES_ON_CPU, BOXES_ON_GPU = 8, 64
@@ -130,7 +130,7 @@ class Predictor:
         self.config = self.model.config
         fold_norms(self.model.image_encoder)
         self.model.image_encoder.to(dtype)
-        self._onnx = self._by_onnx() if backend == "onnx" else None
+        self._onnx = None if backend == "torch" else self._by_onnx()
         self.capabilities = self.config.capabilities
         blocks = cast(nn.ModuleList, self.model.image_encoder.blocks)
         self._blocks = len(blocks)
@@ -139,11 +139,15 @@ class Predictor:
 
     def _by_onnx(self) -> onnx_encoder.OnnxEncoder:
         if self.device.type != "cpu" or self.dtype != torch.float32:
-            raise ConfigError("The backend 'onnx' computes on the CPU, in float32: use backend='torch' for others.")
+            raise ConfigError(
+                f"The backend {self.backend!r} computes on the CPU, with float32 given: use backend='torch' for others."
+            )
         store = EmbeddingStore(cache_dir() / "onnx", ONNX_CACHE_BYTES)
         exporter = hashlib.blake2b(torch.__version__.encode(), digest_size=16).hexdigest()
         key = f"{self.fingerprint}-{exporter}"
-        return onnx_encoder.OnnxEncoder(self.model.image_encoder, self.config.input_size, store, key)
+        return onnx_encoder.OnnxEncoder(
+            self.model.image_encoder, self.config.input_size, store, key, int8=self.backend == "int8"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it takes to load the model again."""
@@ -183,7 +187,7 @@ class Predictor:
             features = encode(pixels[None].to(self.device, self.dtype))
         finally:
             _ON_PROGRESS.reset(token)
-        if self.backend == "onnx" and on_progress is not None:
+        if self._onnx is not None and on_progress is not None:
             on_progress(self._blocks, self._blocks)
         # In one memory layout: fresh and from a store, the same bits are decoded by the same kernels.
         return ImageFeatures(features.embedding.contiguous(), tuple(m.contiguous() for m in features.high_res))

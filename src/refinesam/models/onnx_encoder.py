@@ -5,7 +5,9 @@ The decoder stays with torch here: its prompts have any number of points, and li
 
 from __future__ import annotations
 
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,14 +29,17 @@ def installed() -> bool:
 class OnnxEncoder:
     """An image encoder, computed by ONNX Runtime on the CPU. Thread-safe."""
 
-    def __init__(self, encoder: nn.Module, input_size: int, store: EmbeddingStore, key: str) -> None:
+    def __init__(
+        self, encoder: nn.Module, input_size: int, store: EmbeddingStore, key: str, *, int8: bool = False
+    ) -> None:
         """Export or find, and load.
 
         Args:
             encoder: float32, on the CPU, in evaluation mode.
             input_size: side in pixels of its input.
             store: keeps what was exported, for exporting takes a second.
-            key: of this encoder at this size, as the store takes it.
+            key: of this encoder at this size and precision, as the store takes it.
+            int8: multiply matrices in 8 bits.
 
         Raises:
             ConfigError: ONNX or ONNX Runtime is not installed.
@@ -42,13 +47,15 @@ class OnnxEncoder:
         """
         if not installed():
             raise ConfigError(
-                "The backend 'onnx' needs ONNX and ONNX Runtime: pip install 'refinesam[onnx]', or use backend='torch'."
+                f"The backend {'int8' if int8 else 'onnx'!r} needs ONNX and ONNX Runtime: "
+                "pip install 'refinesam[onnx]', or use backend='torch'."
             )
         import onnxruntime
 
         kept = store.read(key)
         if kept is None:
-            kept = {"onnx": np.frombuffer(export_encoder(encoder, input_size), np.uint8)}
+            exported = export_encoder(encoder, input_size)
+            kept = {"onnx": np.frombuffer(_in_int8(exported) if int8 else exported, np.uint8)}
             store.write(key, kept)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
@@ -61,3 +68,21 @@ class OnnxEncoder:
         """Encode normalised pixels (1, 3, S, S), float32."""
         embedding, *high_res = map(torch.from_numpy, self._session.run(None, {INPUT: pixels.numpy()}))
         return ImageFeatures(embedding, tuple(high_res))
+
+
+def _in_int8(exported: bytes) -> bytes:
+    """Quantise the matrices that the transformer multiplies by, a scale a column; activations as they come.
+
+    Convolutions stay as they are: in 8 bits they put the features 10 to 35 % off.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        given, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "quantised"))
+        given.write_bytes(exported)
+        quant_pre_process(given, prepared, skip_symbolic_shape=True)
+        quantize_dynamic(
+            prepared, quantised, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+        )
+        return quantised.read_bytes()
