@@ -22,7 +22,7 @@ from .schema import ALL_ROLES, Fields, Role
 
 __all__ = ["file_name", "folder_of", "remove", "split_files"]
 
-_NAME: Final = re.compile(rf"[0-9a-f]{{24}}(-\d{{4}})?-({'|'.join(ALL_ROLES)})-[0-9a-f]{{16}}\.png")
+_NAME: Final = re.compile(rf"[0-9a-f]{{24}}(-\d{{4,}})?-({'|'.join(ALL_ROLES)})-[0-9a-f]{{16}}\.png")
 _SAMPLE: Final = re.compile(r"[0-9a-f]{24}")
 # Attributes of FiftyOne's labels that name files.
 _PATHS: Final = ("mask_path", "map_path", "filepath")

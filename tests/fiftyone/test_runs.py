@@ -16,6 +16,7 @@ from refinesam import ConfigError
 from refinesam_fiftyone.compare import compare
 from refinesam_fiftyone.deletion import contents, delete_run
 from refinesam_fiftyone.evaluation import evaluate
+from refinesam_fiftyone.files import file_name
 from refinesam_fiftyone.ranking import rank
 from refinesam_fiftyone.rows import read_rows
 from refinesam_fiftyone.runs import list_runs
@@ -225,6 +226,9 @@ def test_without_copies_no_file_and_no_folder_stays(dataset, tmp_path):
     fill(dataset, tmp_path, 2)
     (tmp_path / "masks").mkdir()
     run_all(dataset, replace(BOXES, masks="files", masks_dir=str(tmp_path / "masks")))
+    # As of the 10,001st object of an image without prompts.
+    for file in masks_of(dataset, RUN.amr):
+        file.rename(file.with_name(file_name(f"{file.parent.name}-10000", "amr", np.ones((2, 2), bool))))
     # Whoever deletes the field first still gets rid of its files.
     dataset.delete_sample_field(RUN.amr)
     delete_run(dataset, RUN)
