@@ -13,6 +13,7 @@ from rich.table import Table
 
 import refinesam
 from refinesam import ConfigError
+from refinesam.hosts import known_weights
 from refinesam_labelstudio.access import ProjectServer
 from refinesam_labelstudio.agreement import compare_versions, options_of
 from refinesam_labelstudio.batch_results import BatchResults
@@ -187,7 +188,7 @@ def preannotate_project(
         detections = None
         if prompts is not None:
             detections = Detections.read(prompts, TaskImages.of_project(server, project, config), coco)
-        session = refinesam.load(weights_for(weights or options.model or "builtin"), device=device)
+        session = refinesam.load(_weights_of(weights, options.model), device=device)
         predictor = TaskPredictor(session, image_reader(server, folder, local_root or ()), config, options, detections)
         version = options.version(weights_version(session))
         if prompts is not None:
@@ -234,6 +235,16 @@ def _setup(
     config = LabelingConfig.parse(str(server.project(project).get("label_config") or ""))
     config.output_for(options.label, options.output)
     return connections, options, config
+
+
+def _weights_of(given: str | None, model: str | None) -> str:
+    """Return the weights to load: those given, or else those that the project's model is called after."""
+    if given is None and model is not None and model not in known_weights():
+        raise ConfigError(
+            f'The project\'s "model" is {model!r}, which is no name of `refinesam weights list`: it is called so where '
+            "its backend was started. Give the same file here, with --weights."
+        )
+    return weights_for(given or model or "builtin")
 
 
 @app.command()

@@ -101,6 +101,15 @@ def test_preannotate_with_the_builtin_weights(environment: dict[str, str], studi
     assert len(list((tmp_path / "folder" / "journals").glob("*-1.jsonl"))) == 1
 
 
+def test_a_model_that_only_its_backend_knows_is_asked_for(environment: dict[str, str], studio: FakeProject) -> None:
+    arguments = ("preannotate", "--project", 1, "--extra-params", '{"model": "mine"}')
+    done = run(environment, *arguments, **connection(studio))
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert "The project's \"model\" is 'mine'" in said
+    assert "Give the same file here, with --weights" in said
+
+
 def test_prompts_of_other_images_are_refused(environment: dict[str, str], studio: FakeProject, tmp_path: Path) -> None:
     (tmp_path / "found.csv").write_text("image,x0,y0,x1,y1\nb.png,1,2,3,4\n")
     arguments = ("preannotate", "--project", 1, "--prompts", tmp_path / "found.csv")
