@@ -23,7 +23,7 @@ import refinesam
 from refinesam.files import write_json
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
-from refinesam.models.onnx_encoder import installed
+from refinesam.models.onnx_backend import installed
 from refinesam.predictor import Backend, Predictor
 from refinesam.session import Session
 from refinesam.types import Prompt

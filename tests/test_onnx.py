@@ -15,7 +15,7 @@ import refinesam
 from refinesam import mask_iou, predictor
 from refinesam.embeddings import EmbeddingStore
 from refinesam.errors import ConfigError
-from refinesam.models import onnx_encoder
+from refinesam.models import onnx_backend
 from refinesam.models.build import build_model
 from refinesam.models.config import config_named
 from refinesam.models.layers import fold_norms
@@ -23,6 +23,7 @@ from refinesam.predictor import Predictor
 from refinesam.registry import cache_dir
 from refinesam.types import Prompt
 
+BOXES = np.array([[20, 20, 100, 80], [5, 10, 60, 70]], np.float32)
 KEY = "0" * 32 + "-" + "1" * 32
 
 
@@ -49,12 +50,12 @@ def kept() -> list[Path]:
 )
 def test_features_are_those_of_torch(variant: str, side: int, cache: Path) -> None:
     torch.manual_seed(0)
-    encoder = build_model(replace(config_named(variant), input_size=side)).eval().requires_grad_(False).image_encoder
-    fold_norms(encoder)
+    model = build_model(replace(config_named(variant), input_size=side)).eval().requires_grad_(False)
+    fold_norms(model.image_encoder)
     pixels = torch.randn(1, 3, side, side)
-    expected = encoder(pixels)
+    expected = model.encode(pixels)
 
-    found = onnx_encoder.OnnxEncoder(encoder, side, EmbeddingStore(cache, 2**30), KEY)(pixels)
+    found = onnx_backend.OnnxEncoder(model, EmbeddingStore(cache, 2**30), KEY)(pixels)
 
     assert len(found.high_res) == len(expected.high_res)
     for ours, theirs in zip((found.embedding, *found.high_res), (expected.embedding, *expected.high_res), strict=True):
@@ -72,6 +73,41 @@ def test_the_built_in_model_answers_the_same(image: np.ndarray) -> None:
     assert (by_onnx.masks != by_torch.masks).mean() < 1e-3
 
 
+PROMPTS = {
+    "click": Prompt(points=[(60, 45)]),
+    "clicks": Prompt(points=[(60, 45), (20, 30), (100, 80)], labels=[1, 1, 0]),
+    "box and click": Prompt(points=[(60, 45)], box=(20, 20, 100, 80)),
+    "mask": Prompt(mask=np.eye(90, 120, dtype=bool)),
+    "mask and click": Prompt(points=[(60, 45)], mask=np.eye(90, 120, dtype=bool)),
+}
+
+
+@pytest.mark.parametrize("variant", ["hybrid_lite0", "efficientsam_ti", "mobile_sam"])
+def test_prompts_are_answered_as_by_torch(variant: str, image: np.ndarray) -> None:
+    torch.manual_seed(0)
+    model = build_model(replace(config_named(variant), input_size=256))
+    by_torch, by_onnx = (
+        Predictor(model, variant, torch.device("cpu"), torch.float32, backend=backend) for backend in ("torch", "onnx")
+    )
+    features, image_hw = by_torch.encode(image), image.shape[:2]
+    asked = [
+        prompt
+        for prompt in PROMPTS.values()
+        if (prompt.mask is None or model.config.capabilities.mask_prompt)
+        and (prompt.labels.all() or model.config.capabilities.negative_points)
+    ]
+    assert len(asked) >= 2
+    clicks = np.array([[10, 20], [60, 45], [100, 80]], np.float32)
+    answers = [
+        [model.decode(features, image_hw, prompt, several) for prompt in asked for several in (True, False)]
+        + [model.decode_points(features, image_hw, clicks), model.decode_boxes(features, image_hw, BOXES)]
+        for model in (by_torch, by_onnx)
+    ]
+    for ours, theirs in zip(*answers, strict=True):
+        for found, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 def test_int8_finds_the_same_things() -> None:
     picture, prompt = data.coins(), Prompt(points=[(48, 50)])
     exact = refinesam.load(backend="onnx").encode(picture)
@@ -81,16 +117,18 @@ def test_int8_finds_the_same_things() -> None:
     off = (quantised.features.embedding - exact.features.embedding).norm() / exact.features.embedding.norm()
     assert 1e-4 < off < 0.1
     assert mask_iou(quantised.predict(prompt).mask, exact.predict(prompt).mask) > 0.95
-    # Each is kept by itself, and the smaller takes less.
-    assert len({file.stat().st_size for file in kept()}) == 2
+    # Each encoder is kept by itself, the decoder once.
+    assert len(kept()) == 3
 
 
 def test_it_is_exported_once(weights: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     first = refinesam.load(weights, backend="onnx").encode(image).features
-    (file,) = kept()
-    monkeypatch.setattr(onnx_encoder, "export_encoder", lambda *_: pytest.fail("exported again"))
+    files = kept()
+    assert len(files) == 2
+    for name in ("export_encoder", "export_decoder"):
+        monkeypatch.setattr(onnx_backend, name, lambda *_: pytest.fail("exported again"))
     again = refinesam.load(weights, backend="onnx").encode(image).features
-    assert kept() == [file]
+    assert kept() == files
     torch.testing.assert_close(again.embedding, first.embedding, rtol=0, atol=0)
 
 
@@ -98,27 +136,28 @@ def test_another_size_or_other_weights_are_another_file(weights: Path) -> None:
     refinesam.load(weights, backend="onnx")
     refinesam.load(weights, backend="onnx", input_size=128)
     refinesam.load(backend="onnx")
-    assert len(kept()) == 3
+    assert len(kept()) == 6
 
 
 def test_old_files_go_where_there_are_too_many(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refinesam.load(weights, backend="onnx")
-    (first,) = kept()
-    own = first.parent / "mine.onnx"
+    first = kept()
+    own = first[0].parent / "mine.onnx"
     own.write_bytes(b"mine")
-    monkeypatch.setattr(predictor, "ONNX_CACHE_BYTES", first.stat().st_size + 1000)
+    monkeypatch.setattr(predictor, "ONNX_CACHE_BYTES", sum(file.stat().st_size for file in first) + 10_000)
     refinesam.load(weights, backend="onnx", input_size=128)
-    assert len(kept()) == 2 and own in kept() and first not in kept()
+    assert len(kept()) == 3 and own in kept() and not set(first) & set(kept())
 
 
 def test_a_damaged_file_is_made_again(weights: Path, image: np.ndarray) -> None:
     expected = refinesam.load(weights, backend="onnx").encode(image).features
-    (file,) = kept()
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
+    files = kept()
+    sizes = [file.stat().st_size for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        file.write_bytes(file.read_bytes()[: size // 2])
     found = refinesam.load(weights, backend="onnx").encode(image).features
     torch.testing.assert_close(found.embedding, expected.embedding, rtol=0, atol=0)
-    assert kept() == [file] and file.stat().st_size == len(content)
+    assert kept() == files and [file.stat().st_size for file in files] == sizes
 
 
 def test_it_works_where_nothing_can_be_kept(
@@ -143,7 +182,7 @@ def test_what_cannot_be(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in ("onnx", "int8"):
         with pytest.raises(ConfigError, match=f"{backend}.*float32"):
             refinesam.load(weights, backend=backend, dtype="bfloat16")
-    monkeypatch.setattr(onnx_encoder, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_backend, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'refinesam\[onnx\]'"):
         refinesam.load(weights, backend="onnx")
 

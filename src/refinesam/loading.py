@@ -47,12 +47,12 @@ def load(
             faster beside other work; a process of your own is best begun with `refinesam.settle_threads`.
         input_size: side in pixels of the square that images are fitted into, a multiple of 16; None is the size that
             the weights are for. A larger one shows small objects better and takes longer; far from it, masks get worse.
-        backend: what computes the image encoder on a CPU. "auto" is $REFINESAM_BACKEND where that is set, else ONNX
-            Runtime where it is installed (``pip install 'refinesam[onnx]'``) and the dtype is float32, for our own
-            models; "torch" or "onnx" is that one, and masks agree but for the last digits of logits. "int8" is ONNX
-            Runtime with matrices in 8 bits: faster where the CPU has instructions for that, as accurate on average,
-            with other pixels at rims. `session.model.backend` says which it is; the first load on a machine takes a
-            second longer.
+        backend: what computes on a CPU. "auto" is $REFINESAM_BACKEND where that is set, else ONNX Runtime where it is
+            installed (``pip install 'refinesam[onnx]'``) and the dtype is float32, for our own models; "torch" or
+            "onnx" is that one, and masks agree but for the last digits of logits. "int8" is ONNX Runtime with the
+            encoder's matrices in 8 bits: faster where the CPU has instructions for that, as accurate on average, with
+            other pixels at rims. `session.model.backend` says which it is; the first load on a machine takes seconds
+            longer.
 
     Returns:
         A session.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from refinesam.embeddings import EmbeddingStore, Features
 from refinesam.errors import ConfigError, PromptError, WeightsError
-from refinesam.models import onnx_encoder
+from refinesam.models import onnx_backend
 from refinesam.models.config import ModelConfig
 from refinesam.models.frames import Frame
 from refinesam.models.image_encoder import PATCH_SIZE, ImageFeatures
@@ -102,7 +102,7 @@ class Origin:
             return self.backend
         # The plain ViTs are as fast by torch, and SAM's large ones take so long that people want to see progress.
         fit = self.device.type == "cpu" and self.dtype == torch.float32 and config.family == "hybrid"
-        return "onnx" if fit and onnx_encoder.installed() else "torch"
+        return "onnx" if fit and onnx_backend.installed() else "torch"
 
 
 class Predictor:
@@ -130,24 +130,29 @@ class Predictor:
         self.config = self.model.config
         fold_norms(self.model.image_encoder)
         self.model.image_encoder.to(dtype)
-        self._onnx = None if backend == "torch" else self._by_onnx()
+        self._encoder: onnx_backend.OnnxEncoder | None = None
+        self._decoder: onnx_backend.OnnxDecoder | None = None
+        if backend != "torch":
+            self._encoder, self._decoder = self._by_onnx()
         self.capabilities = self.config.capabilities
         blocks = cast(nn.ModuleList, self.model.image_encoder.blocks)
         self._blocks = len(blocks)
         for done, block in enumerate(blocks, start=1):
             block.register_forward_hook(partial(_report, done, len(blocks)))
 
-    def _by_onnx(self) -> onnx_encoder.OnnxEncoder:
+    def _by_onnx(self) -> tuple[onnx_backend.OnnxEncoder, onnx_backend.OnnxDecoder]:
         if self.device.type != "cpu" or self.dtype != torch.float32:
             raise ConfigError(
                 f"The backend {self.backend!r} computes on the CPU, with float32 given: use backend='torch' for others."
             )
+        onnx_backend.check_installed(self.backend)
         store = EmbeddingStore(cache_dir() / "onnx", ONNX_CACHE_BYTES)
         exporter = hashlib.blake2b(torch.__version__.encode(), digest_size=16).hexdigest()
-        key = f"{self.fingerprint}-{exporter}"
-        return onnx_encoder.OnnxEncoder(
-            self.model.image_encoder, self.config.input_size, store, key, int8=self.backend == "int8"
+        encoder = onnx_backend.OnnxEncoder(
+            self.model, store, f"{self.fingerprint}-{exporter}", int8=self.backend == "int8"
         )
+        whole = _digest((self.config, version("refinesam")), self.model)
+        return encoder, onnx_backend.OnnxDecoder(self.model, store, f"{whole}-{exporter}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it takes to load the model again."""
@@ -167,11 +172,7 @@ class Predictor:
     def fingerprint(self) -> str:
         """32 hexadecimal digits of all that decides on an image's features: weights, variant, size, dtype, version."""
         setting = (self.config, str(self.dtype), self.backend, self.device.type, version("refinesam"))
-        digest = hashlib.blake2b(repr(setting).encode(), digest_size=16)
-        for name, tensor in self.model.image_encoder.state_dict().items():
-            digest.update(name.encode())
-            digest.update(_as_bytes(tensor).data)
-        return digest.hexdigest()
+        return _digest(setting, self.model.image_encoder)
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8], on_progress: OnProgress | None = None) -> ImageFeatures:
@@ -183,11 +184,11 @@ class Predictor:
         pixels = Frame.of(self.config, image.shape[:2]).resize(image)
         token = _ON_PROGRESS.set(on_progress)
         try:
-            encode = self.model.encode if self._onnx is None else self._onnx
+            encode = self.model.encode if self._encoder is None else self._encoder
             features = encode(pixels[None].to(self.device, self.dtype))
         finally:
             _ON_PROGRESS.reset(token)
-        if self._onnx is not None and on_progress is not None:
+        if self._encoder is not None and on_progress is not None:
             on_progress(self._blocks, self._blocks)
         # In one memory layout: fresh and from a store, the same bits are decoded by the same kernels.
         return ImageFeatures(features.embedding.contiguous(), tuple(m.contiguous() for m in features.high_res))
@@ -212,10 +213,7 @@ class Predictor:
         self._check_process()
         frame = Frame.of(self.config, image_hw)
         points, labels = self._points(prompt, frame)
-        with self._autocast():
-            logits, iou = self.model.decode(
-                cast(ImageFeatures, features), points, labels, self._mask_logits(prompt, frame), multimask_output
-            )
+        logits, iou = self._decoded(features, points, labels, self._mask_logits(prompt, frame), multimask_output)
         return logits[0, 0].float().cpu().numpy(), iou[0, 0].float().cpu().numpy()
 
     @torch.inference_mode()
@@ -225,8 +223,7 @@ class Predictor:
         frame = Frame.of(self.config, image_hw)
         coords = torch.from_numpy(frame.to_input(points)).to(self.device)[None, :, None]
         labels = torch.ones(coords.shape[:3], dtype=torch.int64, device=self.device)
-        with self._autocast():
-            logits, iou = self.model.decode(cast(ImageFeatures, features), coords, labels)
+        logits, iou = self._decoded(features, coords, labels)
         return logits[0].float(), iou[0].float()
 
     @torch.inference_mode()
@@ -244,10 +241,7 @@ class Predictor:
         together = BOXES_ON_CPU if self.device.type == "cpu" else BOXES_ON_GPU
         for start in range(0, len(boxes), together):
             part = slice(start, start + together)
-            with self._autocast():
-                parts = self.model.decode(
-                    cast(ImageFeatures, features), coords[:, part], labels[:, part], None, multimask_output
-                )
+            parts = self._decoded(features, coords[:, part], labels[:, part], None, multimask_output)
             logits.append(parts[0][0].float().cpu().numpy())
             ious.append(parts[1][0].float().cpu().numpy())
         return np.concatenate(logits), np.concatenate(ious)
@@ -293,6 +287,18 @@ class Predictor:
             return None
         return torch.tensor(logits, device=self.device)[None, None]
 
+    def _decoded(
+        self,
+        features: Features,
+        points: Tensor,
+        labels: Tensor,
+        mask_logits: Tensor | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        decode = self.model.decode if self._decoder is None else self._decoder
+        with self._autocast():
+            return decode(cast(ImageFeatures, features), points, labels, mask_logits, multimask_output)
+
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
@@ -314,6 +320,14 @@ def _report(done: int, total: int, *_: object) -> None:
     """Forward hook of an encoder's block."""
     if (on_progress := _ON_PROGRESS.get()) is not None:
         on_progress(done, total)
+
+
+def _digest(setting: object, module: nn.Module) -> str:
+    digest = hashlib.blake2b(repr(setting).encode(), digest_size=16)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(_as_bytes(tensor).data)
+    return digest.hexdigest()
 
 
 def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:

@@ -21,12 +21,14 @@ from refinesam.models.prompt_encoder import PADDING, TOP_LEFT, EfficientSamPromp
 from refinesam.models.promptable import PromptableModel
 from refinesam.models.sam import Sam
 
-__all__ = ["INPUT", "export_decoder", "export_encoder"]
+__all__ = ["FEATURES", "INPUT", "export_decoder", "export_encoder"]
 
 # By name, the sizes of an array; a name in a size's place may be any number.
 Shapes = dict[str, tuple[int | str, ...]]
 
 INPUT = "pixels"
+# The embedding, and of the hybrid its maps at strides 8 and 4.
+FEATURES = ("embedding", "high_res8", "high_res4")
 # Where sizes are equal by chance, a trace goes the way of equal sizes: these are not.
 EXAMPLES = {"images": 2, "prompts": 3, "points": 2}
 OPSET = 17
@@ -84,11 +86,8 @@ def export_decoder(model: PromptableModel) -> bytes:
 
 
 def _features(hybrid: bool, side: int, images: int | str) -> Shapes:
-    """The embedding, and the maps of the hybrid at strides 8 and 4."""
-    shapes: Shapes = {"embedding": (images, 256, side // 16, side // 16)}
-    if hybrid:
-        shapes |= {"high_res8": (images, 64, side // 8, side // 8), "high_res4": (images, 32, side // 4, side // 4)}
-    return shapes
+    shapes = [(images, channels, side // stride, side // stride) for channels, stride in ((256, 16), (64, 8), (32, 4))]
+    return dict(zip(FEATURES, shapes if hybrid else shapes[:1], strict=False))
 
 
 class _Encoder(nn.Module):
