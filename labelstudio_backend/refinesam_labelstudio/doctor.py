@@ -82,7 +82,8 @@ def _backend(url: str, basic_auth: tuple[str, str] | None) -> Iterator[Finding]:
         yield Finding("backend", False, f"{url}/health is no backend of refinesam: correct the address.")
     elif state["model"] == "failed":
         why = object_of(versions).get("error") or "Its log says why."
-        yield Finding("backend", False, f"{url} could not load its weights. {why} Then start it again.")
+        then = "Then start it again, or with other --weights."
+        yield Finding("backend", False, f"{url} could not load its weights. {why} {then}")
     elif versions.status_code == 401:
         yield Finding(
             "backend",
