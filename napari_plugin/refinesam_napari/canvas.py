@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
+from qtpy.QtWidgets import QMainWindow
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -37,5 +38,7 @@ class Canvas:
     def _make_current(self, event: Any) -> None:
         with suppress(RuntimeError):  # The window may be destroyed by now.
             window = None if self.dock is None else self.dock.parentWidget()
-            for canvas in [] if window is None else window.window().findChildren(QOpenGLWidget):
-                canvas.makeCurrent()
+            if isinstance(window, QMainWindow):
+                # Not what other plugins draw in docks of theirs.
+                for canvas in window.centralWidget().findChildren(QOpenGLWidget):
+                    canvas.makeCurrent()

@@ -35,7 +35,7 @@ SHARE_OF_BEST, BEST, FLOOR = 0.65, 10, 0.2
 # Clicks on a mask as sure as this, and no larger than this share of what the model sees, are left out.
 COVERING_IOU, COVERING_AREA = 0.5, 0.3
 # An image is crowded where this share of the clicks finds a mask as sure as this, and no larger than this share of what
-# the model sees: on training images that parts micrographs from photographs.
+# the model sees: of training images most micrographs, and no photograph.
 CROWDED_CLICKS, CROWDED_IOU, CROWDED_AREA = 1 / 20, 0.6, 0.01
 # SAM's least predicted IoU, for the released models: theirs are nearly all high.
 RELEASED_IOU, RELEASED_STABILITY = 0.88, 0.75
@@ -251,10 +251,13 @@ class AutomaticMaskGenerator(MaskGenerator):
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
         left = False
         for number, phase in enumerate(phases):
-            asked = phase if number == 0 else phase[~self._covered(part, points[phase], kept)]
-            left = left or (leaves_crowded and number == 1 and self._crowded(kept, len(phases[0])))
+            asked = phase
+            if number == 1 and leaves_crowded:
+                left = self._crowded(kept, len(phases[0]))
             if left or (number == 2 and not self._crowded(kept, side**2)):
-                asked = asked[:0]
+                asked = phase[:0]
+            elif number:
+                asked = phase[~self._covered(part, points[phase], kept)]
             progress.advance(len(phase) - len(asked))
             for start in range(0, len(asked), self.prompts_per_batch):
                 batch = asked[start : start + self.prompts_per_batch]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from refinesam.download import file_digest
 from refinesam.errors import MissingExtraError, OutputError
-from refinesam.files import JsonObject
+from refinesam.files import JsonObject, check_outputs
 from refinesam.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
 from refinesam.models.layers import fold_norms
 from refinesam.models.onnx_export import export_decoder, export_encoder
@@ -150,17 +150,12 @@ def _inputs_and_outputs(graph: bytes) -> JsonObject:
 def _check_folder(folder: Path) -> None:
     """Find out before the work whether the folder can be written, and costs nobody anything."""
     try:
-        if folder.exists() and not _may_be_replaced(folder):
-            raise OutputError(f"{folder} is there and holds no export of a model: give an empty or new folder.")
-        parent = folder.parent
-        while not parent.exists():
-            parent = parent.parent
-        with tempfile.TemporaryFile(dir=parent):  # The one sure way to know.
-            pass
-    except OutputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        replaced = not folder.exists() or _may_be_replaced(folder)
+    except OSError as error:
         raise _unwritable(folder, error) from error
+    if not replaced:
+        raise OutputError(f"{folder} is there and holds no export of a model: give an empty or new folder.")
+    check_outputs([(folder / MODEL, (".json",))])
 
 
 def _may_be_replaced(folder: Path) -> bool:

@@ -119,7 +119,7 @@ def _loaded(store: EmbeddingStore, key: str, export: Callable[[], bytes]) -> Any
 def _in_int8(exported: bytes) -> bytes:
     """Quantise the matrices that the transformer multiplies by, a scale a column; activations as they come.
 
-    Convolutions stay as they are: in 8 bits they put the features 10 to 35 % off.
+    Convolutions stay as they are: in 8 bits they put the features far off.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
