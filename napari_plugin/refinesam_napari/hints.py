@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 
 import numpy as np
 
@@ -24,11 +25,17 @@ class PhotographHint:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._told = False
+        self._looked_at: Hashable = None
 
     def text_for(self, request: PredictionRequest, reader: CropReader) -> str:
         """Return the hint if a request was answered on a coloured RGB image by the built-in weights, else ""."""
         if self._told or request.model.weights != "builtin" or not request.image.rgb:
             return ""
+        # Of many clicks on one picture, the first alone looks at its colours.
+        picture = (id(request.image.levels[0]), request.plane, request.crop)
+        if picture == self._looked_at:
+            return ""
+        self._looked_at = picture
         pixels = reader.read(request.image, request.plane, request.crop)
         if (np.ptp(pixels, axis=-1) > GRAY_DIFFERENCE).mean() < GRAY_SHARE:
             return ""
